@@ -1,0 +1,63 @@
+"""What to set on the large model, before its one expensive run.
+
+`import transfer_bo` is light: a name is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transfer_bo.errors import Diverged, TransferError
+    from transfer_bo.parametrization import parametrize
+    from transfer_bo.projection import Suggestion, suggest
+    from transfer_bo.runners.outcomes import Outcome, objective
+    from transfer_bo.runners.verify import verify
+    from transfer_bo.sampler import TransferSampler
+    from transfer_bo.scale import Ladder, Scale
+    from transfer_bo.space import HP, Space
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Diverged": "errors",
+    "TransferError": "errors",
+    "parametrize": "parametrization",
+    "Suggestion": "projection",
+    "suggest": "projection",
+    "Outcome": "runners.outcomes",
+    "objective": "runners.outcomes",
+    "verify": "runners.verify",
+    "TransferSampler": "sampler",
+    "Ladder": "scale",
+    "Scale": "scale",
+    "HP": "space",
+    "Space": "space",
+}
+
+__all__ = [
+    "Diverged",
+    "HP",
+    "Ladder",
+    "Outcome",
+    "Scale",
+    "Space",
+    "Suggestion",
+    "TransferError",
+    "TransferSampler",
+    "objective",
+    "parametrize",
+    "suggest",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'transfer_bo' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"transfer_bo.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

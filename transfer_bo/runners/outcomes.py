@@ -1,0 +1,86 @@
+"""How a trial ended, as a type that the surrogate can use; `objective` is the decorator that finds out.
+
+Optuna alone cannot tell: nan and exceptions both become FAIL with no reason kept, inf becomes COMPLETE, and an
+exception ends `study.optimize`. Here every ending is written to a trial attribute, and only Ctrl-C and a run of
+errors with nothing else in between end the study.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable
+
+import optuna
+
+from transfer_bo.errors import Diverged, TransferError
+from transfer_bo.history import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR, Outcome
+
+__all__ = ["Outcome", "objective"]
+
+logger = logging.getLogger(__name__)
+
+MAX_ERRORS_IN_A_ROW = 5
+"""So many errors with no other outcome in between are a bug in the objective, not bad HPs."""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch.OutOfMemoryError without importing torch; MPS and old CUDA builds say it in a RuntimeError only.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower())
+    )
+
+
+def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
+    """Turn nan, inf, out-of-memory and exceptions of an objective into typed outcomes.
+
+    The wrapped objective never raises for a bad trial: it notes the outcome as a trial attribute and returns
+    nan, so that Optuna marks the trial FAIL and `study.optimize` goes on. `optuna.TrialPruned` passes through.
+    A `KeyboardInterrupt` or `SystemExit` is noted as preempted, which teaches the surrogate nothing.
+
+    Raises:
+        TransferError: after 5 trials in a row that ended with an unexpected exception; the last is the cause.
+    """
+    errors_in_a_row = 0
+
+    @functools.wraps(function)
+    def wrapped(trial: optuna.Trial) -> float:
+        nonlocal errors_in_a_row
+        started = time.monotonic()
+        error: BaseException | None = None
+        value = math.nan
+        try:
+            value = float(function(trial))
+            outcome = Outcome.FINISHED if math.isfinite(value) else Outcome.DIVERGED
+        except optuna.TrialPruned:
+            outcome = Outcome.PRUNED
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            outcome = Outcome.PREEMPTED
+            raise
+        except Diverged as caught:
+            error, outcome = caught, Outcome.DIVERGED
+        except Exception as caught:
+            error = caught
+            outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(caught) else Outcome.ERROR
+        finally:
+            trial.set_user_attr(SECONDS_ATTR, time.monotonic() - started)
+            trial.set_user_attr(OUTCOME_ATTR, str(outcome))
+            if error is not None:
+                trial.set_user_attr(ERROR_ATTR, f"{type(error).__name__}: {error}"[:2000])
+        errors_in_a_row = errors_in_a_row + 1 if outcome is Outcome.ERROR else 0
+        if outcome is Outcome.ERROR:
+            assert error is not None
+            logger.warning("Trial %d failed: %s", trial.number, "".join(traceback.format_exception(error)))
+            if errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
+                raise TransferError(
+                    f"The objective failed {errors_in_a_row} times in a row, last with "
+                    f"{type(error).__name__}: {error}. Mend it and run again; finished trials are kept."
+                ) from error
+        return value if outcome is Outcome.FINISHED else math.nan
+
+    return wrapped

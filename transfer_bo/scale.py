@@ -1,0 +1,183 @@
+"""Where a run stands in scale (`Scale`), and the scales that a study may train at (`Ladder`).
+
+Symbols: s = log2(axis / base), the coordinate in which the surrogate sees a scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from transfer_bo.errors import TransferError
+
+__all__ = ["RUNG", "SCALE_ATTR", "Cost", "Ladder", "Scale", "default_cost"]
+
+RUNG = "rung"
+"""Name of the trial parameter that holds the rung's index."""
+SCALE_ATTR = "transfer_bo:scale"
+"""Trial user attribute that holds the axes of the scale a trial ran at."""
+
+
+class _Trial(Protocol):
+    """The part of an Optuna trial that a ladder needs."""
+
+    @property
+    def user_attrs(self) -> dict[str, Any]: ...
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+    def set_user_attr(self, key: str, value: Any) -> None: ...
+
+
+class Scale(Mapping[str, float]):
+    """A point in scale: named positive axes, e.g. `Scale(width=64, depth=4, batch=32, tokens=2e6)`.
+
+    Axes are free names. `width`, `depth`, `batch` (sequences or tokens per step) and `tokens` (length of
+    the training run) are the ones that the parametrization knows. Values are read as attributes or items;
+    whole numbers stay integers.
+
+    Raises:
+        TransferError: for no axis at all, or a value that is not a positive finite number.
+    """
+
+    __slots__ = ("_axes",)
+    _axes: dict[str, float]
+
+    def __init__(self, axes: Mapping[str, float] | None = None, /, **named: float) -> None:
+        merged = {**(axes or {}), **named}
+        if not merged:
+            raise TransferError("A scale needs at least one axis, e.g. Scale(width=64, tokens=2e6).")
+        for axis, value in merged.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value) or value <= 0:
+                raise TransferError(f"Scale axis {axis!r} is {value!r}; set it to a positive finite number.")
+        object.__setattr__(
+            self, "_axes", {a: int(v) if float(v).is_integer() else float(v) for a, v in merged.items()}
+        )
+
+    def __getitem__(self, axis: str) -> float:
+        return self._axes[axis]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._axes)
+
+    def __len__(self) -> int:
+        return len(self._axes)
+
+    def __getattr__(self, axis: str) -> Any:
+        if axis.startswith("_"):
+            raise AttributeError(axis)
+        try:
+            return self._axes[axis]
+        except KeyError:
+            raise AttributeError(f"this scale has no axis {axis!r}; it has {', '.join(self._axes)}") from None
+
+    def __setattr__(self, axis: str, value: Any) -> None:
+        raise AttributeError(f"a Scale is immutable; use scale.replace({axis}={value!r})")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scale) and self._axes == other._axes
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._axes.items()))
+
+    def __repr__(self) -> str:
+        return f"Scale({', '.join(f'{a}={v:g}' for a, v in self._axes.items())})"
+
+    def __reduce__(self) -> tuple[type[Scale], tuple[dict[str, float]]]:
+        return Scale, (dict(self._axes),)
+
+    def replace(self, **axes: float) -> Scale:
+        """A copy with some axes changed."""
+        return Scale({**self._axes, **axes})
+
+    def log2_ratio(self, base: Scale) -> dict[str, float]:
+        """s: log2(axis / base) for each axis, in doublings.
+
+        Raises:
+            TransferError: if the two scales do not have the same axes.
+        """
+        if set(self) != set(base):
+            raise TransferError(f"{self} and {base} have different axes; give both the same ones.")
+        return {axis: math.log2(value / base[axis]) for axis, value in self._axes.items()}
+
+
+Cost = Callable[[Scale], float]
+"""What one run at a scale costs, in any unit (FLOPs, seconds, dollars); it must be positive."""
+
+
+def default_cost(scale: Scale) -> float:
+    """Training FLOPs up to a constant: 6 N D, with N from `n_params` or from width² x depth.
+
+    Axes that say nothing about FLOPs (`batch`) do not count; an unknown axis counts linearly.
+    """
+    power = {"width": 0.0 if "n_params" in scale else 2.0, "batch": 0.0}
+    if "n_params" in scale:
+        power["depth"] = 0.0
+    return 6.0 * math.prod(float(value) ** power.get(axis, 1.0) for axis, value in scale.items())
+
+
+class Ladder(Sequence[Scale]):
+    """The scales that a study may train at, each with an index that never changes.
+
+    The index is what Optuna stores, so a ladder can only be appended to: `register` gives a new scale the
+    next index and finds a known one again. The target is registered like any rung, so that the user's
+    objective can also be run at full size. `proxies` are the rungs a sampler may propose.
+
+    Raises:
+        TransferError: for an empty ladder, a repeated rung, or rungs with different axes.
+    """
+
+    def __init__(self, proxies: Iterable[Scale]) -> None:
+        self._scales: list[Scale] = []
+        for scale in proxies:
+            if scale in self._scales:
+                raise TransferError(f"The ladder holds {scale} twice; give each rung once.")
+            self.register(scale)
+        if not self._scales:
+            raise TransferError("A ladder needs at least one rung, e.g. Ladder([Scale(width=64, depth=4)]).")
+        self.proxies: tuple[Scale, ...] = tuple(self._scales)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._scales[index]
+
+    def __len__(self) -> int:
+        return len(self._scales)
+
+    def __repr__(self) -> str:
+        return f"Ladder({self._scales!r})"
+
+    @property
+    def base(self) -> Scale:
+        """The first rung: where s = 0 and where, by default, base coordinates are defined."""
+        return self.proxies[0]
+
+    def register(self, scale: Scale) -> int:
+        """The index of a scale, appended if it is new."""
+        if self._scales and set(scale) != set(self._scales[0]):
+            raise TransferError(
+                f"{scale} has other axes than the ladder's first rung {self._scales[0]}; "
+                "give every rung and the target the same axes."
+            )
+        if scale not in self._scales:
+            self._scales.append(scale)
+        return self._scales.index(scale)
+
+    def align(self, stored: Iterable[Scale]) -> None:
+        """Take over the indices that a study already uses; own scales it does not know follow after."""
+        known = list(stored)
+        mine = [scale for scale in self._scales if scale not in known]
+        self._scales = known
+        for scale in mine:
+            self.register(scale)
+
+    def suggest(self, trial: _Trial) -> Scale:
+        """Ask the trial for its rung; the scale's axes are kept as a trial attribute.
+
+        A trial that was enqueued with a scale of its own (verification at a target) gets that scale.
+        """
+        forced = trial.user_attrs.get(SCALE_ATTR)
+        if forced is not None:
+            self.register(Scale(forced))
+        scale = self._scales[trial.suggest_int(RUNG, 0, len(self._scales) - 1)]
+        trial.set_user_attr(SCALE_ATTR, dict(scale))
+        return scale

@@ -1,0 +1,156 @@
+"""The HP space: hyperparameter kinds x module groups, with natural transforms and defaults.
+
+A hyperparameter (HP) is named `kind` or `kind.group`. The plain name holds the value for every tensor
+(in base coordinates); a grouped name holds a *multiplier* on it for the tensors of that group. A tensor in
+several groups takes the product of their multipliers (2512.22382: value = base x type multiplier x ...).
+
+Symbols: z = the HP in transformed coordinates, log2(value) for every kind in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transfer_bo.errors import TransferError
+
+__all__ = ["HP", "KINDS", "Kind", "Space", "split_name"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of HP: what it is when nobody sets it, and where one would search it."""
+
+    default: float
+    low: float
+    high: float
+    meaning: str
+
+
+# All kinds are searched in log2. For β the natural coordinate is log(1-β): the half-life of the average.
+# Defaults: learning rate as in public muP code (2^-8), the rest as in GPT-style AdamW recipes.
+KINDS: dict[str, Kind] = {
+    "lr": Kind(2**-8, 2**-12, 2**-3, "AdamW learning rate"),
+    "weight_decay": Kind(0.1, 1e-3, 1.0, "decoupled weight decay λ; a step shrinks weights by lr·λ"),
+    "one_minus_beta1": Kind(0.1, 0.02, 0.5, "1-β1 of AdamW"),
+    "one_minus_beta2": Kind(0.05, 0.002, 0.3, "1-β2 of AdamW"),
+    "eps": Kind(1e-8, 1e-12, 1e-6, "ε of AdamW"),
+    "init_std": Kind(1.0, 0.25, 4.0, "multiplier on the standard deviation of the initial weights"),
+    "residual": Kind(1.0, 0.25, 4.0, "multiplier on a residual branch"),
+}
+GROUP_KIND = Kind(1.0, 2**-3, 2**3, "multiplier for one module group")
+
+
+class _Trial(Protocol):
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+
+class _Parametrization(Protocol):
+    @property
+    def module_types(self) -> tuple[str, ...]: ...
+    @property
+    def residual_branches(self) -> tuple[str, ...]: ...
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """`"lr.embedding"` -> `("lr", "embedding")`, `"lr"` -> `("lr", None)`.
+
+    Raises:
+        TransferError: for a kind that is not in `KINDS`.
+    """
+    kind, _, group = name.partition(".")
+    if kind not in KINDS:
+        raise TransferError(f"HP {name!r}: {kind!r} is no known kind; use one of {', '.join(KINDS)}.")
+    return kind, group or None
+
+
+@dataclass(frozen=True)
+class HP:
+    """One searched HP: `low <= value <= high`, searched in log2, `default` when nothing is known."""
+
+    name: str
+    low: float
+    high: float
+    default: float
+
+    def __post_init__(self) -> None:
+        """Check the range.
+
+        Raises:
+            TransferError: if 0 < low <= default <= high, low < high does not hold.
+        """
+        split_name(self.name)
+        if not 0 < self.low < self.high:
+            raise TransferError(
+                f"HP {self.name!r}: low = {self.low!r}, high = {self.high!r}; give 0 < low < high."
+            )
+        if not self.low <= self.default <= self.high:
+            raise TransferError(
+                f"HP {self.name!r}: default = {self.default!r} lies outside "
+                f"[{self.low!r}, {self.high!r}]; move it inside."
+            )
+
+    @classmethod
+    def of(
+        cls, name: str, low: float | None = None, high: float | None = None, default: float | None = None
+    ) -> HP:
+        """An HP with what is not given taken from the table of kinds (clipped into the range)."""
+        kind, group = split_name(name)
+        known = KINDS[kind] if group is None else GROUP_KIND
+        low = known.low if low is None else low
+        high = known.high if high is None else high
+        return cls(name, low, high, min(max(known.default, low), high) if default is None else default)
+
+
+class Space:
+    """The HPs of a study, by name, in order.
+
+    Raises:
+        TransferError: for no HP, or the same name twice.
+    """
+
+    def __init__(self, hps: Iterable[HP]) -> None:
+        self.hps: dict[str, HP] = {}
+        for hp in hps:
+            if hp.name in self.hps:
+                raise TransferError(f"HP {hp.name!r} is given twice; give it once.")
+            self.hps[hp.name] = hp
+        if not self.hps:
+            raise TransferError("The space holds no HP; give at least one, e.g. lr.")
+
+    def __repr__(self) -> str:
+        return f"Space({list(self.hps.values())!r})"
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Mapping[str, float]]) -> Space:
+        """From `{"lr": {"low": .., "high": .., "default": ..}, "lr.embedding": {}, ...}`."""
+        return cls(HP.of(name, **bounds) for name, bounds in table.items())
+
+    @classmethod
+    def per_module(cls, parametrization: _Parametrization, kinds: Iterable[str]) -> Space:
+        """Each kind once for all tensors, and a multiplier of it for each module type of a model.
+
+        `residual` has no common value: it gets one multiplier per residual branch type.
+        """
+        hps: list[HP] = []
+        for kind in kinds:
+            if kind == "residual":
+                hps += [HP.of(f"residual.{branch}") for branch in parametrization.residual_branches]
+            else:
+                hps.append(HP.of(kind))
+                hps += [HP.of(f"{kind}.{module}") for module in parametrization.module_types]
+        return cls(hps)
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The documented default of every HP in the space."""
+        return {hp.name: hp.default for hp in self.hps.values()}
+
+    def suggest(self, trial: _Trial) -> dict[str, float]:
+        """Ask an Optuna trial for every HP, in order."""
+        return {hp.name: trial.suggest_float(hp.name, hp.low, hp.high, log=True) for hp in self.hps.values()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The space as `from_table` reads it."""
+        return {hp.name: {"low": hp.low, "high": hp.high, "default": hp.default} for hp in self.hps.values()}

@@ -1,0 +1,1 @@
+"""The maths of the surrogate; knows tensors, not Optuna."""
