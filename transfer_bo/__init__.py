@@ -37,8 +37,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Diverged",
     "HP",
+    "Diverged",
     "Ladder",
     "Outcome",
     "Scale",

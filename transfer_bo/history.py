@@ -30,7 +30,7 @@ ERROR_ATTR = "transfer_bo:error"
 SECONDS_ATTR = "transfer_bo:seconds"
 """Trial attribute: wall-clock seconds in the objective."""
 COST_ATTR = "transfer_bo:cost"
-"""Trial attribute: what the run will cost if it runs to its end, in the unit of the study's cost function."""
+"""Trial attribute: what a run to the end costs, in the unit of the study's cost function."""
 PURPOSE_ATTR = "transfer_bo:purpose"
 """Trial attribute: "search" (when absent), "verify" or "control"."""
 PROGRESS_STEPS = 1000

@@ -113,7 +113,7 @@ def default_cost(scale: Scale) -> float:
     power = {"width": 0.0 if "n_params" in scale else 2.0, "batch": 0.0}
     if "n_params" in scale:
         power["depth"] = 0.0
-    return 6.0 * math.prod(float(value) ** power.get(axis, 1.0) for axis, value in scale.items())
+    return 6.0 * math.prod(math.pow(value, power.get(axis, 1.0)) for axis, value in scale.items())
 
 
 class Ladder(Sequence[Scale]):

@@ -1,8 +1,8 @@
 """How a trial ended, as a type that the surrogate can use; `objective` is the decorator that finds out.
 
-Optuna alone cannot tell: nan and exceptions both become FAIL with no reason kept, inf becomes COMPLETE, and an
-exception ends `study.optimize`. Here every ending is written to a trial attribute, and only Ctrl-C and a run of
-errors with nothing else in between end the study.
+Optuna alone cannot tell: nan and exceptions both become FAIL with no reason kept, inf becomes COMPLETE, and
+an exception ends `study.optimize`. Here every ending is written to a trial attribute, and only Ctrl-C and a
+run of errors with nothing else in between end the study.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
     """Turn nan, inf, out-of-memory and exceptions of an objective into typed outcomes.
 
     The wrapped objective never raises for a bad trial: it notes the outcome as a trial attribute and returns
-    nan, so that Optuna marks the trial FAIL and `study.optimize` goes on. `optuna.TrialPruned` passes through.
+    nan, so that Optuna marks the trial FAIL and `study.optimize` goes on. `TrialPruned` passes through.
     A `KeyboardInterrupt` or `SystemExit` is noted as preempted, which teaches the surrogate nothing.
 
     Raises:

@@ -1,0 +1,90 @@
+"""The HP space."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_bo.errors import TransferError
+from transfer_bo.space import HP, KINDS, Space, split_name
+
+
+def test_names_are_kind_or_kind_dot_group() -> None:
+    """The part after the first dot is the group."""
+    assert ("lr", None) == split_name("lr")
+    assert ("lr", "embedding") == split_name("lr.embedding")
+    assert ("lr", "layers.0") == split_name("lr.layers.0")
+    with pytest.raises(TransferError, match=r"'momentum' is no known kind; use one of lr, "):
+        split_name("momentum.attn")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_its_default_in_range(kind: str) -> None:
+    """What an HP is when nobody sets it lies inside where one would search it."""
+    plain, grouped = HP.of(kind), HP.of(f"{kind}.attn")
+
+    assert KINDS[kind].default == plain.default
+    assert plain.low < plain.default < plain.high
+    assert 1.0 == grouped.default
+    assert pytest.approx(1.0) == grouped.low * grouped.high
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1.01, 1e4))
+def test_a_default_is_moved_into_a_given_range(low: float, factor: float) -> None:
+    """A user who gives a range only gets a default inside it."""
+    hp = HP.of("lr", low=low, high=low * factor)
+
+    assert hp.low <= hp.default <= hp.high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "default", "message"),
+    [
+        (1.0, 1.0, 1.0, "0 < low < high"),
+        (2.0, 1.0, 1.5, "0 < low < high"),
+        (0.0, 1.0, 0.5, "0 < low < high"),
+        (0.1, 1.0, 2.0, r"default = 2.0 lies outside \[0.1, 1.0\]"),
+    ],
+)
+def test_bad_ranges_say_what_is_wrong(low: float, high: float, default: float, message: str) -> None:
+    """The sentence names the HP and its bounds."""
+    with pytest.raises(TransferError, match=f"HP 'lr': .*{message}"):
+        HP("lr", low, high, default)
+
+
+def test_a_space_needs_hps_once_each() -> None:
+    """Nothing to search, or one name twice, is a mistake in the study file."""
+    with pytest.raises(TransferError, match="no HP"):
+        Space([])
+    with pytest.raises(TransferError, match="'lr' is given twice"):
+        Space([HP.of("lr"), HP.of("lr")])
+
+
+def test_a_space_survives_its_table() -> None:
+    """`from_table` reads what `to_json` wrote."""
+    space = Space.from_table({"lr": {"high": 0.1}, "lr.embedding": {}, "residual.attn": {"low": 0.5}})
+
+    assert space.hps == Space.from_table(space.to_json()).hps
+    assert {"lr": 2**-8, "lr.embedding": 1.0, "residual.attn": 1.0} == space.defaults
+
+
+def test_per_module_gives_each_module_type_a_multiplier() -> None:
+    """`residual` has one multiplier per branch and no common value."""
+    parametrization: Any = SimpleNamespace(module_types=("embedding", "q"), residual_branches=("attn", "mlp"))
+    space = Space.per_module(parametrization, ["lr", "residual"])
+
+    assert ["lr", "lr.embedding", "lr.q", "residual.attn", "residual.mlp"] == list(space.hps)
+
+
+def test_suggest_asks_a_trial_in_log_scale() -> None:
+    """Every HP reaches the study under its own name, range and log scale."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask()
+    values = Space.from_table({"lr": {}, "lr.q": {}}).suggest(trial)
+
+    assert values == trial.params
+    expected = optuna.distributions.FloatDistribution(KINDS["lr"].low, KINDS["lr"].high, log=True)
+    assert expected == trial.distributions["lr"]
