@@ -34,7 +34,7 @@ COST_ATTR = "transfer_bo:cost"
 PURPOSE_ATTR = "transfer_bo:purpose"
 """Trial attribute: "search" (when absent), "verify" or "control"."""
 PROGRESS_STEPS = 1000
-"""`trial.report(loss, step)` counts steps in thousandths of the run, so that rungs compare at equal progress."""
+"""`trial.report(loss, step)` counts steps in thousandths of the run: rungs compare at equal progress."""
 
 
 class Outcome(enum.StrEnum):
