@@ -1,0 +1,201 @@
+"""The reference transformer: decoder-only, pre-norm, QK-norm, rotary positions, fused attention.
+
+Every tensor that a parametrization treats on its own is a module with a name of its own: embedding, q, k, v,
+o, q_norm, k_norm, attn_norm, up, down, mlp_norm, final_norm, unembedding. None has a bias.
+
+Shapes, as suffixes: B sequences, T positions, D width, H heads, K head size (D = H K), F hidden width of the
+MLP, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transfer_bo.errors import TransferError
+from transfer_bo.scale import Scale
+
+__all__ = ["Transformer", "TransformerConfig", "build_transformer"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """What a `Transformer` is built from.
+
+    Raises:
+        TransferError: for a size that is no positive whole number, an odd head size, or a width that is not a
+            multiple of the head size.
+    """
+
+    width: int
+    """D: size of the residual stream."""
+    depth: int
+    """Number of blocks; each has two residual branches, attention and MLP."""
+    vocab_size: int = 256
+    """V: 256 for text read as bytes."""
+    head_size: int = 16
+    """K, the same at every width: wider models get more heads, and the QK-norm gains keep their shape."""
+    mlp_ratio: int = 4
+    """F / D."""
+    rope_base: float = 10_000.0
+    """Longest wavelength of the rotary positions, in units of 2π tokens."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in every RMSNorm."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name in ("width", "depth", "vocab_size", "head_size", "mlp_ratio"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise TransferError(f"The model's {name} is {value!r}; set it to a positive whole number.")
+        if self.head_size % 2:
+            raise TransferError(
+                f"head_size = {self.head_size} is odd, but rotary positions turn pairs; make it even."
+            )
+        if self.width % self.head_size:
+            raise TransferError(
+                f"width = {self.width} is not a multiple of head_size = {self.head_size}; "
+                f"set it to a multiple, e.g. {max(1, round(self.width / self.head_size)) * self.head_size}."
+            )
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last axis, then multiply by a learnable gain."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
+
+
+def rope_tables(length: int, head_size: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of the rotary angles, each T x K, on the device and in the dtype of `like`.
+
+    Computed anew in every forward pass: it costs microseconds, and a model built on the meta device has no
+    buffer that would stay empty.
+    """
+    half = head_size // 2
+    frequencies = base ** (-torch.arange(half, device=like.device, dtype=like.dtype) / half)
+    angles = torch.outer(torch.arange(length, device=like.device, dtype=like.dtype), frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i+K/2}) by their position's angles (RoPE, 2104.09864, eq. 34).
+
+    (a, b) -> (a cos - b sin, b cos + a sin); swapping the halves is a roll by K/2.
+    """
+    return x_BHTK * cos_TK + x_BHTK.roll(x_BHTK.size(-1) // 2, -1) * sin_TK
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with normalised queries and keys."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        D, K = config.width, config.head_size
+        self.q = nn.Linear(D, D, bias=False)
+        self.k = nn.Linear(D, D, bias=False)
+        self.v = nn.Linear(D, D, bias=False)
+        self.o = nn.Linear(D, D, bias=False)
+        self.q_norm = RMSNorm(K, config.norm_eps)  # one gain for all heads
+        self.k_norm = RMSNorm(K, config.norm_eps)
+        self.head_size = K
+
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+        heads = (*x_BTD.shape[:2], -1, self.head_size)
+        q_BHTK = self.q_norm(self.q(x_BTD).view(heads)).transpose(1, 2)
+        k_BHTK = self.k_norm(self.k(x_BTD).view(heads)).transpose(1, 2)
+        v_BHTK = self.v(x_BTD).view(heads).transpose(1, 2)
+        q_BHTK, k_BHTK = rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BHTK, cos_TK, sin_TK)
+        # Scaled by K^-1/2. Head size is fixed, so muP's K^-1 would differ by a constant only.
+        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK.to(q_BHTK.dtype), is_causal=True)
+        out: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(2))
+        return out
+
+
+class MLP(nn.Module):
+    """Up, GELU, down. Of GELU, ReLU² and SwiGLU at equal weights, GELU is the fastest on a CPU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.mlp_ratio * config.width, bias=False)
+        self.down = nn.Linear(config.mlp_ratio * config.width, config.width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        out: Tensor = self.down(F.gelu(self.up(x_BTD)))
+        return out
+
+
+class Block(nn.Module):
+    """x + a attn(norm(x)), then x + m mlp(norm(x)); the multipliers a and m are settings, not weights."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.width, config.norm_eps)
+        self.attn = Attention(config)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+        self.attn_multiplier = 1.0
+        self.mlp_multiplier = 1.0
+
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+        # add(x, y, alpha=c) is x + c y in one pass over memory
+        attn_BTD = self.attn(self.attn_norm(x_BTD), cos_TK, sin_TK)
+        x_BTD = torch.add(x_BTD, attn_BTD, alpha=self.attn_multiplier)
+        return torch.add(x_BTD, self.mlp(self.mlp_norm(x_BTD)), alpha=self.mlp_multiplier)
+
+
+class Transformer(nn.Module):
+    """Tokens (B x T, integers) to logits (B x T x V)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_norm = RMSNorm(config.width, config.norm_eps)
+        self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Base initialization: gains 1, embedding std 1, every matrix std fan_in^-1/2."""
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0.0, 1.0, generator=generator)
+            elif isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits of the next token at every position: B x T -> B x T x V."""
+        x_BTD = self.embedding(tokens_BT)
+        cos_TK, sin_TK = rope_tables(tokens_BT.size(1), self.config.head_size, self.config.rope_base, x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, cos_TK, sin_TK)
+        logits_BTV: Tensor = self.unembedding(self.final_norm(x_BTD))
+        return logits_BTV
+
+
+def build_transformer(
+    scale: Scale, *, vocab_size: int = 256, head_size: int = 16, mlp_ratio: int = 4
+) -> Transformer:
+    """The reference transformer at a scale's width and depth; its other axes do not shape the model.
+
+    Raises:
+        TransferError: if the scale has no width or depth, or they do not make a model.
+    """
+    for axis in ("width", "depth"):
+        if axis not in scale:
+            raise TransferError(f"{scale} has no {axis}; the reference transformer needs width and depth.")
+    # A scale's whole numbers are integers; a fractional one reaches the config's check as it is.
+    return Transformer(TransformerConfig(scale.width, scale.depth, vocab_size, head_size, mlp_ratio))

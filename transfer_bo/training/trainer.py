@@ -1,0 +1,265 @@
+"""Train a model once and return its held-out loss: what a trial of a study does.
+
+Symbols: n steps, p = step / n in (0, 1] the progress, V the vocabulary. Losses are in nats per token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from transfer_bo.errors import Diverged, TransferError
+from transfer_bo.scale import Scale
+from transfer_bo.training.data import Corpus
+
+__all__ = ["Parametrization", "TrainResult", "count_flops", "train"]
+
+WARMUP = 0.05
+"""Share of the steps in which the learning rate rises linearly."""
+FINAL_LR = 0.0
+"""Factor on the learning rate at the end of the cosine."""
+MAX_NORM = 1.0
+"""Gradients are clipped to this global norm."""
+FINAL_WINDOWS = 256
+"""Held-out windows of the final loss."""
+REPORT_WINDOWS = 16
+"""Held-out windows of each intermediate report."""
+SMOOTHING = 0.9
+"""Of the train loss that is watched for divergence: an average over about 10 steps."""
+TOLERANCE = 1.0
+"""Nats by which the smoothed train loss may exceed the larger of initial and uniform loss."""
+
+
+class Parametrization(Protocol):
+    """What the trainer needs from a parametrization: the settings of every tensor at this scale."""
+
+    def initialize(self, model: nn.Module, hps: Mapping[str, float], seed: int) -> None:
+        """Draw the initial weights in place."""
+
+    def param_groups(self, model: nn.Module, hps: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Groups for `torch.optim.AdamW`: params, lr, betas, eps, weight_decay."""
+
+    def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Clip the gradients in place; returns the norm before."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """One finished training run."""
+
+    loss: float
+    """Held-out loss at the end, over `FINAL_WINDOWS` windows."""
+    curve: dict[float, float] = field(repr=False)
+    """Progress -> held-out loss. At 1 it is `loss`; the ones before are over `REPORT_WINDOWS` windows."""
+    train_loss: float
+    """Train loss at the end, averaged over about 10 steps."""
+    seconds: float
+    """Wall-clock time, evaluation included."""
+    steps: int
+    tokens: int
+    """steps x batch x context."""
+
+
+def train(
+    model: nn.Module,
+    parametrization: Parametrization,
+    hps: Mapping[str, float],
+    corpus: Corpus,
+    *,
+    batch: int,
+    tokens: float,
+    context: int,
+    seed: int,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    reports: int = 10,
+    report: Callable[[float, float], None] | None = None,
+) -> TrainResult:
+    """Initialize a model and train it with AdamW; on a CPU the same arguments give the same bits.
+
+    The learning rate rises linearly over the first 5% of the steps, then follows a cosine to 0: decay to zero
+    makes the final loss less sensitive to the peak than decay to 10% (2502.15938).
+
+    Args:
+        model: Tokens (B x T) to logits (B x T x V); may be on the meta device. It is trained in place.
+        parametrization: Gives initial weights, AdamW's groups and the clipping.
+        hps: Handed to the parametrization.
+        corpus: Where batches and held-out windows come from.
+        batch: Sequences per step.
+        tokens: To train on; rounded to whole steps of batch x context tokens, at least one.
+        context: Length of a sequence.
+        seed: Of initial weights and batches.
+        device: Default: cuda, else mps, else cpu. On cuda the model is compiled and runs in bfloat16.
+        threads: CPU threads while this runs; default: as torch has it.
+        reports: Number of held-out evaluations, evenly spaced over the run, the final one included.
+        report: Called with (progress, held-out loss) at each; what it raises ends the run.
+
+    Raises:
+        Diverged: when the loss is not finite, or the train loss averaged over about 10 steps lies more than
+            1 nat above both the initial loss and ln V: worse than knowing nothing and getting worse. A large
+            initial loss that falls is no divergence, nor is a spike of a step or two.
+        TransferError: for a batch, context or token count that is not positive, or text that is too short.
+    """
+    for name, value in {"batch": batch, "tokens": tokens, "context": context, "reports": reports}.items():
+        if not value > 0 or (name != "tokens" and value != int(value)):
+            raise TransferError(f"Training needs a positive {name} but got {value!r}; set it above 0.")
+    device = torch.device(device) if device is not None else default_device()
+    on_cuda = device.type == "cuda"
+    steps = max(1, round(tokens / (batch * context)))
+    report_at = {max(1, round(steps * (i + 1) / reports)) for i in range(reports)}
+    final_windows = corpus.heldout_windows(FINAL_WINDOWS, context).to(device)
+    report_windows = corpus.heldout_windows(REPORT_WINDOWS, context).to(device)
+
+    with _threads(threads):
+        started = time.perf_counter()
+        torch.manual_seed(seed)  # only for models that draw numbers as they run, such as dropout
+        if any(parameter.is_meta for parameter in model.parameters()):
+            model.to_empty(device="cpu")
+        # Before the move to the device, so that every device starts from the same weights.
+        parametrization.initialize(model, hps, seed)
+        model.to(device)
+        optimizer = torch.optim.AdamW(merge_groups(parametrization.param_groups(model, hps)), fused=True)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        run = torch.compile(model) if on_cuda else model
+        check_every = 10 if on_cuda else 1  # reading the loss waits for the device
+
+        model.train()
+        curve: dict[float, float] = {}
+        losses: list[Tensor] = []
+        watch = _DivergenceWatch(corpus.vocab_size)
+        for step in range(1, steps + 1):
+            window = corpus.batch(seed, step, batch, context).to(device, non_blocking=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
+                loss = _loss(run, window)
+            loss.backward()  # type: ignore[no-untyped-call]
+            parametrization.clip_grad_norm_(model, MAX_NORM)
+            factor = lr_factor(step, steps)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+            if step % check_every == 0 or step == steps:
+                for value in torch.stack(losses).tolist():
+                    watch.see(value, step)
+                losses.clear()
+            if step in report_at:
+                windows = final_windows if step == steps else report_windows
+                heldout = evaluate(run, windows, batch)
+                watch.see_heldout(heldout, step)
+                curve[step / steps] = heldout
+                if report is not None:
+                    report(step / steps, heldout)
+        return TrainResult(
+            loss=curve[1.0],
+            curve=curve,
+            train_loss=watch.smoothed,
+            seconds=time.perf_counter() - started,
+            steps=steps,
+            tokens=steps * batch * context,
+        )
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Factor on every learning rate at step 1..n: linear warm-up to 1, cosine to `FINAL_LR` at n + 1."""
+    warmup = max(1, round(WARMUP * steps))
+    if step <= warmup:
+        return step / warmup
+    return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps + 1 - warmup)))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module | Callable[[Tensor], Tensor], windows: Tensor, batch: int) -> float:
+    """Mean loss over windows (n x (T + 1)), `batch` at a time."""
+    device_type = windows.device.type
+    with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
+        losses = [_loss(model, part) * len(part) for part in torch.split(windows, batch)]
+    return float(torch.stack(losses).sum()) / len(windows)
+
+
+def merge_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join groups with equal settings: AdamW then makes one fused call for them instead of many."""
+    merged: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
+    for group in groups:
+        settings = {key: value for key, value in group.items() if key not in ("params", "name")}
+        params = group["params"]
+        same = merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})
+        same["params"] += [params] if isinstance(params, Tensor) else list(params)
+    return list(merged.values())
+
+
+def default_device() -> torch.device:
+    """The fastest kind there is: cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def count_flops(build_model: Callable[[Scale], nn.Module], scale: Scale, context: int) -> float:
+    """FLOPs of the training run at a scale: 3 x the forward pass (2 for backward) x its tokens.
+
+    Counted from the matrix products of one sequence through the model on the meta device, attention included:
+    for a transformer 6 N D with N its matrix weights, plus attention. Small models on a CPU take longer than
+    their FLOPs say.
+
+    Raises:
+        TransferError: if the scale has no tokens.
+    """
+    if "tokens" not in scale:
+        raise TransferError(f"{scale} has no tokens; the cost of a training run needs its length.")
+    with torch.device("meta"), torch.no_grad():
+        model = build_model(scale)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, context, dtype=torch.long))
+    return 3.0 * float(counter.get_total_flops()) / context * float(scale.tokens)
+
+
+def _loss(model: nn.Module | Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
+    logits = model(windows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+
+
+class _DivergenceWatch:
+    """Raises `Diverged` for a loss not finite or, smoothed, far above both the initial and uniform loss."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.limit = math.log(vocab_size) + TOLERANCE
+        self.smoothed = math.nan
+
+    def see(self, loss: float, step: int) -> None:
+        """The train loss of one more step, in order."""
+        if math.isnan(self.smoothed):  # the first: before any update
+            self.smoothed = loss
+            self.limit = max(self.limit, loss + TOLERANCE)
+        self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+        self._check("train", self.smoothed, step)
+
+    def see_heldout(self, loss: float, step: int) -> None:
+        """A held-out loss, which is an average already."""
+        self._check("held-out", loss, step)
+
+    def _check(self, name: str, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(f"The {name} loss is {loss} at step {step}.")
+        if loss > self.limit:
+            raise Diverged(f"The {name} loss is {loss:.3g} at step {step}, the limit {self.limit:.3g}.")
+
+
+@contextlib.contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
