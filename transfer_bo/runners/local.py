@@ -1,0 +1,272 @@
+"""Run a study on this machine: start N worker processes, look after them, show how it goes.
+
+The parent trains nothing. A worker that dies is replaced, a bounded number of times, and the trial it was
+running is marked as preempted. On Ctrl-C the workers stop where they are; finished trials are in the storage,
+so the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from rich.console import Console
+
+from transfer_bo.errors import TransferError
+from transfer_bo.history import read_runs
+from transfer_bo.runners.progress import ENDED, Progress
+from transfer_bo.runners.search import enqueue_defaults, search_is_over
+from transfer_bo.runners.storage import check_storage, open_study, reap
+from transfer_bo.runners.trial import StudyTask
+from transfer_bo.runners.verify import Job, Verification, judge, known_suggestion, plan
+from transfer_bo.study_file import StudyFile
+
+__all__ = ["Pool", "run_search", "run_verification"]
+
+MAX_RESTARTS = 3
+"""How often a worker that died is replaced: once is bad luck, more often is a fault to look into."""
+POLL_SECONDS = 0.2
+STOP_SECONDS = 15.0
+"""How long workers may take to stop at Ctrl-C before they are killed."""
+
+
+@contextlib.contextmanager
+def _only_one(study_file: StudyFile) -> Iterator[int | None]:
+    """Hold the study's lock file; the workers inherit it, so it is free only when all of them are gone.
+
+    Yields:
+        The lock's file descriptor, None where there are no such locks (Windows).
+
+    Raises:
+        TransferError: if another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    study_file.out.mkdir(parents=True, exist_ok=True)
+    with (study_file.out / "run.lock").open("w") as lock:
+        deadline = time.monotonic() + STOP_SECONDS  # workers of a killed run may need a moment to notice
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise study_file.says(
+                        "name", "this study is running already; wait for it, or stop it."
+                    ) from None
+                time.sleep(POLL_SECONDS)
+        yield lock.fileno()
+
+
+@dataclasses.dataclass
+class _Worker:
+    slot: int
+    spec: dict[str, Any]
+    process: subprocess.Popen[str]
+
+
+class Pool:
+    """The worker processes of one command.
+
+    Args:
+        study_file: What they work on.
+        study: The same study as seen by the parent, to mark the trials of the dead.
+        log: Where their standard error goes.
+        lock: File descriptor that they inherit and keep open.
+    """
+
+    def __init__(
+        self, study_file: StudyFile, study: optuna.Study, log: Path, lock: int | None = None
+    ) -> None:
+        self._file = study_file
+        self._study = study
+        self._log = log
+        self._lock = lock
+        self._restarts = 0
+        self.workers: list[_Worker] = []
+
+    def start(self, slot: int, jobs: list[Job] | None) -> None:
+        """Start a worker: `jobs` to run, or None to search."""
+        spec = {
+            "study": self._file.model_dump(mode="json"),
+            "slot": slot,
+            "jobs": None if jobs is None else [_job_to_json(job) for job in jobs],
+        }
+        self.workers.append(_Worker(slot, spec, self._spawn(spec)))
+
+    def _spawn(self, spec: Mapping[str, Any]) -> subprocess.Popen[str]:
+        threads = str(self._file.run.threads)
+        environment = {
+            **os.environ,
+            # Read when the libraries load, so they must be there before Python starts.
+            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
+        }
+        with self._log.open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "transfer_bo.runners.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                pass_fds=() if self._lock is None else (self._lock,),
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops the workers
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(spec) + "\n")
+        process.stdin.flush()
+        return process
+
+    def wait(self, tick: Callable[[], None], note: Callable[[str], None]) -> None:
+        """Until all workers are done, replacing those that die.
+
+        Raises:
+            TransferError: what a worker had to say, or that workers keep dying.
+        """
+        while self.workers:
+            for worker in list(self.workers):
+                code = worker.process.poll()
+                if code is not None:
+                    self.workers.remove(worker)
+                    self._ended(worker, code, note)
+            tick()
+            time.sleep(POLL_SECONDS)
+
+    def _ended(self, worker: _Worker, code: int, note: Callable[[str], None]) -> None:
+        said = _close(worker.process)
+        if code == 0:
+            return
+        reap(self._study, pid=worker.process.pid)
+        if code == 2:
+            raise TransferError(said.strip() or f"A worker stopped without saying why; see {self._log}.")
+        if self._restarts >= MAX_RESTARTS * self._file.run.workers:
+            raise TransferError(
+                f"Workers died {self._restarts + 1} times, last with exit code {code}; "
+                f"look into {self._log}, then run again: finished trials are kept."
+            )
+        self._restarts += 1
+        note(f"A worker died (exit code {code}); its trial is set aside and a new worker starts.")
+        self.workers.append(_Worker(worker.slot, worker.spec, self._spawn(worker.spec)))
+
+    def stop(self) -> None:
+        """Stop all workers where they are; after `STOP_SECONDS` the hard way. Their trials are preempted."""
+        for worker in self.workers:
+            _hang_up(worker.process.stdin)  # tells a worker to stop
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in self.workers:
+            try:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            _close(worker.process)
+            reap(self._study, pid=worker.process.pid)
+        self.workers = []
+
+
+def _hang_up(pipe: IO[str] | None) -> None:
+    with contextlib.suppress(OSError):  # the other end may be gone
+        if pipe is not None:
+            pipe.close()
+
+
+def _close(process: subprocess.Popen[str]) -> str:
+    """Close an ended worker's pipes; what it said."""
+    said = process.stdout.read() if process.stdout is not None else ""
+    _hang_up(process.stdin)
+    _hang_up(process.stdout)
+    return said
+
+
+def _job_to_json(job: Job) -> dict[str, Any]:
+    fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    return {**fields, "scale": dict(job.scale)}
+
+
+def _project(study_file: StudyFile) -> Any:
+    from transfer_bo.projection import suggest
+
+    return suggest(open_study(study_file), target=study_file.target)
+
+
+def run_search(study_file: StudyFile, console: Console) -> bool:
+    """Search until the budget is spent; goes on where an earlier run stopped.
+
+    Returns:
+        Whether there was anything left to do.
+
+    Raises:
+        TransferError: for bad input (nothing is written then), or workers that keep failing.
+        KeyboardInterrupt: on Ctrl-C, when the workers have stopped.
+    """
+    check_storage(study_file)
+    task = StudyTask(study_file)
+    study = open_study(study_file, definition=task.definition())
+    with _only_one(study_file) as lock:
+        reap(study)
+        enqueue_defaults(study, task)
+        if search_is_over(task, study):
+            return False
+        progress = Progress(
+            study,
+            budget=task.budget,
+            target_cost=task.cost(study_file.target),
+            project=functools.partial(_project, study_file),
+            console=console,
+        )
+        pool = Pool(study_file, study, study_file.out / "workers.log", lock)
+        with progress:
+            try:
+                for slot in range(study_file.run.workers):
+                    pool.start(slot, None)
+                pool.wait(progress.update, progress.note)
+            finally:
+                pool.stop()
+    return True
+
+
+def run_verification(study_file: StudyFile, console: Console) -> Verification:
+    """Run the suggestion and, if the study file says so, the defaults at the target, side by side.
+
+    What was run before is not repeated: the suggestion is made anew only when the search has gone on since
+    the last one was verified.
+
+    Raises:
+        TransferError: for bad input, or workers that keep failing.
+        KeyboardInterrupt: on Ctrl-C, when the workers have stopped.
+    """
+    task = StudyTask(study_file)
+    open_study(study_file)  # refuses if there is nothing to verify, before anything is written
+    study = open_study(study_file, definition=task.definition())
+    with _only_one(study_file) as lock:
+        reap(study)
+        controls = {"documented defaults": task.space.defaults} if study_file.verify.control else {}
+        n_search = sum(run.outcome in ENDED and run.purpose == "search" for run in read_runs(study))
+        suggestion = known_suggestion(study, study_file.target, n_search) or _project(study_file)
+        jobs = plan(suggestion, controls, n_search=n_search)
+        missing = [job for job in jobs if job.find(study) is None]
+        progress = Progress(study, budget=None, target_cost=task.cost(study_file.target), console=console)
+        pool = Pool(study_file, study, study_file.out / "workers.log", lock)
+        if missing:
+            with progress:
+                try:
+                    workers = min(study_file.run.workers, len(missing))
+                    for slot in range(workers):
+                        pool.start(slot, missing[slot::workers])
+                    pool.wait(progress.update, progress.note)
+                finally:
+                    pool.stop()
+        return judge(study, jobs)

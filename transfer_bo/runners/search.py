@@ -1,0 +1,57 @@
+"""What the search of a study file is: its sampler, its first trial, its budget, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import optuna
+
+from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, read_runs, read_settings
+from transfer_bo.sampler import TransferSampler, spent
+from transfer_bo.scale import RUNG
+
+if TYPE_CHECKING:
+    from transfer_bo.runners.trial import StudyTask
+
+__all__ = ["enqueue_defaults", "make_sampler", "search_is_over", "spent_so_far"]
+
+
+def make_sampler(task: StudyTask) -> TransferSampler:
+    """The sampler of a study file, sharing the ladder with the task that trains."""
+    return TransferSampler(
+        ladder=task.ladder,
+        target=task.file.target,
+        seed=task.file.seed,
+        cost=task.cost,
+        budget=task.budget,
+        coordinates="base",
+        defaults=task.space.defaults,
+    )
+
+
+def enqueue_defaults(study: optuna.Study, task: StudyTask) -> None:
+    """Queue the documented defaults at the cheapest rung as a new study's first trial."""
+    if study.get_trials(deepcopy=False):
+        return
+    cheapest = min(task.ladder.proxies, key=task.cost)
+    study.enqueue_trial({RUNG: task.ladder.index(cheapest), **task.space.defaults})
+
+
+def spent_so_far(study: optuna.Study, runs: Sequence[Run]) -> float:
+    """Compute used or reserved by the search, in the unit of the cost (see `transfer_bo.sampler.spent`)."""
+    if SETTINGS_ATTR not in study.user_attrs:  # no trial has started yet
+        return 0.0
+    return spent(read_settings(study), runs)
+
+
+def search_is_over(task: StudyTask, study: optuna.Study) -> bool:
+    """Whether budget or number of trials is used up, counting those that are running."""
+    runs = [run for run in read_runs(study) if run.purpose == "search"]
+    if any(run.outcome is Outcome.WAITING for run in runs):
+        return False
+    limit = task.file.budget.trials
+    if limit is not None and sum(run.outcome is not Outcome.PREEMPTED for run in runs) >= limit:
+        return True
+    left = task.budget - spent_so_far(study, runs)
+    return all(task.cost(scale) > left for scale in task.ladder.proxies)

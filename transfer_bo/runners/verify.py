@@ -1,0 +1,275 @@
+"""One full-size run with the suggestion, and what it says about the prediction.
+
+A verification is a trial like any other, stored with the study and learnt from by the surrogate. It carries
+what was predicted before it ran (`PREDICTION_ATTR`), so that predicted and measured stay side by side.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from transfer_bo.errors import TransferError
+from transfer_bo.history import PURPOSE_ATTR, Outcome, Run, read_runs, read_settings
+from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
+
+__all__ = [
+    "CONTROL_ATTR",
+    "PREDICTION_ATTR",
+    "Job",
+    "Verification",
+    "judge",
+    "known_suggestion",
+    "plan",
+    "run_job",
+    "verify",
+]
+
+PREDICTION_ATTR = "transfer_bo:prediction"
+"""Trial attribute of a verification: what was predicted before it ran, see `plan`."""
+CONTROL_ATTR = "transfer_bo:control"
+"""Trial attribute of a control run: the name of what it stands for, e.g. "defaults"."""
+LEVEL = 0.9
+_TOKEN_ATTR = "transfer_bo:token"  # finds a trial again that was just added: `add_trial` does not return it
+
+
+class _Suggestion(Protocol):
+    """The part of `transfer_bo.Suggestion` that a verification needs."""
+
+    @property
+    def target(self) -> Scale: ...
+    @property
+    def params(self) -> dict[str, Any]: ...
+    @property
+    def predicted_loss(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that is to be made at the target: HPs, where, and what for."""
+
+    params: dict[str, Any]
+    scale: Scale
+    purpose: str
+    control: str | None = None
+    prediction: dict[str, Any] | None = None
+
+    def find(self, study: optuna.Study) -> Run | None:
+        """The latest run of exactly this job that says something about its HPs, if there is one."""
+        wanted = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
+        same = [
+            run
+            for run in read_runs(study)
+            if run.purpose == self.purpose and run.scale == self.scale and run.params == self.params
+        ]
+        return next((run for run in reversed(same) if run.outcome in wanted), None)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Measured beside predicted. A loss that is None was not measured: the run diverged or failed."""
+
+    target: Scale
+    measured: float | None
+    predicted_mean: float
+    interval: tuple[float, float]
+    control: dict[str, float | None]
+    """Measured loss of each control run, by name."""
+    level: float = LEVEL
+    maximize: bool = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether the measured loss lies in the predicted interval."""
+        return self.measured is not None and self.interval[0] <= self.measured <= self.interval[1]
+
+    @property
+    def text(self) -> str:
+        """The verdict in words."""
+        low, high = self.interval
+        predicted = f"predicted {self.predicted_mean:.4f}, {self.level:.0%} interval [{low:.4f}, {high:.4f}]"
+        axes = ", ".join(f"{axis} {value:g}" for axis, value in self.target.items())
+        if self.measured is None:
+            return f"At {axes} the suggestion did not give a loss (the run diverged or failed); {predicted}."
+        words = [f"At {axes} the suggestion gave {self.measured:.4f}; {predicted}."]
+        if self.inside:
+            words.append("The measured value lies inside the interval.")
+        else:
+            side, edge = ("above", high) if self.measured > high else ("below", low)
+            words.append(
+                f"The measured value lies outside the interval, {abs(self.measured - edge):.4f} {side} it."
+            )
+        for name, loss in self.control.items():
+            if loss is None:
+                words.append(f"The control run with the {name} gave no loss (it diverged or failed).")
+                continue
+            gain = (self.measured - loss if self.maximize else loss - self.measured) / abs(loss)
+            kind = "better" if gain > 0 else "worse" if gain < 0 else "better or worse"
+            words.append(f"It is {abs(gain):.2%} {kind} than the control run with the {name}, {loss:.4f}.")
+        return " ".join(words)
+
+
+def plan(
+    suggestion: _Suggestion, controls: Mapping[str, Mapping[str, Any]] | None = None, *, n_search: int = 0
+) -> list[Job]:
+    """The runs that verify a suggestion: the suggestion itself first, then each control.
+
+    Args:
+        suggestion: What is to be verified.
+        controls: Name -> HPs of runs to compare with, e.g. {"documented defaults": space.defaults}.
+        n_search: How many finished trials the suggestion was made from (see `known_suggestion`).
+    """
+    low, high = suggestion.predicted_loss.interval(LEVEL)
+    prediction = {
+        "params": dict(suggestion.params),
+        "loss": float(suggestion.predicted_loss.mean),
+        "interval": [float(low), float(high)],
+        "level": LEVEL,
+        "n_search": n_search,
+    }
+    jobs = [Job(dict(suggestion.params), suggestion.target, "verify", prediction=prediction)]
+    return jobs + [
+        Job(dict(params), suggestion.target, "control", control=name)
+        for name, params in (controls or {}).items()
+    ]
+
+
+@dataclass(frozen=True)
+class _KnownLoss:
+    mean: float
+    bounds: tuple[float, float]
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """The interval as it was predicted, at the level of then."""
+        return self.bounds
+
+
+@dataclass(frozen=True)
+class _KnownSuggestion:
+    target: Scale
+    params: dict[str, Any]
+    predicted_loss: _KnownLoss
+
+
+def known_suggestion(study: optuna.Study, target: Scale, n_search: int) -> _Suggestion | None:
+    """What was suggested for a target from the same `n_search` trials when it was verified, if it was.
+
+    Once verified, the surrogate has learnt from the verification and would suggest something slightly
+    different: without this a second `verify` would train all over again, and judge a prediction that knew.
+    """
+    for trial in reversed(study.get_trials(deepcopy=False)):
+        known = trial.user_attrs.get(PREDICTION_ATTR)
+        if known and known["n_search"] == n_search and Scale(trial.user_attrs[SCALE_ATTR]) == target:
+            low, high = known["interval"]
+            return _KnownSuggestion(target, known["params"], _KnownLoss(known["loss"], (low, high)))
+    return None
+
+
+class _UnprunableTrial(optuna.Trial):
+    """A trial that runs to its end whatever the study's pruner compares it with."""
+
+    def should_prune(self) -> bool:
+        return False
+
+
+def _rung_of(study: optuna.Study, scale: Scale) -> int:
+    """The index of a scale on the study's ladder; `Ladder.suggest` appends a new one after those known."""
+    known = read_settings(study).scales
+    return known.index(scale) if scale in known else len(known)
+
+
+def run_job(study: optuna.Study, objective: Callable[[optuna.Trial], float], job: Job) -> FrozenTrial:
+    """Run exactly this job in this process, now, even if other trials are waiting in the study's queue.
+
+    The trial is added as running, so no other worker can take it; `study.stop()` and a spent budget do not
+    concern it.
+    """
+    token = uuid.uuid4().hex
+    attrs: dict[str, Any] = {SCALE_ATTR: dict(job.scale), PURPOSE_ATTR: job.purpose, _TOKEN_ATTR: token}
+    if job.control is not None:
+        attrs[CONTROL_ATTR] = job.control
+    if job.prediction is not None:
+        attrs[PREDICTION_ATTR] = job.prediction
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            system_attrs={"fixed_params": {RUNG: _rung_of(study, job.scale), **job.params}},
+            user_attrs=attrs,
+        )
+    )
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    added = next(trial for trial in running if trial.user_attrs.get(_TOKEN_ATTR) == token)
+    trial = _UnprunableTrial(study, added._trial_id)
+    try:
+        value = float(objective(trial))
+    except optuna.TrialPruned:
+        return study.tell(trial, state=TrialState.PRUNED)
+    except BaseException:
+        study.tell(trial, state=TrialState.FAIL)
+        raise
+    if math.isfinite(value):
+        return study.tell(trial, value)
+    return study.tell(trial, state=TrialState.FAIL)
+
+
+def judge(study: optuna.Study, jobs: list[Job]) -> Verification:
+    """The verdict on jobs that have been run.
+
+    Raises:
+        TransferError: if one of them has not, or stopped with an error that says nothing about its HPs.
+    """
+    losses: list[float | None] = []
+    for job in jobs:
+        run = job.find(study)
+        if run is None:
+            raise TransferError(
+                f"The {job.control or 'suggestion'} has not been run at {job.scale} yet, or stopped with an "
+                "error; run the verification again."
+            )
+        losses.append(run.loss)
+    prediction = jobs[0].prediction
+    assert prediction is not None
+    low, high = prediction["interval"]
+    return Verification(
+        target=jobs[0].scale,
+        measured=losses[0],
+        predicted_mean=prediction["loss"],
+        interval=(low, high),
+        control={str(job.control): loss for job, loss in zip(jobs[1:], losses[1:], strict=True)},
+        level=prediction["level"],
+        maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+    )
+
+
+def verify(
+    study: optuna.Study,
+    objective: Callable[[optuna.Trial], float],
+    suggestion: _Suggestion,
+    controls: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Verification:
+    """Run the suggestion once at its target with the user's own objective, and judge the prediction.
+
+    The run is stored as a trial of the study, with purpose "verify", and the surrogate learns from it. A run
+    that was already made with exactly these HPs at this scale is taken, not repeated.
+
+    Args:
+        study: The study that the suggestion was made from.
+        objective: As given to `study.optimize`; wrapped in `transfer_bo.objective`, a diverged run is noted
+            as such. It must ask for its scale with `ladder.suggest(trial)`.
+        suggestion: From `transfer_bo.suggest`.
+        controls: Name -> HPs of further runs at the target to compare with, e.g. the defaults.
+
+    Raises:
+        TransferError: if a run ended with an error that says nothing about its HPs.
+    """
+    jobs = plan(suggestion, controls)
+    for job in jobs:
+        if job.find(study) is None:
+            run_job(study, objective, job)
+    return judge(study, jobs)
