@@ -1,0 +1,178 @@
+"""The rule tables, against the literature's values spelled out independently, and the guard on β."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_bo.errors import TransferError
+from transfer_bo.parametrization.rules import (
+    COMPLETE_D_P,
+    SYMMETRIES,
+    Power,
+    Ratios,
+    Role,
+    Row,
+    Setting,
+    find_rule,
+    scale_one_minus_beta,
+)
+
+M = Ratios(width=4, depth=3, batch=2, tokens=5)
+ALPHAS = (0.5, 0.75, 1.0)
+
+
+def literature(role: str, alpha: float) -> dict[str, float]:
+    """2512.22382, Table 1, column Complete(d)P, at m = (4, 3, 2, 5): numbers, row by row."""
+    lr = math.sqrt(2 / 5)
+    eps = math.sqrt(5 / 2)
+    wd = math.sqrt(2 / 5)
+    row = {
+        "input_embedding": (1, lr, eps / 4, wd),
+        "input_bias": (1, lr, eps / 4, wd),
+        "hidden_weight": (1 / 2, lr / 4 * 3 ** (alpha - 1), eps / 4 / 3**alpha, wd * 4),
+        "hidden_bias": (1, lr * 3 ** (alpha - 1), eps / 4 / 3**alpha, wd),
+        "norm_gain": (1, lr * 3 ** (alpha - 1), eps / 4 / 3**alpha, wd),
+        "qk_norm": (1, lr * 3 ** (alpha - 1), eps / 3**alpha, wd),
+        "final_norm": (1, lr, eps, wd),
+        "unembedding": (1 / 4, lr / 4, eps, wd * 4),
+        "output_bias": (1, lr, eps, wd),
+    }[role]
+    return {
+        **dict(zip(("init_std", "lr", "eps", "weight_decay"), row, strict=True)),
+        "one_minus_beta": 2 / 5,
+        "forward": 1,
+    }
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("role", list(Role))
+def test_complete_d_p_is_the_published_table(role, alpha):
+    """Every role and quantity has the literature's value at ratios that tell all four axes apart."""
+    actual = dataclasses.asdict(COMPLETE_D_P.setting(role, M, alpha))
+
+    assert literature(role, alpha) == pytest.approx(actual, rel=1e-14)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_residual_multiplier(alpha):
+    """A residual branch is multiplied by m_L^-α and by nothing else."""
+    assert 3**-alpha == pytest.approx(COMPLETE_D_P.residual.at(M, alpha), rel=1e-14)
+
+
+def _mutants():
+    """The table with one exponent moved, for each exponent there is."""
+    quantities = [f.name for f in dataclasses.fields(Row)]
+    axes = [f.name for f in dataclasses.fields(Power)]
+
+    def moved(power, axis):
+        return dataclasses.replace(power, **{axis: getattr(power, axis) + 0.25})
+
+    for axis in axes:
+        for role, row in COMPLETE_D_P.rows.items():
+            for quantity in quantities:
+                changed = dataclasses.replace(row, **{quantity: moved(getattr(row, quantity), axis)})
+                yield dataclasses.replace(COMPLETE_D_P, rows={**COMPLETE_D_P.rows, role: changed})
+        for quantity in quantities:
+            every = dataclasses.replace(
+                COMPLETE_D_P.every, **{quantity: moved(getattr(COMPLETE_D_P.every, quantity), axis)}
+            )
+            yield dataclasses.replace(COMPLETE_D_P, every=every)
+        yield dataclasses.replace(COMPLETE_D_P, one_minus_beta=moved(COMPLETE_D_P.one_minus_beta, axis))
+
+
+def test_every_exponent_is_pinned():
+    """Moving any single exponent of the table disagrees with the literature's values used above."""
+
+    def agrees(rule):
+        return all(
+            literature(role, alpha)
+            == pytest.approx(dataclasses.asdict(rule.setting(role, M, alpha)), rel=1e-14)
+            for role in Role
+            for alpha in ALPHAS
+        )
+
+    assert agrees(COMPLETE_D_P)
+    assert not any(agrees(mutant) for mutant in _mutants())
+
+
+@given(st.sampled_from(Role), st.floats(0.5, 1), st.floats(0.1, 10), st.floats(0.1, 10), st.floats(0.1, 10))
+def test_only_tokens_per_batch_matters(role, alpha, batch, tokens, both):
+    """Growing batch and tokens by one factor keeps the number of steps, and so every setting."""
+    once = COMPLETE_D_P.setting(role, Ratios(batch=batch, tokens=tokens), alpha)
+    more = COMPLETE_D_P.setting(role, Ratios(batch=batch * both, tokens=tokens * both), alpha)
+
+    assert dataclasses.asdict(once) == pytest.approx(dataclasses.asdict(more), rel=1e-12)
+
+
+MATRICES = ["input_embedding", "hidden_weight", "unembedding"]
+
+
+@given(st.sampled_from(MATRICES), st.floats(1, 64), st.floats(1, 64))
+def test_averaging_time_of_matrices(role, width, tokens):
+    """At α = 1, lr·λ of matrices is inversely proportional to the steps, whatever the width and depth."""
+    setting = COMPLETE_D_P.setting(Role(role), Ratios(width=width, depth=3, tokens=tokens), 1.0)
+
+    assert 1 / tokens == pytest.approx(setting.lr * setting.weight_decay, rel=1e-12)
+
+
+def test_unembedding_is_the_forward_multiplier_form():
+    """CompleteP's unembedding (multiplier 1/m_N, ε/m_N), its multiplier folded in, is the table's row."""
+    forward_form = Setting(eps=1 / 4, forward=1)
+    folded = SYMMETRIES["adamw"].fold(forward_form, theta=1 / 4)
+
+    assert COMPLETE_D_P.setting(Role.UNEMBEDDING, Ratios(width=4), 1.0) == folded
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_nothing_changes_at_the_base(role):
+    """At ratios of one every factor is exactly one."""
+    assert Setting() == COMPLETE_D_P.setting(role, Ratios(), 0.7)
+
+
+def test_beta_guard_is_linear_where_that_is_valid():
+    """The table's form 1-β times m_B/m_D holds as long as it stays below one."""
+    assert 0.1 * 9.9 == scale_one_minus_beta(0.1, 9.9)
+
+
+def test_beta_guard_beyond():
+    """Where the linear form leaves (0, 1), the half-life form takes over."""
+    assert 1 - 0.9**10 == scale_one_minus_beta(0.1, 10)
+    assert 1 - 0.9**64 == scale_one_minus_beta(0.1, 64)
+
+
+@given(st.floats(1e-6, 0.999), st.floats(1e-3, 1e3))
+def test_beta_stays_inside(one_minus_beta, factor):
+    """β comes out inside (0, 1), or it is an error: never a useless value."""
+    try:
+        beta = 1 - scale_one_minus_beta(one_minus_beta, factor)
+    except TransferError:
+        assert (1 - one_minus_beta) ** factor < 1e-15
+    else:
+        assert 0 < beta < 1
+
+
+@pytest.mark.parametrize(
+    ("one_minus_beta", "factor"), [(0.0, 1), (1.0, 1), (1.5, 0.1), (0.1, 0.0), (0.999, 1e9)]
+)
+def test_beta_without_hope_is_an_error(one_minus_beta, factor):
+    """A β that cannot be brought inside (0, 1) is named."""
+    with pytest.raises(TransferError, match=r"leaves no β inside \(0, 1\)"):
+        scale_one_minus_beta(one_minus_beta, factor)
+
+
+def test_unknown_rule():
+    """An unknown rule is named with those there are."""
+    with pytest.raises(TransferError, match="'mup2' is unknown; use one of complete_d_p"):
+        find_rule("mup2")
+
+
+def test_a_rule_of_ones_own():
+    """A rule that is a table of the user's passes through; a role it lacks is an error."""
+    own = dataclasses.replace(COMPLETE_D_P, name="own", rows={Role.HIDDEN_WEIGHT: Row()})
+
+    assert find_rule(own) is own
+    with pytest.raises(TransferError, match="'own' has no row for role 'qk_norm'"):
+        own.setting(Role.QK_NORM, M, 1.0)

@@ -1,0 +1,16 @@
+"""Which settings each tensor gets at a scale: roles, rules, and their use on a real torch model."""
+
+from transfer_bo.parametrization.apply import Parametrization, parametrize
+from transfer_bo.parametrization.rules import COMPLETE_D_P, RULES, Power, Ratios, Role, Row, Rule
+
+__all__ = [
+    "COMPLETE_D_P",
+    "RULES",
+    "Parametrization",
+    "Power",
+    "Ratios",
+    "Role",
+    "Row",
+    "Rule",
+    "parametrize",
+]

@@ -1,0 +1,380 @@
+"""A rule applied to a real model: initial values, optimizer groups, clipping.
+
+For each tensor, with HP value v (`space.KINDS`, times the multipliers of its groups), rule factor r, and θ
+the multiplier folded into it:
+
+    init  = base init · r_init · v_init · θ      lr = v_lr · r_lr · θ      ε = v_ε · r_ε / θ
+    λ     = v_λ · r_λ / θ                        1-β = v_(1-β) · m_B/m_D (guarded)
+
+θ is 1 except in the last layer of a residual branch, where θ = m_L^-α · v_residual (`residual.py`), and where
+the rule has a forward multiplier of its own. At the base, with HPs at their defaults, every factor is
+exactly 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from transfer_bo.errors import TransferError
+from transfer_bo.parametrization.builds import BuildModel, build_real, modules_of, parameters_of, unwrap
+from transfer_bo.parametrization.residual import Branch, examine, set_multiplier
+from transfer_bo.parametrization.roles import Tensor, dissect
+from transfer_bo.parametrization.rules import SYMMETRIES, Ratios, Rule, Setting, find_rule
+from transfer_bo.parametrization.settings import HPs, beta_of, check_hps, value_of
+from transfer_bo.scale import Scale
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Parametrization", "parametrize"]
+
+
+def parametrize(
+    build_model: BuildModel,
+    base: Scale,
+    target: Scale,
+    rule: str | Rule = "complete_d_p",
+    alpha: float = 1.0,
+    *,
+    roles: Mapping[str, str] | None = None,
+    inputs: tuple[torch.Tensor, ...] | None = None,
+    fold: bool = True,
+) -> Parametrization:
+    """Work out every tensor's settings at the target from HPs in base coordinates.
+
+    Args:
+        build_model: `build_model(scale)` gives the model at a scale, on whatever device torch's default is.
+        base: The scale that HPs refer to. Needs the axis `width`; `depth`, `batch`, `tokens` where they vary.
+        target: The scale to train at, with the same axes.
+        rule: Name of a table in `rules.RULES`, or a `Rule`.
+        alpha: α of the residual multiplier m_L^-α, in [1/2, 1].
+        roles: Role by name pattern, e.g. `{"*.router.weight": "hidden_weight"}`, for tensors whose role
+            cannot be inferred or is to be overruled.
+        inputs: What the base model is called with, to find its residual branches; token numbers or numbers
+            are guessed if it is not given.
+        fold: Whether branch multipliers live in the branch's last layer where that is exact (the model then
+            runs unchanged), or always in the forward pass. Both train alike.
+
+    Raises:
+        TransferError: if something of this does not fit together; it says what.
+    """
+    return Parametrization(build_model, base, target, rule, alpha, roles=roles, inputs=inputs, fold=fold)
+
+
+class Parametrization:
+    """What `parametrize` found: roles, groups, and the settings of every tensor at the target.
+
+    It refers to tensors by name only, so one object serves any number of models built at the target, wrapped
+    (torch.compile, DDP) or not.
+    """
+
+    def __init__(
+        self,
+        build_model: BuildModel,
+        base: Scale,
+        target: Scale,
+        rule: str | Rule = "complete_d_p",
+        alpha: float = 1.0,
+        *,
+        roles: Mapping[str, str] | None = None,
+        inputs: tuple[torch.Tensor, ...] | None = None,
+        fold: bool = True,
+    ) -> None:
+        self.rule = find_rule(rule)
+        low, high = self.rule.alpha_range
+        if not low <= alpha <= high:
+            raise TransferError(
+                f"alpha = {alpha!r} lies outside [{low:g}, {high:g}], where rule {self.rule.name!r} holds; "
+                "move it inside."
+            )
+        target.log2_ratio(base)  # the two must have the same axes
+        self.build_model, self.base, self.target, self.alpha = build_model, base, target, float(alpha)
+        anatomy = dissect(build_model, base, target, roles)
+        if target.width < base.width:
+            warnings.warn(
+                f"The base is wider ({base.width:g}) than the target ({target.width:g}); "
+                "rules are meant to go from small to large.",
+                stacklevel=3,
+            )
+        self.tensors: dict[str, Tensor] = anatomy.tensors
+        """Every trainable tensor by name."""
+        self._duration = Ratios(
+            batch=target.get("batch", 1) / base.get("batch", 1),
+            tokens=target.get("tokens", 1) / base.get("tokens", 1),
+        )
+        self.module_types: tuple[str, ...] = _unique(t.module_type for t in self.tensors.values())
+        """Names of the kinds of layers, in the model's order."""
+        self.groups: dict[str, tuple[str, ...]] = {name: t.labels for name, t in self.tensors.items()}
+        """The labels of each tensor; an HP `kind.label` multiplies the tensors that carry the label."""
+        self._labels = _unique(label for labels in self.groups.values() for label in labels)
+        self._branches, self._no_branches = self._find_branches(anatomy.base_blocks, inputs)
+        multipliers = {
+            s: self.rule.residual.at(Ratios(depth=m), self.alpha) for s, m in anatomy.stacks.items()
+        }
+        if self._no_branches and any(a != 1 for a in multipliers.values()):
+            raise TransferError(
+                f"Rule {self.rule.name!r} multiplies residual branches when depth grows, but they can't "
+                f"be told ({self._no_branches}); keep each in a submodule of its block whose output is added "
+                f"be told ({self._no_branches}); keep each in a submodule of its block whose output is "
+                "added to the block's input, and give inputs=(tensor, ...) if the model needs more than tokens."
+        self.residual_branches: tuple[str, ...] = _unique(b.name for b in self._branches.values())
+        """Names of the residual branches, as HPs `residual.<name>` call them."""
+        self._multipliers = {
+            path: multipliers[path.removesuffix(f".{branch.name}").rpartition(".")[0]]
+            for path, branch in self._branches.items()
+        }
+        self._folded, self._hooked = self._carriers(fold)
+        self._thetas_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"Parametrization({self.rule.name!r}, alpha={self.alpha:g}, {self.base} -> {self.target})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thetas_of": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _thetas_of=WeakKeyDictionary())
+
+    # ------------------------------------------------------------------------------------ construction
+
+    def _find_branches(
+        self, base_blocks: Mapping[str, str], inputs: tuple[torch.Tensor, ...] | None
+    ) -> tuple[dict[str, Branch], str]:
+        """The residual branches of the target by path, and why some are missing."""
+        candidates: dict[str, list[str]] = {block: [] for block in base_blocks.values()}
+        for tensor in self.tensors.values():
+            if tensor.block is not None and tensor.branch is not None:
+                children = candidates[base_blocks[tensor.block]]
+                if tensor.branch not in children:
+                    children.append(tensor.branch)
+        if not candidates:
+            return {}, "it has no stack of blocks"
+        found, reason = examine(build_real(self.build_model, self.base, seed=0), candidates, inputs)
+        in_target = {
+            f"{block}.{child}": found[f"{of_base}.{child}"]
+            for block, of_base in base_blocks.items()
+            for child in candidates[of_base]
+            if f"{of_base}.{child}" in found
+        }
+        return in_target, reason
+
+    def _carriers(self, fold: bool) -> tuple[dict[str, str], dict[str, str]]:
+        """Tensors of each branch's last layer -> the branch's path: folded multipliers, and hooked ones."""
+        folded: dict[str, str] = {}
+        hooked: dict[str, str] = {}
+        for path, branch in self._branches.items():
+            block = path.removesuffix(f".{branch.name}")
+            layer = path if branch.last is None else f"{block}.{branch.last}"
+            carriers = folded if fold and branch.foldable else hooked
+            carriers.update({name: path for name in self.tensors if name.startswith(f"{layer}.")})
+        return folded, hooked
+
+    # ------------------------------------------------------------------------------------ settings
+
+    def _rule_setting(self, tensor: Tensor) -> Setting:
+        ratios = Ratios(tensor.width, tensor.depth, self._duration.batch, self._duration.tokens)
+        return self.rule.setting(tensor.role, ratios, self.alpha)
+
+    def _branch_multiplier(self, path: str, hps: HPs) -> float:
+        """The multiplier a in x + a·F(x), for the branch at a path of the target."""
+        return self._multipliers[path] * value_of("residual", [self._branches[path].name], hps)
+
+    def _thetas(self, hps: HPs) -> dict[str, float]:
+        """The folded multiplier θ of every tensor."""
+        of_branch = {path: self._branch_multiplier(path, hps) for path in self._branches}
+        return {
+            name: self._rule_setting(tensor).forward * of_branch.get(self._folded.get(name, ""), 1.0)
+            for name, tensor in self.tensors.items()
+        }
+
+    def _check(self, hps: HPs | None) -> HPs:
+        return check_hps(hps, self._labels, self.residual_branches, self._no_branches)
+
+    def table(self) -> pd.DataFrame:
+        """A row per tensor: what the rule makes of it, relative to the base.
+
+        Columns: name, role, module_type, shape; init_std, lr, eps, weight_decay, one_minus_beta, forward:
+            factors in the form of the literature, where multipliers stand in the forward pass; applied: how
+            `forward` is put into effect, "folded" (into the tensor: init_std and lr times it, eps and
+            weight_decay divided by it), "hook" (a multiplier registered on the branch) or "" (there is none).
+        """
+        import pandas as pd  # slow to import, needed here only
+
+        rows = []
+        for name, tensor in self.tensors.items():
+            setting = self._rule_setting(tensor)
+            branch = self._folded.get(name) or self._hooked.get(name)
+            forward = setting.forward * (self._branch_multiplier(branch, {}) if branch else 1.0)
+            applied = "hook" if name in self._hooked else "folded" if branch or forward != 1 else ""
+            rows.append(
+                {
+                    "name": name,
+                    "role": str(tensor.role),
+                    "module_type": tensor.module_type,
+                    "shape": tensor.shape,
+                    "init_std": setting.init_std,
+                    "lr": setting.lr,
+                    "eps": setting.eps,
+                    "weight_decay": setting.weight_decay,
+                    "one_minus_beta": setting.one_minus_beta,
+                    "forward": forward,
+                    "applied": applied,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    # ------------------------------------------------------------------------------------ on a model
+
+    def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The model's trainable tensors, which must be those of the target."""
+        found = parameters_of(model)
+        differing = sorted(set(found) ^ set(self.tensors))
+        if differing:
+            raise TransferError(
+                f"The model is not what build_model gives at {self.target}: tensor {differing[0]!r} is in "
+                "one of them only; build it at the target scale."
+            )
+        for name, parameter in found.items():
+            if tuple(parameter.shape) != self.tensors[name].shape:
+                raise TransferError(
+                    f"Tensor {name!r} has shape {tuple(parameter.shape)}, but {self.tensors[name].shape} at "
+                    f"{self.target}; build the model at the target scale."
+                )
+        return found
+
+    def _set_hooks(self, model: nn.Module, hps: HPs) -> None:
+        modules = modules_of(model)
+        for path in set(self._hooked.values()):
+            set_multiplier(modules[path], self._branch_multiplier(path, hps))
+
+    @torch.no_grad()
+    def initialize(self, model: nn.Module, hps: HPs | None = None, seed: int = 0) -> None:
+        """Give every tensor of the model its initial values, in place, whatever it held before.
+
+        A tensor gets what `build_model` draws for it at the target under the seed, scaled so that its root
+        mean square is that of the base model's own draw (deeper blocks: the block at the same relative depth)
+        times the rule's and the HPs' factors. So the model's own way of initialising is kept, at the base bit
+        by bit. Constants (gains of one, biases of zero) stay as they are; `init_std` does not move them.
+        Buffers are recomputed. Draws are made on the CPU, so that they are the same on every device.
+
+        Raises:
+            TransferError: for a model of another scale or without memory, or an HP that it has no group for.
+        """
+        hps = self._check(hps)
+        parameters = self._parameters(model)
+        if any(p.is_meta for p in parameters.values()):
+            raise TransferError(
+                "The model is on the meta device and has no memory; call model.to_empty(device=...) first."
+            )
+        native = build_real(self.build_model, self.target, seed)
+        base = parameters_of(build_real(self.build_model, self.base, seed))
+        thetas = self._thetas(hps)
+        for name, drawn in parameters_of(native).items():
+            tensor = self.tensors[name]
+            factor = thetas[name]
+            if not _is_constant(drawn):
+                factor *= self._rule_setting(tensor).init_std * value_of("init_std", tensor.labels, hps)
+                factor *= _rms(base[tensor.base_name]) / _rms(drawn)
+            parameters[name].copy_(drawn * factor)
+        self._copy_rest(native, model)
+        self._set_hooks(model, hps)
+
+    def _copy_rest(self, native: nn.Module, model: nn.Module) -> None:
+        """Buffers and frozen tensors."""
+        modules = modules_of(model)
+        for path, source in modules_of(native).items():
+            for name, buffer in source.named_buffers(recurse=False):
+                modules[path].get_buffer(name).copy_(buffer)
+            for name, parameter in source.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    modules[path].get_parameter(name).copy_(parameter)
+
+    def param_groups(self, model: nn.Module, hps: HPs | None = None) -> list[dict[str, Any]]:
+        """Parameter groups for `torch.optim.AdamW`: params, lr, betas, eps, weight_decay and a name.
+
+        Tensors with equal settings share a group, so that the optimizer's fused and foreach paths stay fast.
+        This object remembers what it folded into which model, for `clip_grad_norm_`.
+
+        Raises:
+            TransferError: for a model of another scale, an HP that it has no group for, or a β outside (0,
+                1).
+        """
+        hps = self._check(hps)
+        parameters = self._parameters(model)
+        self._set_hooks(model, hps)
+        thetas = self._thetas(hps)
+        self._thetas_of[unwrap(model)] = thetas
+        symmetry = SYMMETRIES[self.rule.optimizer]
+        members: dict[tuple[float, ...], list[str]] = defaultdict(list)
+        for name in parameters:
+            tensor = self.tensors[name]
+            setting = symmetry.fold(self._rule_setting(tensor), thetas[name])
+            settings = (
+                value_of("lr", tensor.labels, hps) * setting.lr,
+                beta_of("one_minus_beta1", tensor.labels, setting.one_minus_beta, hps),
+                beta_of("one_minus_beta2", tensor.labels, setting.one_minus_beta, hps),
+                value_of("eps", tensor.labels, hps) * setting.eps,
+                value_of("weight_decay", tensor.labels, hps) * setting.weight_decay,
+            )
+            members[settings].append(name)
+        groups = [
+            {
+                "params": [parameters[name] for name in names],
+                "lr": lr,
+                "betas": (beta1, beta2),
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "name": ", ".join(_unique(self.tensors[name].module_type for name in names)),
+            }
+            for (lr, beta1, beta2, eps, weight_decay), names in members.items()
+        ]
+        grouped = [id(p) for group in groups for p in cast(list[nn.Parameter], group["params"])]
+        assert len(grouped) == len(set(grouped)) == len(parameters), "groups must partition the parameters"
+        return groups
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> torch.Tensor:
+        """Clip gradients in place to a total norm, as if no multiplier were folded; returns that norm.
+
+        Folding a multiplier θ into a tensor divides its gradient by θ, so its norm counts θ times. Where
+        nothing is folded this is `torch.nn.utils.clip_grad_norm_`.
+
+        Args:
+            model: A model that `param_groups` was called with; its HPs at the last call are what counts.
+            max_norm: Largest total norm, positive.
+
+        Raises:
+            TransferError: if `param_groups` was not called with this model.
+        """
+        thetas = self._thetas_of.get(unwrap(model))
+        if thetas is None:
+            raise TransferError(
+                "clip_grad_norm_ does not know the HPs of this model; call param_groups(model, hps) first."
+            )
+        with_grad = {name: p for name, p in parameters_of(model).items() if p.grad is not None}
+        gradients = [
+            cast(torch.Tensor, p.grad) if thetas[name] == 1 else cast(torch.Tensor, p.grad) * thetas[name]
+            for name, p in with_grad.items()
+        ]
+        total = nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_(list(with_grad.values()), max_norm, total)
+        return total
+
+
+def _unique(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))
+
+
+def _is_constant(values: torch.Tensor) -> bool:
+    return bool((values == values.flatten()[0]).all())
+
+
+def _rms(values: torch.Tensor) -> float:
+    return float(values.double().square().mean().sqrt())
