@@ -120,10 +120,10 @@ class Parametrization:
         }
         if self._no_branches and any(a != 1 for a in multipliers.values()):
             raise TransferError(
-                f"Rule {self.rule.name!r} multiplies residual branches when depth grows, but they can't "
-                f"be told ({self._no_branches}); keep each in a submodule of its block whose output is added "
-                f"be told ({self._no_branches}); keep each in a submodule of its block whose output is "
-                "added to the block's input, and give inputs=(tensor, ...) if the model needs more than tokens."
+                f"Rule {self.rule.name!r} multiplies residual branches when depth grows, but they can't be "
+                f"told ({self._no_branches}); keep each in a submodule of its block whose output is added to "
+                "the block's input, and give inputs=(tensor, ...) if the model needs more than token numbers."
+            )
         self.residual_branches: tuple[str, ...] = _unique(b.name for b in self._branches.values())
         """Names of the residual branches, as HPs `residual.<name>` call them."""
         self._multipliers = {
