@@ -292,7 +292,7 @@ def _check_together(study: StudyFile) -> None:
     costs = [default_cost(scale) for scale in study.proxies]
     if min(costs) >= default_cost(study.target):
         raise TransferError(
-            f"{study.path}: ladder.target = {dict(study.target)}: no rung of the ladder is cheaper than "
+            f"{study.path}: ladder.target = {dict(study.target)}: no rung is cheaper than "
             "the target; add a rung with less width, depth or tokens."
         )
 

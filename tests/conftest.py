@@ -1,0 +1,63 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = """
+name = "tiny"
+
+[data]
+source = "text"
+context = 16
+
+[[ladder.rungs]]
+width = 16
+depth = 1
+batch = 2
+tokens = 512
+
+[[ladder.rungs]]
+width = 32
+depth = 1
+batch = 2
+tokens = 512
+
+[ladder.target]
+width = 32
+depth = 2
+batch = 2
+tokens = 1024
+
+[space]
+lr = { low = 0.001, high = 0.1, default = 0.01 }
+"lr.embedding" = {}
+
+[budget]
+target_runs = 100
+trials = 4
+"""
+"""A study file with a transformer so small that a trial takes a fraction of a second."""
+
+
+@pytest.fixture
+def write_study(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `TINY` with a folder of text beside it; `write(("width = 16", "width = 0"))` changes a piece."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for name in "ab":
+        (text / f"{name}.txt").write_text(f"{name}: the cat sat on the mat and looked at the moon. " * 40)
+
+    def write(*replacements: tuple[str, str]) -> Path:
+        content = TINY
+        for old, new in replacements:
+            assert old in content, old
+            content = content.replace(old, new, 1)
+        path = tmp_path / "tiny.toml"
+        path.write_text(content)
+        return path
+
+    return write

@@ -1,0 +1,156 @@
+"""Opening a study: nothing is written for a storage that can't be opened or a study that is another one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from transfer_bo import Outcome, TransferError
+from transfer_bo.history import PURPOSE_ATTR, read_runs
+from transfer_bo.runners.storage import WORKER_ATTR, open_study, reap, worker_identity
+from transfer_bo.study_file import load_study_file
+
+WriteStudy = Callable[..., Path]
+
+
+def with_storage(url: str) -> tuple[str, str]:
+    """The replacement that sets `run.storage`."""
+    return "trials = 4", f'trials = 4\n[run]\nstorage = "{url}"'
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("sqlite:///nowhere/study.db", "does not exist"),
+        ("sqlite:///text", "can't be opened"),
+        ("sqlite:///text/a.txt", "can't be opened"),
+        ("sqlite:///other.db", "not Optuna's"),
+        ("sqlite://", "give a file"),
+        ("sqlite:///:memory:", "give a file"),
+        ("nosuchdialect://host/db", "can't be opened"),
+        ("rubbish", "can't be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_refused(
+    url: str, hint: str, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    """The sentence names file, key and value, and the disk stays as it was."""
+    path = write_study(with_storage(url))
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("create table birds (name text)")
+    connection.close()
+    study_file = load_study_file(path)
+    before = sorted(tmp_path.rglob("*"))
+
+    with pytest.raises(TransferError) as caught:
+        open_study(study_file, definition=study_file.definition())
+
+    assert str(caught.value).startswith(f"{path}: run.storage = {url!r}: ")
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_a_password_is_not_shown(write_study: WriteStudy) -> None:
+    """An address that can't be opened is named without its secret."""
+    study_file = load_study_file(write_study(with_storage("nosuchdialect://me:secret@host/db")))
+
+    with pytest.raises(TransferError, match=r"nosuchdialect://me:\*\*\*@host/db") as caught:
+        open_study(study_file, definition=study_file.definition())
+
+    assert "secret" not in str(caught.value)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(write_study: WriteStudy) -> None:
+    """`out` below a file can never be made."""
+    study_file = load_study_file(write_study(("trials = 4", 'trials = 4\n[run]\nout = "tiny.toml/out"')))
+
+    with pytest.raises(TransferError, match=r"run\.out = 'tiny\.toml/out': "):
+        open_study(study_file, definition=study_file.definition())
+
+
+def test_reading_a_study_that_was_never_run_writes_nothing(write_study: WriteStudy, tmp_path: Path) -> None:
+    """Only a run makes the folder and the database."""
+    study_file = load_study_file(write_study())
+    before = sorted(tmp_path.rglob("*"))
+
+    with pytest.raises(TransferError, match="transfer-bo run"):
+        open_study(study_file)
+
+    assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_a_changed_study_is_refused_by_key(write_study: WriteStudy) -> None:
+    """What the stored trials were run with can't be changed under them."""
+    first = load_study_file(write_study())
+    open_study(first, definition={**first.definition(), "data.fingerprint": "a"})
+    other = load_study_file(write_study(("context = 16", "context = 8")))
+
+    with pytest.raises(TransferError, match=r"data\.context = 8, but .* were run with 16"):
+        open_study(other, definition=other.definition())
+    with pytest.raises(TransferError, match=r"data\.context = 8"):
+        open_study(other)
+    with pytest.raises(TransferError, match=r"data\.fingerprint = 'b', but .* were run with 'a'"):
+        open_study(first, definition={**first.definition(), "data.fingerprint": "b"})
+
+
+def test_a_ladder_may_grow_at_its_end_only(write_study: WriteStudy) -> None:
+    """Rungs are stored by index, so a known one can't move; budget and workers are free."""
+    rung = "[[ladder.rungs]]\nwidth = {}\ndepth = 1\nbatch = 2\ntokens = 512\n\n"
+    first = load_study_file(write_study())
+    open_study(first, definition=first.definition())
+    grown = load_study_file(write_study(("[ladder.target]", rung.format(48) + "[ladder.target]")))
+    shifted = load_study_file(write_study(("[[ladder.rungs]]", rung.format(48) + "[[ladder.rungs]]")))
+    richer = load_study_file(write_study(("trials = 4", "trials = 9\n[run]\nworkers = 3")))
+
+    assert "tiny" == open_study(grown, definition=grown.definition()).study_name
+    assert 3 == len(open_study(grown).user_attrs["transfer_bo:definition"]["ladder.rungs"])
+    with pytest.raises(TransferError, match=r"ladder\.(base|rungs) = "):
+        open_study(shifted, definition=shifted.definition())
+    with pytest.raises(TransferError, match=r"ladder\.rungs = "):
+        open_study(richer, definition=richer.definition())  # a rung that was there is gone
+
+
+def running(study: optuna.Study, *, here: bool = True, purpose: str | None = None) -> int:
+    """Add a running trial with fixed HPs; its number."""
+    worker = worker_identity() if here else {"host": "elsewhere", "pid": worker_identity()["pid"]}
+    attrs = {WORKER_ATTR: worker, **({} if purpose is None else {PURPOSE_ATTR: purpose})}
+    fixed = {"fixed_params": {"lr": 0.5}}
+    study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs, system_attrs=fixed))
+    return len(study.get_trials(deepcopy=False)) - 1
+
+
+def test_trials_of_the_dead_are_preempted(write_study: WriteStudy) -> None:
+    """A dead worker's trial says nothing about its HPs; planned ones are queued again."""
+    study_file = load_study_file(write_study())
+    study = open_study(study_file, definition=study_file.definition())
+    own = running(study)
+    foreign = running(study, here=False)
+    check = running(study, purpose="verify")
+
+    marked = reap(study)
+
+    runs = read_runs(study)
+    assert 2 == marked
+    assert Outcome.PREEMPTED == runs[own].outcome
+    assert Outcome.PREEMPTED == runs[check].outcome
+    assert Outcome.RUNNING == runs[foreign].outcome
+    assert [Outcome.WAITING] == [run.outcome for run in runs[3:]]
+    assert {"lr": 0.5} == study.trials[3].system_attrs["fixed_params"]
+    assert WORKER_ATTR not in study.trials[3].user_attrs
+
+
+def test_only_the_dead_worker_is_reaped(write_study: WriteStudy) -> None:
+    """Given a process id, trials of other processes go on."""
+    study_file = load_study_file(write_study())
+    study = open_study(study_file, definition=study_file.definition())
+    own = running(study)
+
+    assert 0 == reap(study, pid=worker_identity()["pid"] + 1)
+    assert Outcome.RUNNING == read_runs(study)[own].outcome
+    assert 1 == reap(study, pid=worker_identity()["pid"])

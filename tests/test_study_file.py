@@ -1,0 +1,124 @@
+"""The study file: what a good one says, and what is said about a bad one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transfer_bo import Scale, TransferError
+from transfer_bo.study_file import StudyFile, load_study_file
+
+WriteStudy = Callable[..., Path]
+TARGET = "[ladder.target]\nwidth = 32\ndepth = 2\nbatch = 2\ntokens = 1024\n"
+
+BAD = {  # what is replaced by what, and what the sentence must name beside the file
+    "unknown key": (("trials = 4", "trails = 4"), "budget.trails = 4", "'trials'"),
+    "unknown section": (("[budget]", "[budgets]"), "budgets = ", "'budget'"),
+    "unknown key of a rung": (("width = 16", "widht = 16"), "ladder.rungs[0].widht = 16", "'width'"),
+    "unknown bound": (("low = 0.001", "lo = 0.001"), "space.lr.lo = 0.001", "'low'"),
+    "missing target": ((TARGET, ""), "ladder.target is missing", "add it"),
+    "missing name": (('name = "tiny"', ""), "name is missing", "add it"),
+    "no cheaper rung": ((TARGET, TARGET.replace("1024", "64")), "ladder.target = ", "no rung is cheaper"),
+    "low >= high": (("low = 0.001", "low = 0.2"), "space: HP 'lr': low = 0.2, high = 0.1", "low < high"),
+    "default outside": (("default = 0.01", "default = 1.0"), "space: HP 'lr': default = 1.0", "move it"),
+    "unknown kind": (('"lr.embedding"', '"larning_rate"'), "space: HP 'larning_rate'", "lr, weight_decay"),
+    "zero scale": (("width = 16", "width = 0"), "ladder.rungs[0].width = 0", "greater than 0"),
+    "negative scale": (("tokens = 512", "tokens = -512"), "ladder.rungs[0].tokens = -512", "greater than 0"),
+    "fractional scale": (("depth = 1", "depth = 1.5"), "ladder.rungs[0].depth = 1.5", "integer"),
+    "text as a number": (("context = 16", 'context = "16"'), "data.context = '16'", "integer"),
+    "true as a number": (("context = 16", "context = true"), "data.context = True", "integer"),
+    "infinite budget": (("target_runs = 100", "target_runs = inf"), "budget.target_runs = inf", "finite"),
+    "repeated rung": (("width = 32", "width = 16"), "ladder.rungs: ", "twice"),
+    "width no multiple": (("width = 16", "width = 24"), "ladder.rungs[0].width = 24", "head_size = 16"),
+    "less than a step": (("tokens = 512", "tokens = 31"), "ladder.rungs[0].tokens = 31", "32"),
+    "name for a path": (('"tiny"', '"../tiny"'), "name = '../tiny'", "letters"),
+    "own path": (("[data]", 'path = "x"\n[data]'), "path = 'x'", "unknown key"),
+    "no TOML": (("[data]", "[data"), "not valid TOML", "line"),
+}
+
+
+def test_a_good_file_is_read(write_study: WriteStudy) -> None:
+    """Scales, HPs and defaults of sections that are left out come out as written."""
+    path = write_study(("tokens = 512", "tokens = 5.12e2"))
+
+    study = load_study_file(path)
+
+    assert [
+        Scale(width=16, depth=1, batch=2, tokens=512),
+        Scale(width=32, depth=1, batch=2, tokens=512),
+    ] == study.proxies
+    assert Scale(width=32, depth=2, batch=2, tokens=1024) == study.target
+    assert study.proxies[0] == study.base
+    assert {"lr": 0.01, "lr.embedding": 1.0} == study.hp_space.defaults
+    assert "complete_d_p" == study.parametrization.rule
+
+
+def test_paths_are_relative_to_the_study_file(
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same file means the same folders from any current directory."""
+    path = write_study()
+    monkeypatch.chdir(tmp_path)
+    near = load_study_file("tiny.toml")
+    monkeypatch.chdir("/")
+
+    far = load_study_file(path)
+
+    assert near == far
+    assert tmp_path / "runs" / "tiny" == far.out
+    assert str(tmp_path / "text") == far.data_source
+    assert f"sqlite:///{tmp_path}/runs/tiny/study.db" == far.storage_url
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_refused_in_one_sentence(case: str, write_study: WriteStudy) -> None:
+    """The sentence names file, key and value, and what to do."""
+    replacement, key_and_value, hint = BAD[case]
+    path = write_study(replacement)
+
+    with pytest.raises(TransferError) as caught:
+        load_study_file(path)
+
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ")
+    assert key_and_value in said
+    assert hint in said
+    assert "\n" not in said
+    assert "pydantic" not in said
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["missing", "not text"])
+def test_a_file_that_cannot_be_read_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    """A path that leads nowhere, or to something else, is named."""
+    path = tmp_path / "other.toml"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(TransferError, match=r"other\.toml: this study file"):
+        load_study_file(path)
+
+
+def test_the_definition_holds_what_must_not_change(write_study: WriteStudy) -> None:
+    """Budget, workers, ranges and target are no part of it; seed, data, model, rule and HPs are."""
+    study = load_study_file(write_study())
+    changes = (
+        ("trials = 4", "trials = 9\n[run]\nworkers = 3"),
+        ("high = 0.1", "high = 0.2"),
+        ("tokens = 1024", "tokens = 2048"),
+    )
+    free = load_study_file(write_study(*changes))
+    bound = load_study_file(write_study(("context = 16", "context = 8"), ('"lr.embedding"', '"lr.norm"')))
+
+    assert study.definition() == free.definition()
+    assert {"data.context", "space"} == {
+        key for key, value in study.definition().items() if bound.definition()[key] != value
+    }
+
+
+def test_a_study_file_survives_json(write_study: WriteStudy) -> None:
+    """A worker process gets exactly what its parent checked."""
+    study = load_study_file(write_study())
+
+    assert study == StudyFile.model_validate_json(study.model_dump_json())
