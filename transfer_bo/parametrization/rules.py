@@ -15,7 +15,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 
 from transfer_bo.errors import TransferError
 
@@ -147,9 +146,9 @@ class Symmetry:
         )
 
 
-SYMMETRIES: Mapping[str, Symmetry] = MappingProxyType(
-    {"adamw": Symmetry(init_std=1, lr=1, eps=-1, weight_decay=-1)}
-)
+SYMMETRIES: Mapping[str, Symmetry] = {
+    "adamw": Symmetry(init_std=1, lr=1, eps=-1, weight_decay=-1),
+}
 
 
 @dataclass(frozen=True)
@@ -201,25 +200,23 @@ COMPLETE_D_P = Rule(
     name="complete_d_p",
     source="2512.22382, Table 1",
     optimizer="adamw",
-    rows=MappingProxyType(
-        {
-            Role.INPUT_EMBEDDING: _INPUT,
-            Role.INPUT_BIAS: _INPUT,
-            Role.HIDDEN_WEIGHT: Row(
-                init_var=_width(-1),
-                lr=_width(-1) * _depth(-1, alpha=+1),
-                eps=_width(-1) * _depth(0, alpha=-1),
-                weight_decay=_width(+1),
-            ),
-            Role.HIDDEN_BIAS: _HIDDEN_VECTOR,
-            Role.NORM_GAIN: _HIDDEN_VECTOR,
-            # The gain's gradient sums over heads, whose number grows with width: the m_N^-1 of ε cancels.
-            Role.QK_NORM: Row(lr=_depth(-1, alpha=+1), eps=_depth(0, alpha=-1)),
-            Role.FINAL_NORM: Row(),
-            Role.UNEMBEDDING: Row(init_var=_width(-2), lr=_width(-1), weight_decay=_width(+1)),
-            Role.OUTPUT_BIAS: Row(),
-        }
-    ),
+    rows={
+        Role.INPUT_EMBEDDING: _INPUT,
+        Role.INPUT_BIAS: _INPUT,
+        Role.HIDDEN_WEIGHT: Row(
+            init_var=_width(-1),
+            lr=_width(-1) * _depth(-1, alpha=+1),
+            eps=_width(-1) * _depth(0, alpha=-1),
+            weight_decay=_width(+1),
+        ),
+        Role.HIDDEN_BIAS: _HIDDEN_VECTOR,
+        Role.NORM_GAIN: _HIDDEN_VECTOR,
+        # The gain's gradient sums over heads, whose number grows with width: the m_N^-1 of ε cancels.
+        Role.QK_NORM: Row(lr=_depth(-1, alpha=+1), eps=_depth(0, alpha=-1)),
+        Role.FINAL_NORM: Row(),
+        Role.UNEMBEDDING: Row(init_var=_width(-2), lr=_width(-1), weight_decay=_width(+1)),
+        Role.OUTPUT_BIAS: Row(),
+    },
     residual=_depth(0, alpha=-1),
     every=Row(
         lr=Power(batch=+0.5, tokens=-0.5),
@@ -229,7 +226,7 @@ COMPLETE_D_P = Rule(
     one_minus_beta=Power(batch=+1, tokens=-1),
 )
 
-RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in (COMPLETE_D_P,)})
+RULES: Mapping[str, Rule] = {rule.name: rule for rule in (COMPLETE_D_P,)}
 
 
 def find_rule(rule: str | Rule) -> Rule:
