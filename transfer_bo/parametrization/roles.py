@@ -12,8 +12,7 @@ Everything is kept by tensor name: attributes hung on tensors get lost in FSDP, 
 from __future__ import annotations
 
 import fnmatch
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -21,13 +20,19 @@ from torch import nn
 from transfer_bo.errors import TransferError
 from transfer_bo.parametrization.builds import BuildModel, build_meta, modules_of, parameters_of
 from transfer_bo.parametrization.rules import Role
+from transfer_bo.parametrization.structure import (
+    PROBE,
+    Place,
+    find_stacks,
+    match_blocks,
+    module_types,
+    place_of,
+)
 from transfer_bo.scale import Scale
 
 __all__ = ["Anatomy", "Tensor", "dissect"]
 
 GAINS = frozenset({Role.NORM_GAIN, Role.QK_NORM, Role.FINAL_NORM})
-PROBE = 2
-"""The wider and the deeper build are this many times the base: the least that keeps head counts dividing."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +70,6 @@ class Anatomy:
     """Ratio of blocks target/base for each stack, e.g. {"blocks": 4.0}."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a name stands: its stack and block number, and the rest of the path."""
-
-    stack: str | None
-    block: int | None
-    inner: str
-
-    @property
-    def block_path(self) -> str | None:
-        return None if self.stack is None else f"{self.stack}.{self.block}".lstrip(".")
-
-
 def dissect(
     build_model: BuildModel, base: Scale, target: Scale, roles: Mapping[str, str] | None = None
 ) -> Anatomy:
@@ -101,8 +93,8 @@ def dissect(
     names = list(shapes)
 
     growth, ratios = _measure_width(build_model, base, target, shapes)
-    base_blocks_of, target_blocks_of = _find_stacks(build_model, base, base_model, target_model)
-    places = {name: _place(name, target_blocks_of) for name in names}
+    base_blocks_of, target_blocks_of = find_stacks(build_model, base, base_model, target_model)
+    places = {name: place_of(name, target_blocks_of) for name in names}
     stacks = {s: len(target_blocks_of[s]) / len(base_blocks_of[s]) for s in base_blocks_of}
     if target.get("depth") != base.get("depth") and all(ratio == 1 for ratio in stacks.values()):
         raise TransferError(
@@ -112,9 +104,9 @@ def dissect(
 
     inferred = _Inference(modules, shapes, growth, places, roles or {}).run()
     branches = _branches(places, inferred)
-    types = _module_types(places)
+    types = module_types(places)
     base_names = set(parameters_of(base_model))
-    base_blocks = _match_blocks(base_blocks_of, target_blocks_of)
+    base_blocks = match_blocks(base_blocks_of, target_blocks_of)
     tensors = {}
     for name in names:
         place, role = places[name], inferred[name]
@@ -205,75 +197,6 @@ def _width_ratio(
     return growing.pop() if growing else 1.0
 
 
-# ---------------------------------------------------------------------------------------------- depth
-
-
-def _containers(names: Iterable[str]) -> dict[str, dict[int, set[str]]]:
-    """For each path with numbered children: the inner names of each child."""
-    found: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for name in names:
-        parts = name.split(".")
-        for position, part in enumerate(parts):
-            if part.isdigit():
-                found[".".join(parts[:position])][int(part)].add(".".join(parts[position + 1 :]))
-    return found
-
-
-def _find_stacks(
-    build_model: BuildModel, base: Scale, base_model: nn.Module, target_model: nn.Module
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Path of each stack of blocks -> its block numbers, in the base and in the target.
-
-    A stack is a container that gets more children when the model gets deeper. Without a depth axis, the
-    outermost containers of two or more children of like structure count.
-    """
-    in_base = _containers(parameters_of(base_model))
-    in_target = _containers(parameters_of(target_model))
-    if "depth" in base:
-        deeper = build_meta(build_model, base.replace(depth=PROBE * base.depth))
-        in_deeper = _containers(parameters_of(deeper))
-        stacks = [path for path in in_base if set(in_base[path]) < set(in_deeper.get(path, {}))]
-        if not stacks:
-            raise TransferError(
-                f"build_model ignores depth: no numbered container of blocks has more of them at depth "
-                f"{PROBE * base.depth:g} than at {base.depth:g}; keep blocks in an nn.ModuleList of "
-                "scale.depth blocks."
-            )
-    else:
-        alike = [
-            path
-            for path, blocks in in_base.items()
-            if len(blocks) > 1
-            and len({frozenset(inner) for inner in blocks.values()}) == 1
-            and any("." in inner for inner in next(iter(blocks.values())))
-        ]
-        stacks = [p for p in alike if not any(p != q and p.startswith(f"{q}.") for q in alike)]
-    return (
-        {path: sorted(in_base[path]) for path in stacks},
-        {path: sorted(in_target[path]) for path in stacks},
-    )
-
-
-def _place(name: str, blocks: Mapping[str, list[int]]) -> _Place:
-    for stack in blocks:
-        prefix = f"{stack}." if stack else ""
-        if name.startswith(prefix):
-            number, _, inner = name.removeprefix(prefix).partition(".")
-            if number.isdigit():
-                return _Place(stack, int(number), inner)
-    return _Place(None, None, name)
-
-
-def _match_blocks(base: Mapping[str, list[int]], target: Mapping[str, list[int]]) -> dict[str, str]:
-    """Each block of the target -> the block of the base that covers its middle in relative depth."""
-    matched = {}
-    for stack, numbers in target.items():
-        for rank, number in enumerate(numbers):
-            match = base[stack][int((rank + 0.5) / len(numbers) * len(base[stack]))]
-            matched[f"{stack}.{number}".lstrip(".")] = f"{stack}.{match}".lstrip(".")
-    return matched
-
-
 # ---------------------------------------------------------------------------------------------- roles
 
 
@@ -292,7 +215,7 @@ class _Inference:
     modules: Mapping[str, nn.Module]
     shapes: Mapping[str, tuple[int, ...]]
     growth: Mapping[str, tuple[bool, ...]]
-    places: Mapping[str, _Place]
+    places: Mapping[str, Place]
     given: Mapping[str, str]
 
     def run(self) -> dict[str, Role]:
@@ -379,7 +302,7 @@ class _Inference:
 # ---------------------------------------------------------------------------------------------- groups
 
 
-def _branches(places: Mapping[str, _Place], roles: Mapping[str, Role]) -> dict[str, str | None]:
+def _branches(places: Mapping[str, Place], roles: Mapping[str, Role]) -> dict[str, str | None]:
     """Per tensor, the child of its block that it lies in, if that has layers and a hidden weight."""
 
     def child(name: str) -> tuple[str | None, str] | None:
@@ -388,30 +311,6 @@ def _branches(places: Mapping[str, _Place], roles: Mapping[str, Role]) -> dict[s
 
     found = {child(name) for name, role in roles.items() if role is Role.HIDDEN_WEIGHT} - {None}
     return {name: at[1] if (at := child(name)) is not None and at in found else None for name in places}
-
-
-def _module_types(places: Mapping[str, _Place]) -> dict[str, str]:
-    """A layer's shortest name that no other kind of layer has: "q", "attn.c_proj" where mlp has one too.
-
-    Numbers are dropped (the experts of a layer are of one type) unless they are the layer's own name.
-    """
-    paths: dict[str, tuple[str, ...]] = {}
-    for name, place in places.items():
-        full = [*(place.stack or "").split("."), *place.inner.split(".")]
-        if len(full) > 1 and full[-1] in ("weight", "bias"):
-            full.pop()
-        paths[name] = tuple(p for i, p in enumerate(full) if p and (not p.isdigit() or i == len(full) - 1))
-    distinct = set(paths.values())
-
-    def shortest(path: tuple[str, ...]) -> str:
-        for length in range(1, len(path) + 1):
-            suffix = path[-length:]
-            if not suffix[0].isdigit() and sum(other[-length:] == suffix for other in distinct) == 1:
-                return ".".join(suffix)
-        return ".".join(path)
-
-    short = {path: shortest(path) for path in distinct}
-    return {name: short[path] for name, path in paths.items()}
 
 
 def _labels(module_type: str, role: Role, branch: str | None) -> tuple[str, ...]:
