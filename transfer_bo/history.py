@@ -6,21 +6,29 @@ Reads an Optuna study through its public attributes and needs no import of Optun
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from transfer_bo.errors import TransferError
 from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
+from transfer_bo.surrogate.dimension import Dimension
 
 __all__ = [
-    "COST_ATTR",
     "ERROR_ATTR",
     "OUTCOME_ATTR",
     "PROGRESS_STEPS",
     "PURPOSE_ATTR",
     "SECONDS_ATTR",
+    "SETTINGS_ATTR",
     "Outcome",
     "Run",
+    "Settings",
+    "read_dimensions",
+    "read_run",
     "read_runs",
+    "read_settings",
 ]
 
 OUTCOME_ATTR = "transfer_bo:outcome"
@@ -33,6 +41,8 @@ COST_ATTR = "transfer_bo:cost"
 """Trial attribute: what a run to the end costs, in the unit of the study's cost function."""
 PURPOSE_ATTR = "transfer_bo:purpose"
 """Trial attribute: "search" (when absent), "verify" or "control"."""
+SETTINGS_ATTR = "transfer_bo:settings"
+"""Study attribute: what the sampler knows, as `Settings.to_json` writes it."""
 PROGRESS_STEPS = 1000
 """`trial.report(loss, step)` counts steps in thousandths of the run: rungs compare at equal progress."""
 
@@ -71,32 +81,142 @@ class Run:
     """Final loss in the study's own direction and unit; only for finished runs."""
     curve: dict[float, float] = field(default_factory=dict)
     """Loss at each reported progress in (0, 1]."""
-    cost: float | None = None
     seconds: float | None = None
     purpose: str = "search"
 
 
+def read_run(trial: Any, state: Any = None) -> Run:
+    """One Optuna trial as a run; `state` overrules the trial's own (a trial that is just being told)."""
+    state = trial.state if state is None else state
+    attrs = trial.user_attrs
+    typed = attrs.get(OUTCOME_ATTR) if state.is_finished() else None
+    outcome = Outcome(typed) if typed else _FROM_STATE[state.name]
+    # In a frozen trial that is just being told the value is not there yet.
+    value = trial.value if trial.state.is_finished() else None
+    if (
+        trial.state.is_finished()
+        and outcome is Outcome.FINISHED
+        and (value is None or not math.isfinite(value))
+    ):
+        outcome = Outcome.DIVERGED  # inf reaches COMPLETE when the objective is not wrapped
+    return Run(
+        number=trial.number,
+        params={name: value for name, value in trial.params.items() if name != RUNG},
+        scale=Scale(attrs[SCALE_ATTR]) if SCALE_ATTR in attrs else None,
+        outcome=outcome,
+        loss=value if outcome is Outcome.FINISHED else None,
+        curve={step / PROGRESS_STEPS: v for step, v in sorted(trial.intermediate_values.items())},
+        seconds=attrs.get(SECONDS_ATTR),
+        purpose=attrs.get(PURPOSE_ATTR, "search"),
+    )
+
+
 def read_runs(study: Any) -> list[Run]:
     """All trials of an Optuna study, oldest first."""
-    runs = []
-    for trial in study.get_trials(deepcopy=False):
-        attrs = trial.user_attrs
-        typed = attrs.get(OUTCOME_ATTR) if trial.state.is_finished() else None
-        outcome = Outcome(typed) if typed else _FROM_STATE[trial.state.name]
-        finite = trial.value is not None and abs(trial.value) != float("inf")
-        if outcome is Outcome.FINISHED and not finite:
-            outcome = Outcome.DIVERGED  # inf reaches COMPLETE when the objective is not wrapped
-        runs.append(
-            Run(
-                number=trial.number,
-                params={name: value for name, value in trial.params.items() if name != RUNG},
-                scale=Scale(attrs[SCALE_ATTR]) if SCALE_ATTR in attrs else None,
-                outcome=outcome,
-                loss=trial.value if outcome is Outcome.FINISHED else None,
-                curve={step / PROGRESS_STEPS: v for step, v in sorted(trial.intermediate_values.items())},
-                cost=attrs.get(COST_ATTR),
-                seconds=attrs.get(SECONDS_ATTR),
-                purpose=attrs.get(PURPOSE_ATTR, "search"),
+    return [read_run(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a sampler knows and `suggest` needs; kept with the study.
+
+    Attributes:
+        scales: every registered scale, by rung index.
+        proxies: indices of the rungs that may be proposed.
+        target: the scale to project to.
+        costs: cost of one run at each scale, by rung index.
+        coordinates: "base" or "raw".
+        drift_prior: the user's own prior, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
+        defaults: prior guess of the optimum, by HP.
+        budget: tuning compute in the unit of `costs`, or None.
+        seed: of the sampler.
+    """
+
+    scales: tuple[Scale, ...]
+    proxies: tuple[int, ...]
+    target: Scale
+    costs: tuple[float, ...]
+    coordinates: str = "base"
+    drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    budget: float | None = None
+    seed: int = 0
+
+    @property
+    def base(self) -> Scale:
+        """Where s = 0."""
+        return self.scales[0]
+
+    def cost(self, scale: Scale) -> float:
+        """Cost of one run at a registered scale."""
+        return self.costs[self.scales.index(scale)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        plain = asdict(self)
+        return plain | {"scales": [dict(scale) for scale in self.scales], "target": dict(self.target)}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Settings:
+        """The inverse of `to_json`."""
+        return cls(
+            **{
+                **plain,
+                "scales": tuple(Scale(axes) for axes in plain["scales"]),
+                "target": Scale(plain["target"]),
+                "proxies": tuple(plain["proxies"]),
+                "costs": tuple(plain["costs"]),
+            }
+        )
+
+
+def read_settings(study: Any) -> Settings:
+    """What the study's sampler left with it.
+
+    Raises:
+        TransferError: if no `TransferSampler` with a ladder has worked on this study.
+    """
+    plain = study.user_attrs.get(SETTINGS_ATTR)
+    if plain is None:
+        raise TransferError(
+            f"Study {study.study_name!r} holds no ladder; create it with "
+            "sampler=TransferSampler(ladder=..., target=...) and run at least one trial."
+        )
+    return Settings.from_json(plain)
+
+
+def read_dimensions(trials: Iterable[Any], defaults: Mapping[str, Any]) -> list[Dimension]:
+    """The searched HPs: the union over all trials, whatever their state, each with the hull of its ranges.
+
+    Args:
+        trials: frozen Optuna trials.
+        defaults: prior guess of the optimum, by HP.
+    """
+    seen: dict[str, Any] = {}
+    hull: dict[str, tuple[float, float]] = {}
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            if name == RUNG or distribution.single():
+                continue
+            seen[name] = distribution
+            if not hasattr(distribution, "choices"):
+                low, high = hull.get(name, (distribution.low, distribution.high))
+                hull[name] = min(low, distribution.low), max(high, distribution.high)
+    dimensions = []
+    for name, distribution in sorted(seen.items()):
+        if hasattr(distribution, "choices"):
+            dimensions.append(Dimension(name, "categorical", choices=tuple(distribution.choices)))
+            continue
+        low, high = hull[name]
+        default = defaults.get(name)
+        dimensions.append(
+            Dimension(
+                name,
+                "log" if distribution.log else "linear",
+                low,
+                high,
+                None if default is None else min(max(float(default), low), high),
+                integer=isinstance(low, int),
             )
         )
-    return runs
+    return dimensions

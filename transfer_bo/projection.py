@@ -1,0 +1,347 @@
+"""The optimum at the target, with an error bar: from the fitted surrogate to a `Suggestion`.
+
+The suggested setting is the one with the least expected loss at the target, over joint draws of the landscape
+and of the optimum there, plus the price of divergence times its probability. Its interval is that of the
+optimum itself. Symbols: as in `surrogate.landscape` and `surrogate.gp`; ξ = one draw of all of it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transfer_bo.errors import TransferError
+from transfer_bo.history import Outcome, Run, Settings, read_dimensions, read_runs, read_settings
+from transfer_bo.scale import Ladder, Scale
+from transfer_bo.surrogate.surrogate import Surrogate
+
+__all__ = ["PredictedLoss", "Projection", "Suggestion", "fit_study", "suggest"]
+
+DRAWS = 512
+DIVERGENCE_COST = 1.0
+"""C, in y: a diverged run is priced like a loss e times too large, so 1% of risk weighs like 1% of loss."""
+_FAR = 3.0
+"""Doublings beyond the largest run on some axis from which a warning is due."""
+
+
+@dataclass(frozen=True)
+class PredictedLoss:
+    """The loss of one run at the target with the suggested setting: its predictive distribution.
+
+    Attributes:
+        draws: of the metric, sorted, in the study's unit.
+    """
+
+    draws: np.ndarray[Any, np.dtype[np.float64]] = field(repr=False)
+
+    @property
+    def mean(self) -> float:
+        """Expected metric."""
+        return float(self.draws.mean())
+
+    def interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Central interval that holds the metric of one new run with the given probability."""
+        return _central(self.draws, level)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to set at the target.
+
+    Attributes:
+        target: the scale it is for.
+        params: HPs as searched (base coordinates under a parametrization).
+        optimum: draws of the best value of each HP at the target (numeric HPs only).
+        predicted_loss: of one run with `params`.
+        drift: `{hp: {axis: {"mean", "sd", "prior_mean", "prior_sd"}}}`, octaves per doubling of the axis.
+        warnings: plain sentences about what the answer rests on.
+        provenance: versions, seed, numbers of runs.
+    """
+
+    target: Scale
+    params: dict[str, Any]
+    optimum: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = field(repr=False)
+    predicted_loss: PredictedLoss
+    drift: dict[str, dict[str, dict[str, float]]] = field(repr=False)
+    warnings: list[str]
+    provenance: dict[str, Any] = field(repr=False)
+
+    def interval(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
+        """`{hp: (low, high)}`: where the optimum at the target lies with the given probability, HP by HP."""
+        return {name: _central(draws, level) for name, draws in self.optimum.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the intervals are at 90%."""
+        return {
+            "target": dict(self.target),
+            "params": self.params,
+            "intervals": {name: list(bounds) for name, bounds in self.interval().items()},
+            "predicted_loss": {
+                "mean": self.predicted_loss.mean,
+                "interval": list(self.predicted_loss.interval()),
+            },
+            "drift": self.drift,
+            "level": 0.9,
+            "warnings": self.warnings,
+            "provenance": self.provenance,
+        }
+
+
+class Projection:
+    """A fitted study, ready for questions about any scale.
+
+    Args:
+        surrogate: fitted to the study's runs.
+        runs: all runs of the study.
+        settings: of the study.
+    """
+
+    def __init__(self, surrogate: Surrogate, runs: Sequence[Run], settings: Settings) -> None:
+        self.surrogate, self.runs, self.settings = surrogate, list(runs), settings
+        self.ladder = Ladder(settings.scales[index] for index in settings.proxies)
+        self.ladder.align(settings.scales)
+        self.target = settings.target
+        self.hps = [dim.name for dim in surrogate.coordinates.numeric]
+
+    def optimum(self, scale: Scale, level: float = 0.9) -> dict[str, tuple[float, float, float]]:
+        """`{hp: (median, low, high)}` of the optimum at a scale."""
+        z = self._optima(scale, np.random.default_rng(self.settings.seed))
+        return {
+            name: (float(np.median(draws)), *_central(draws, level))
+            for name, draws in self._values(z).items()
+        }
+
+    def curve(
+        self, hp: str, scale: Scale, n: int = 81
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Loss along one HP at a scale, the others at their optimum: (values, mean, low, high), each (n).
+
+        The band is the central 90% of the loss itself, without the noise of a run.
+        """
+        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
+        i = self.hps.index(hp)
+        centre, _ = surrogate.latent(scale).optimum()
+        z = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(n, 1)
+        z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), n)
+        posterior = surrogate.model.posterior(surrogate.rows(z @ coordinates.mix.T, scale))
+        mean = posterior.mean.detach().squeeze(-1)
+        band = 1.645 * posterior.variance.detach().clamp(min=0).sqrt().squeeze(-1)
+        losses = [
+            [surrogate.output.backward(float(y)) for y in line] for line in (mean, mean - band, mean + band)
+        ]
+        values = np.array([coordinates.value_of(i, float(at)) for at in z[:, i]], dtype=float)
+        low, high = np.minimum(losses[1], losses[2]), np.maximum(losses[1], losses[2])
+        return values, np.array(losses[0]), low, high
+
+    def importance(self, scale: Scale) -> dict[str, float]:
+        """Share of each HP in the spread of the loss over the searched box at a scale; sums to 1.
+
+        The variance of the fitted bowl along the HP over its range, the others at their optimum.
+        """
+        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
+        s = coordinates.s(scale)
+        centre, _ = surrogate.latent(scale).optimum()
+        spreads = []
+        for i in range(coordinates.d):
+            z = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(33, 1)
+            z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), 33)
+            bowl = torch.func.vmap(surrogate.landscape.bowl, in_dims=(None, 0, None))
+            spreads.append(float(bowl(surrogate.theta, z @ coordinates.mix.T, s).var()))
+        total = sum(spreads)
+        return {name: spread / total for name, spread in zip(self.hps, spreads, strict=True)}
+
+    def drift(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Drift of each HP's optimum along each axis, octaves per doubling, beside its prior."""
+        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
+        latent = surrogate.latent(self.target)
+        part = surrogate.landscape.part("B")
+        shape = (coordinates.d, coordinates.a)
+        B = coordinates.unmix @ latent.mean[part].reshape(shape)
+        draws = latent.draw(DRAWS, torch.Generator().manual_seed(self.settings.seed))[:, part].reshape(
+            -1, *shape
+        )
+        sd = (coordinates.unmix @ draws).std(0)
+        prior_mean, prior_sd = surrogate.drift_prior
+        return {
+            name: {
+                axis: {
+                    "mean": float(B[i, j]),
+                    "sd": float(sd[i, j]),
+                    "prior_mean": float(prior_mean[i, j]),
+                    "prior_sd": float(prior_sd[i, j]),
+                }
+                for j, axis in enumerate(coordinates.axes)
+            }
+            for i, name in enumerate(self.hps)
+        }
+
+    def suggest(self, target: Scale | None = None) -> Suggestion:
+        """The setting with the least expected loss at the target, and what is known about it."""
+        scale = self.target if target is None else target
+        surrogate = self.surrogate
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        latent = surrogate.latent(scale)
+        v = self._least_expected_loss(scale, latent, latent.draw(DRAWS, generator))
+        rng = np.random.default_rng(self.settings.seed)
+        return Suggestion(
+            target=scale,
+            params=surrogate.coordinates.params(v, surrogate.best_flags()),
+            optimum=self._values(self._optima(scale, rng)),
+            predicted_loss=self.predict(scale, v),
+            drift=self.drift(),
+            warnings=self._warnings(scale),
+            provenance=self._provenance(),
+        )
+
+    def predict(self, scale: Scale, v: Tensor) -> PredictedLoss:
+        """The metric of one run at a scale with HPs v (d)."""
+        surrogate, landscape = self.surrogate, self.surrogate.landscape
+        x = surrogate.rows(v[None], scale)[0]
+        latent = surrogate.latent(scale, x)
+        draws = latent.draw(DRAWS, torch.Generator().manual_seed(self.settings.seed + 1))
+        s = surrogate.coordinates.s(scale)
+        theta, jitter, error = draws[:, : landscape.p], draws[:, landscape.p : -1], draws[:, -1]
+        bowl = torch.func.vmap(landscape.bowl, in_dims=(0, 0, None))(theta, v - jitter, s)
+        flags = surrogate.best_flags()
+        # The law is taken linear about its most probable form: draws of its parameters leave the curved ridge
+        # on which it fits the runs, and would bias the loss upwards.
+        slope = torch.func.grad(landscape.law)(surrogate.theta, s)
+        law = landscape.law(surrogate.theta, s) + (theta - surrogate.theta) @ slope
+        y = law + bowl + landscape.get(theta, "w") @ flags + error
+        noise = float(surrogate.model.noise(x[None])[0]) ** 0.5
+        y = y + noise * torch.randn(
+            len(y), dtype=y.dtype, generator=torch.Generator().manual_seed(self.settings.seed)
+        )
+        return PredictedLoss(np.sort([surrogate.output.backward(float(value)) for value in y]))
+
+    def _least_expected_loss(self, scale: Scale, latent: Any, draws: Tensor) -> Tensor:
+        """The v (d) with the least E[bowl] + C P(diverges) at a scale, by descent from the mean optimum.
+
+        Expectation over draws of the optimum and of the curvature; the asymmetry is at its most probable
+        value: an uncertain cliff would otherwise push the learning rate far below anything that was run.
+        """
+        surrogate, landscape = self.surrogate, self.surrogate.landscape
+        coordinates = surrogate.coordinates
+        s = coordinates.s(scale)
+        theta = draws[:, : landscape.p].clone()
+        theta[:, landscape.part("kappa")] = landscape.get(surrogate.theta, "kappa")
+        jitter = draws[:, landscape.p : landscape.p + landscape.d]
+        bowls = torch.func.vmap(landscape.bowl, in_dims=(0, 0, None))
+        start, _ = latent.optimum()
+        v = coordinates.clip(start).clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([v], lr=0.05)
+        for _ in range(60):
+            optimiser.zero_grad()
+            expected = bowls(theta, v - jitter, s).mean()
+            if surrogate.stability.any_diverged:
+                expected = (
+                    expected
+                    + DIVERGENCE_COST * surrogate.stability.probability(surrogate.rows(v[None], scale)).sum()
+                )
+            expected.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            with torch.no_grad():
+                v.copy_(coordinates.clip(v))
+        return v.detach()
+
+    def _optima(self, scale: Scale, rng: np.random.Generator) -> Tensor:
+        """Draws of the optimum in natural coordinates (DRAWS x d)."""
+        latent = self.surrogate.latent(scale)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        return self.surrogate.draws_in_z(latent.draw(DRAWS, generator), latent)
+
+    def _values(self, z: Tensor) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        value = self.surrogate.coordinates.value_of
+        return {
+            name: np.sort([float(value(i, float(at))) for at in z[:, i]]) for i, name in enumerate(self.hps)
+        }
+
+    def _warnings(self, scale: Scale) -> list[str]:
+        """What a careful reader of the suggestion should know."""
+        surrogate, said = self.surrogate, []
+        finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.scale != scale]
+        for axis in surrogate.coordinates.axes:
+            seen = sorted({run.scale[axis] for run in finished if run.scale})
+            if not seen:
+                continue
+            if len(seen) == 1 and seen[0] != scale[axis]:
+                said.append(
+                    f"All finished runs have {axis} = {seen[0]:g}; what {axis} = {scale[axis]:g} changes "
+                    "rests on the prior alone."
+                )
+            beyond = float(np.log2(scale[axis] / seen[-1]))
+            if beyond > _FAR:
+                said.append(
+                    f"The target lies {beyond:.1f} doublings of {axis} beyond the largest finished run."
+                )
+        edges = [
+            dim.name
+            for dim, at_edge in zip(surrogate.coordinates.numeric, self._at_edge(scale), strict=True)
+            if at_edge
+        ]
+        if edges:
+            said.append(
+                f"The optimum of {', '.join(edges)} lies at the edge of the searched range; widen it."
+            )
+        return said
+
+    def _at_edge(self, scale: Scale) -> list[bool]:
+        """Whether at least half of the draws of each HP's optimum are cut by its range."""
+        coordinates = self.surrogate.coordinates
+        z = self._optima(scale, np.random.default_rng(self.settings.seed))
+        cut = (z <= coordinates.z_low + 1e-9) | (z >= coordinates.z_high - 1e-9)
+        return [bool(share >= 0.5) for share in cut.double().mean(0)]
+
+    def _provenance(self) -> dict[str, Any]:
+        outcomes = [str(run.outcome) for run in self.runs]
+        return {
+            "transfer_bo": version("transfer-bo"),
+            "torch": torch.__version__,
+            "botorch": version("botorch"),
+            "optuna": version("optuna"),
+            "python": platform.python_version(),
+            "seed": self.settings.seed,
+            "runs": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
+        }
+
+
+def _central(draws: np.ndarray[Any, np.dtype[np.float64]], level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise TransferError(
+            f"The level of an interval is {level!r}; give a number between 0 and 1, e.g. 0.9."
+        )
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def fit_study(study: Any) -> Projection:
+    """Fit the surrogate to all runs of an Optuna study.
+
+    Raises:
+        TransferError: if the study holds no ladder or no finished run.
+    """
+    settings = read_settings(study)
+    runs = read_runs(study)
+    dimensions = read_dimensions(study.get_trials(deepcopy=False), settings.defaults)
+    surrogate = Surrogate(runs, dimensions, settings, maximise=study.direction.name == "MAXIMIZE")
+    return Projection(surrogate, runs, settings)
+
+
+def suggest(study: Any, target: Scale | None = None) -> Suggestion:
+    """What to set at the target, from everything that a study has run.
+
+    Args:
+        study: an Optuna study that a `TransferSampler` with a ladder has worked on.
+        target: another scale than the sampler's target.
+
+    Raises:
+        TransferError: if the study holds no ladder or no finished run.
+    """
+    return fit_study(study).suggest(target)

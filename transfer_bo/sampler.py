@@ -1,0 +1,269 @@
+"""The Optuna adapter: `TransferSampler` proposes rung and HPs jointly; the maths is in `surrogate`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from transfer_bo.errors import TransferError
+from transfer_bo.history import (
+    SETTINGS_ATTR,
+    Outcome,
+    Run,
+    Settings,
+    read_dimensions,
+    read_run,
+    read_runs,
+)
+from transfer_bo.scale import RUNG, Ladder, Scale, default_cost
+
+__all__ = ["TransferSampler"]
+
+DriftPrior = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+class TransferSampler(optuna.samplers.BaseSampler):
+    """Searches on proxies for the optimum at a target that is never run.
+
+    In the objective, `ladder.suggest(trial)` returns the rung and `trial.suggest_*` the HPs; both are
+    proposed together, so that a run teaches most about the optimum at the target per unit of cost. The
+    sampler keeps what it knows with the study, so that `transfer_bo.suggest(study)` needs the study alone.
+
+    Without a ladder there is nothing to transfer: the sampler hands over to `optuna.samplers.GPSampler`.
+
+    Args:
+        ladder: the rungs; the target is registered in it.
+        target: the scale whose optimum is wanted.
+        cost: cost of one run at a scale, any unit; by default training FLOPs up to a constant.
+        budget: tuning compute in the unit of `cost`. When no rung is affordable any more, `study.optimize`
+            stops; in ask/tell the cheapest rung is proposed and `exhausted` is true.
+        coordinates: "base" if HPs are in base coordinates of a parametrization that claims transfer (the
+            prior of the drift is 0), "raw" if not (its prior comes from the literature).
+        drift_prior: own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
+        defaults: prior guess of the optimum, `{hp: value}`; by default the middle of each range.
+        n_startup_trials: runs before the surrogate is used, spread by a low-discrepancy sequence over the
+            cheaper rungs; by default one more than there are HPs, at least 4 and at most 12.
+        seed: the same seed gives the same proposals for the same history.
+
+    Raises:
+        TransferError: for a ladder without a target, coordinates of another name, a cost that is not
+            positive, or no rung that is cheaper than the target.
+    """
+
+    def __init__(
+        self,
+        *,
+        ladder: Ladder | None = None,
+        target: Scale | None = None,
+        cost: Callable[[Scale], float] | None = None,
+        budget: float | None = None,
+        coordinates: str = "base",
+        drift_prior: DriftPrior | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        n_startup_trials: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if (ladder is None) != (target is None):
+            raise TransferError(
+                "TransferSampler needs both a ladder and a target, or neither; give the other."
+            )
+        if coordinates not in ("base", "raw"):
+            raise TransferError(f'coordinates is {coordinates!r}; set it to "base" or "raw".')
+        if budget is not None and not budget > 0:
+            raise TransferError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
+        self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
+        self._ladder, self._target, self._budget = ladder, target, budget
+        self._cost = cost or default_cost
+        self._coordinates, self._drift_prior = coordinates, dict(drift_prior or {})
+        self._defaults = dict(defaults or {})
+        self._n_startup_trials = n_startup_trials
+        self._surrogate: Any = None
+        self._lock = threading.RLock()
+        self.exhausted = False
+        self._plain = optuna.samplers.GPSampler(seed=seed) if ladder is None else None
+        if ladder is not None and target is not None:
+            ladder.register(target)
+            cheapest = min(ladder.proxies, key=self._price)
+            if self._price(cheapest) >= self._price(target):
+                raise TransferError(
+                    f"No rung is cheaper than the target {target} (the cheapest, {cheapest}, costs as much); "
+                    "add a smaller rung."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock and the fitted surrogate: the next proposal refits."""
+        return {**self.__dict__, "_lock": None, "_surrogate": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    def reseed_rng(self) -> None:
+        """Nothing to do with a ladder: (seed, trial number) decide, so workers never repeat a draw."""
+        if self._plain is not None:
+            self._plain.reseed_rng()
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Take over the study's rung indices and leave the settings with the study."""
+        if self._plain is not None:
+            self._plain.before_trial(study, trial)
+            return
+        self._raise_error_if_multi_objective(study)
+        with self._lock:
+            self._share_settings(study)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The union of all trials' HPs, whatever their state, and the rung."""
+        if self._plain is not None:
+            return self._plain.infer_relative_search_space(study, trial)
+        space: dict[str, BaseDistribution] = {}
+        for other in study.get_trials(deepcopy=False):
+            space.update((n, dist) for n, dist in other.distributions.items() if not dist.single())
+        if not space:
+            return {}
+        assert self._ladder is not None
+        space.pop(RUNG, None)
+        return {RUNG: IntDistribution(0, len(self._ladder) - 1), **dict(sorted(space.items()))}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Rung and HPs of the next run."""
+        if self._plain is not None:
+            return self._plain.sample_relative(study, trial, search_space)
+        if not search_space:
+            return {}
+        from transfer_bo.surrogate import design  # torch loads when the first proposal is made
+
+        with self._lock:
+            settings = self._share_settings(study)
+            runs = [run for run in read_runs(study) if run.number != trial.number]
+            dimensions = read_dimensions(study.get_trials(deepcopy=False), settings.defaults)
+            fixed = trial.system_attrs.get("fixed_params", {}).get(RUNG)
+            affordable = [int(fixed)] if fixed is not None else self._affordable(settings, runs)
+            rung, params, self._surrogate = design.next_run(
+                settings=settings,
+                runs=runs,
+                dimensions=dimensions,
+                maximise=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+                rungs=affordable,
+                n_startup=self._n_startup_trials,
+                number=trial.number,
+                previous=self._surrogate,
+            )
+        chosen = {name: _on_grid(params[name], search_space[name]) for name in search_space if name in params}
+        return {RUNG: rung, **chosen}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """An HP the study has not seen before: a low-discrepancy draw indexed by the trial's number."""
+        if self._plain is not None:
+            return self._plain.sample_independent(study, trial, param_name, param_distribution)
+        if param_name == RUNG:
+            settings = self._share_settings(study)
+            runs = [run for run in read_runs(study) if run.number != trial.number]
+            return min(self._affordable(settings, runs), key=lambda index: settings.costs[index])
+        own = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
+        return optuna.samplers.RandomSampler(seed=int(own.integers(2**31))).sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def after_trial(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Stop the study when the budget is spent."""
+        if self._plain is not None:
+            self._plain.after_trial(study, trial, state, values)
+            return
+        with self._lock:
+            settings = self._share_settings(study)
+            others = [run for run in read_runs(study) if run.number != trial.number]
+            self._affordable(settings, [*others, read_run(trial, state)])
+        if self.exhausted:
+            with contextlib.suppress(RuntimeError):  # ask/tell has no loop to stop; `exhausted` says it
+                study.stop()
+
+    def _price(self, scale: Scale) -> float:
+        cost = float(self._cost(scale))
+        if not (np.isfinite(cost) and cost > 0):
+            raise TransferError(f"cost({scale}) is {cost!r}; make it a positive finite number.")
+        return cost
+
+    def _affordable(self, settings: Settings, runs: Sequence[Run]) -> list[int]:
+        """Rungs whose cost fits into what is left; the cheapest one, and `exhausted`, if none does."""
+        if settings.budget is None:
+            return list(settings.proxies)
+        left = settings.budget - spent(settings, runs)
+        rungs = [index for index in settings.proxies if settings.costs[index] <= left * (1 + 1e-9)]
+        self.exhausted = not rungs
+        return rungs or [min(settings.proxies, key=lambda index: settings.costs[index])]
+
+    def _share_settings(self, study: optuna.Study) -> Settings:
+        """Bring ladder and study to the same rung indices; write the settings if they changed."""
+        assert self._ladder is not None
+        assert self._target is not None
+        stored = study.user_attrs.get(SETTINGS_ATTR)
+        if stored is not None:
+            self._ladder.align(Settings.from_json(stored).scales)
+        settings = Settings(
+            scales=tuple(self._ladder),
+            proxies=tuple(self._ladder.index(scale) for scale in self._ladder.proxies),
+            target=self._target,
+            costs=tuple(self._price(scale) for scale in self._ladder),
+            coordinates=self._coordinates,
+            drift_prior=self._drift_prior,
+            defaults=self._defaults,
+            budget=self._budget,
+            seed=self._seed,
+        )
+        if stored is None or Settings.from_json(stored) != settings:
+            study.set_user_attr(SETTINGS_ATTR, settings.to_json())
+        return settings
+
+
+def _on_grid(value: Any, distribution: BaseDistribution) -> Any:
+    """A proposed value moved onto what the distribution contains."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    value = min(max(value, low), high)
+    if step is not None:
+        value = min(low + round((value - low) / step) * step, high)
+    return int(value) if isinstance(distribution, IntDistribution) else float(value)
+
+
+def spent(settings: Settings, runs: Sequence[Run]) -> float:
+    """Tuning compute used or reserved: a stopped run counts as far as it got, a running one whole."""
+    total = 0.0
+    for run in runs:
+        if run.scale is None or run.purpose != "search" or run.outcome is Outcome.WAITING:
+            continue
+        cost = settings.cost(run.scale)
+        partly = run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
+        total += cost * max(run.curve) if partly else cost
+    return total

@@ -1,0 +1,123 @@
+"""From HPs and scales as users write them to the coordinates of the surrogate, and back.
+
+Symbols:
+    z   HPs in natural coordinates, octaves (see `Dimension`), centred on the prior guess of the optimum.
+    v   the coordinates of the bowl: v = M z, where a multiplier is taken together with what it multiplies.
+    s   log2(axis / base), doublings.
+    x   one row of the surrogate's input: v (d), then one-hot categories (k), then s (a).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfer_bo.scale import Scale
+from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.surrogate.priors import MULTIPLIES
+
+__all__ = ["Coordinates"]
+
+
+class Coordinates:
+    """The map between user values and the surrogate's rows, for a fixed list of HPs and axes.
+
+    Args:
+        dimensions: the HPs.
+        base: the scale at which s = 0.
+        axes: the axes that vary; the others are ignored.
+    """
+
+    def __init__(self, dimensions: Sequence[Dimension], base: Scale, axes: Sequence[str]) -> None:
+        self.numeric = [dim for dim in dimensions if dim.transform != "categorical"]
+        self.categorical = [dim for dim in dimensions if dim.transform == "categorical"]
+        self.base, self.axes = base, list(axes)
+        self.d, self.a = len(self.numeric), len(self.axes)
+        self.k = sum(len(dim.choices) for dim in self.categorical)
+        ends = [sorted((dim.forward(dim.low), dim.forward(dim.high))) for dim in self.numeric]
+        raw_low, raw_high = torch.tensor(ends, dtype=torch.double).reshape(-1, 2).T
+        middle = (raw_low + raw_high) / 2
+        self._centre = torch.stack(
+            [
+                middle[i]
+                if dim.default is None
+                else torch.tensor(dim.forward(dim.default), dtype=torch.double)
+                for i, dim in enumerate(self.numeric)
+            ]
+            or [torch.empty((), dtype=torch.double)]
+        )[: self.d]
+        self.z_low, self.z_high = raw_low - self._centre, raw_high - self._centre
+        self.mix = self._mixing()
+        self.unmix = torch.linalg.inv(self.mix)
+
+    @property
+    def names(self) -> list[str]:
+        """The HPs, numeric ones first: the order of the columns."""
+        return [dim.name for dim in (*self.numeric, *self.categorical)]
+
+    def _mixing(self) -> Tensor:
+        """M (d x d), unit diagonal: row i adds the HP that HP i multiplies, if both are searched in log2."""
+        index = {dim.name: i for i, dim in enumerate(self.numeric) if dim.transform == "log"}
+        identity = torch.eye(self.d, dtype=torch.double)
+
+        def row(name: str) -> Tensor:
+            kind, _, group = name.partition(".")
+            common = kind if group else MULTIPLIES.get(kind)
+            own = identity[index[name]]
+            return own + row(common) if common in index else own
+
+        return torch.stack(
+            [row(dim.name) if dim.name in index else identity[i] for i, dim in enumerate(self.numeric)]
+            or [identity[0:0]]
+        ).reshape(self.d, self.d)
+
+    def z(self, params: Mapping[str, Any]) -> Tensor:
+        """Centred natural coordinates of the numeric HPs (d); nan where an HP is missing (conditional)."""
+        raw = [
+            dim.forward(float(params[dim.name])) if dim.name in params else math.nan for dim in self.numeric
+        ]
+        return torch.tensor(raw, dtype=torch.double) - self._centre
+
+    def s(self, scale: Scale) -> Tensor:
+        """Doublings along the axes that vary (a)."""
+        ratio = scale.log2_ratio(self.base)
+        return torch.tensor([ratio[axis] for axis in self.axes], dtype=torch.double)
+
+    def one_hot(self, params: Mapping[str, Any]) -> Tensor:
+        """Categories (k): 1 where chosen; all zero where the HP is missing."""
+        flags = [
+            float(dim.name in params and params[dim.name] == choice)
+            for dim in self.categorical
+            for choice in dim.choices
+        ]
+        return torch.tensor(flags, dtype=torch.double)
+
+    def row(self, params: Mapping[str, Any], scale: Scale) -> Tensor:
+        """X (d + k + a) of one run. A missing HP sits at the prior guess of its optimum."""
+        v = self.mix @ torch.nan_to_num(self.z(params), nan=0.0)
+        return torch.cat([v, self.one_hot(params), self.s(scale)])
+
+    def clip(self, v: Tensor) -> Tensor:
+        """V (... x d) moved into the box of the searched ranges."""
+        z = v @ self.unmix.T
+        return torch.minimum(torch.maximum(z, self.z_low), self.z_high) @ self.mix.T
+
+    def params(self, v: Tensor, flags: Tensor | None = None) -> dict[str, Any]:
+        """User values of v (d) and of one-hot scores (k; the largest wins), within the ranges."""
+        z = self.unmix @ v + self._centre
+        values: dict[str, Any] = {dim.name: dim.backward(float(z[i])) for i, dim in enumerate(self.numeric)}
+        position = 0
+        for dim in self.categorical:
+            width = len(dim.choices)
+            scores = torch.zeros(width) if flags is None else flags[position : position + width]
+            values[dim.name] = dim.choices[int(scores.argmax())]
+            position += width
+        return values
+
+    def value_of(self, i: int, z: float) -> float | int:
+        """User value of one numeric HP at a centred natural coordinate."""
+        return self.numeric[i].backward(z + float(self._centre[i]))

@@ -1,0 +1,72 @@
+"""One searched HP: its range and its natural coordinate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transfer_bo.errors import TransferError
+
+__all__ = ["Dimension"]
+
+LINEAR_OCTAVES = 4.0
+"""An HP on a linear scale spans so many "octaves": its range is about as wide as a common log range."""
+
+TRANSFORMS = ("log", "linear", "one_minus", "categorical")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One HP: its name, its transform and its range.
+
+    Attributes:
+        name: as searched.
+        transform: "log" (log2 of the value), "linear", "one_minus" (log2 of 1 - value) or "categorical".
+        low: smallest value searched (numeric HPs).
+        high: largest value searched.
+        default: prior guess of the optimum; the middle of the range in z if None.
+        choices: the values of a categorical HP.
+        integer: round to whole numbers.
+    """
+
+    name: str
+    transform: str
+    low: float = math.nan
+    high: float = math.nan
+    default: float | None = None
+    choices: tuple[Any, ...] = ()
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the transform against the range."""
+        if self.transform not in TRANSFORMS:
+            raise TransferError(
+                f"HP {self.name!r}: transform {self.transform!r} is unknown; "
+                f"use one of {', '.join(TRANSFORMS)}."
+            )
+        if self.transform == "log" and not self.low > 0:
+            raise TransferError(f"HP {self.name!r} has low = {self.low!r} on a log scale; make it positive.")
+        if self.transform == "one_minus" and not self.high < 1:
+            raise TransferError(
+                f"HP {self.name!r} has high = {self.high!r} for log(1 - value); keep it below 1."
+            )
+
+    def forward(self, value: float) -> float:
+        """Value -> natural coordinate, not centred."""
+        if self.transform == "log":
+            return math.log2(value)
+        if self.transform == "one_minus":
+            return -math.log2(1.0 - value)
+        return LINEAR_OCTAVES * value / max(self.high - self.low, 1e-300)
+
+    def backward(self, z: float) -> float | int:
+        """Natural coordinate -> value, clipped to the range and rounded if whole."""
+        if self.transform == "log":
+            value = math.exp2(z)
+        elif self.transform == "one_minus":
+            value = 1.0 - math.exp2(-z)
+        else:
+            value = z * (self.high - self.low) / LINEAR_OCTAVES
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.integer else value

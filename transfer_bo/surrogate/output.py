@@ -1,0 +1,45 @@
+"""From the metric a study records to the y of the surrogate, and back.
+
+Symbols: y = ln loss for a positive loss that is minimised; else the signed metric in units of its own spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Output"]
+
+_SPREAD_IN_Y = 0.1
+"""The middle half of a metric that is no loss spans so much y: about what ln loss spans in a normal study."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """y = ln(value), or y = (sign · value - centre) / scale; smaller y is better."""
+
+    log: bool
+    sign: float = 1.0
+    centre: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, values: Sequence[float], maximise: bool = False) -> Output:
+        """The transform for a set of finite metric values: ln if they are all positive and minimised."""
+        if not maximise and all(value > 0 for value in values):
+            return cls(log=True)
+        signed = [-value if maximise else value for value in values] or [0.0]
+        low, middle, high = (float(q) for q in np.quantile(signed, [0.25, 0.5, 0.75]))
+        spread = (high - low) or max(abs(middle), 1.0)
+        return cls(log=False, sign=-1.0 if maximise else 1.0, centre=middle, scale=spread / _SPREAD_IN_Y)
+
+    def forward(self, value: float) -> float:
+        """Metric -> y."""
+        return math.log(value) if self.log else (self.sign * value - self.centre) / self.scale
+
+    def backward(self, y: float) -> float:
+        """Y -> metric."""
+        return math.exp(min(y, 700.0)) if self.log else self.sign * (y * self.scale + self.centre)

@@ -1,0 +1,104 @@
+"""What is believed before any run: one table per kind of belief, each with its source.
+
+Units: HPs in octaves (log2), axes in doublings, losses in log (y = ln loss). All beliefs are normal
+distributions, given as (mean, sd).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = [
+    "ASYMMETRY",
+    "CURVATURE",
+    "LAW_EXPONENT",
+    "MULTIPLIES",
+    "drift_prior",
+    "hp_kind",
+]
+
+Normal = tuple[float, float]
+
+# How a raw HP name is read. The first match of a word in the name decides; anything else is "other".
+_WORDS: dict[str, tuple[str, ...]] = {
+    "lr": ("lr", "learning_rate", "eta"),
+    "weight_decay": ("weight_decay", "wd", "decay"),
+    "batch": ("batch", "bs"),
+    "beta": ("beta", "beta1", "beta2", "momentum"),
+    "eps": ("eps", "epsilon"),
+    "init_std": ("init_std", "init"),
+    "residual": ("residual",),
+}
+
+
+def hp_kind(name: str) -> str:
+    """The kind of a freely named HP: "peak_lr" -> "lr", "batch_tokens" -> "batch", "dropout" -> "other"."""
+    lowered = name.lower()
+    parts = set(lowered.replace(".", "_").replace("-", "_").split("_"))
+    for kind, words in _WORDS.items():
+        if any(word in parts or ("_" in word and word in lowered) for word in words):
+            return kind
+    return "other"
+
+
+# ln of the relative curvature of the bowl, ln c_i, for one HP against another. The common scale of all of
+# them is learned. Learning rates are steep everywhere; betas, eps and decay are shallow.
+CURVATURE: dict[str, Normal] = {"lr": (0.0, 0.8), "batch": (0.0, 0.8), "residual": (-0.5, 1.0)}
+CURVATURE_OTHER: Normal = (-1.5, 1.2)
+
+# κ_i: how much steeper the bowl is above the optimum than below (1/octave). Learning rates have a cliff.
+ASYMMETRY: dict[str, Normal] = {"lr": (0.4, 0.3)}
+ASYMMETRY_OTHER: Normal = (0.0, 0.3)
+
+# α_a: exponent of the loss law along an axis. Width .52 (2512.22768), N .34 and D .28 (Chinchilla), with
+# room. More batch at the same number of tokens means fewer steps, so its sign is open.
+LAW_EXPONENT: dict[str, Normal] = {"batch": (0.0, 0.3)}
+LAW_EXPONENT_OTHER: Normal = (0.4, 0.25)
+
+# Drift of the optimum in base coordinates, octaves per doubling. A parametrization claims 0. The spread is
+# what sources disagree on: the duration exponent of the LR is -1/2, -.3 or 0 (so about ±.2); width and depth
+# are settled better (one grid step over the whole range in 2512.22382).
+BASE_DRIFT_SD: dict[str, float] = {"width": 0.1, "depth": 0.1, "n_params": 0.1}
+BASE_DRIFT_SD_OTHER = 0.2
+
+# Drift in raw coordinates by (HP kind, axis): mean and spread over the independent sources of exponents
+# (Complete(d)P in raw form, Lingle, DeepSeek, Porian, Bjorck, Zhou, Zhang, Marin; first authors):
+#   lr vs N: -.5, -.33, -.48, -.125, -.36, -.22      lr vs D: -.5, +.26, -.125, -.5, -.35, -.3
+#   batch vs N: 0, .33, .70, 0                       batch vs D: .57, .33, .47
+# Widths: N grows as width² at fixed depth, so an exponent in width is twice that in N; lr ∝ 1/width is the
+# theory for hidden matrices under Adam. Depth: N grows linearly with depth.
+RAW_DRIFT: dict[tuple[str, str], Normal] = {
+    ("lr", "n_params"): (-0.34, 0.20),
+    ("lr", "tokens"): (-0.25, 0.25),
+    ("lr", "width"): (-0.67, 0.35),
+    ("lr", "depth"): (-0.34, 0.35),
+    ("lr", "batch"): (0.4, 0.25),
+    ("batch", "n_params"): (0.26, 0.33),
+    ("batch", "tokens"): (0.46, 0.15),
+}
+RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
+
+
+def drift_prior(
+    name: str, axis: str, coordinates: str, overrides: Mapping[str, Mapping[str, Normal]] | None = None
+) -> Normal:
+    """Prior (mean, sd) of the drift of one HP's optimum along one axis, octaves per doubling.
+
+    Args:
+        name: the HP.
+        axis: the scale axis.
+        coordinates: "base" (a parametrization claims no drift) or "raw".
+        overrides: the user's own, `{hp: {axis: (mean, sd)}}`.
+    """
+    if overrides and axis in overrides.get(name, {}):
+        mean, sd = overrides[name][axis]
+        return float(mean), float(sd)
+    if coordinates == "base":
+        return 0.0, BASE_DRIFT_SD.get(axis, BASE_DRIFT_SD_OTHER)
+    return RAW_DRIFT.get((hp_kind(name), axis), RAW_DRIFT_OTHER)
+
+
+# The bowl is closest to a sum over HPs in coordinates in which each one acts alone. A group multiplier acts
+# as the product with its kind's common value; weight decay acts through lr·λ, the rate of AdamW's averaging
+# (Wang & Aitchison 2405.13698). So log2 of these HPs is taken together with log2 of that other HP.
+MULTIPLIES: dict[str, str] = {"weight_decay": "lr"}

@@ -1,0 +1,62 @@
+"""Will a run diverge? A Bayesian logistic model whose boundary moves with scale and with every HP.
+
+    P(diverges | x) = logistic(b + a·v + m·s)
+
+Priors: b ~ N(-4, 2²): divergence is rare; a ~ N(1, .7²) per octave for learning rates, whose cliff lies
+above, N(0, .5²) for other HPs; m ~ N(0, .5²) per doubling. Only typed outcomes are used: a finished or
+stopped run is stable, a diverged one is not, anything else says nothing. The posterior is Laplace's.
+
+Symbols: Φ = (1, v, s), n x q; w = (b, a, m).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.priors import hp_kind
+
+__all__ = ["Stability"]
+
+
+class Stability:
+    """P(diverges) over rows of the surrogate's input.
+
+    Args:
+        coordinates: HPs and axes.
+        X: rows of finished, stopped and diverged runs (n x (d+k+a)).
+        diverged: which of them diverged (n), bool.
+    """
+
+    def __init__(self, coordinates: Coordinates, X: Tensor, diverged: Tensor) -> None:
+        self._d, self._a = coordinates.d, coordinates.a
+        steep = torch.tensor([hp_kind(dim.name) == "lr" for dim in coordinates.numeric], dtype=torch.bool)
+        self._mean = torch.cat([torch.tensor([-4.0]), steep.double(), torch.zeros(self._a)]).double()
+        sd = [torch.tensor([2.0]), torch.where(steep, 0.7, 0.5), torch.full((self._a,), 0.5)]
+        precision = torch.diag(1 / torch.cat(sd).double() ** 2)
+        w = self._mean.clone()
+        features, target = self._features(X), diverged.double()
+        information = precision
+        for _ in range(50 if diverged.any() else 0):  # with no diverged run the prior is the honest answer
+            chance = torch.sigmoid(features @ w)
+            gradient = features.T @ (target - chance) - precision @ (w - self._mean)
+            information = (features.T * (chance * (1 - chance))) @ features + precision
+            step = torch.linalg.solve(information, gradient)
+            w = w + step / max(1.0, float(step.abs().max()))  # Newton, at most one unit at a time
+            if step.abs().max() < 1e-8:
+                break
+        self.w, self.covariance = w, torch.linalg.inv(information)
+        self.any_diverged = bool(diverged.any())
+
+    def _features(self, X: Tensor) -> Tensor:
+        tail = X[..., X.shape[-1] - self._a :] if self._a else X[..., :0]
+        return torch.cat([torch.ones_like(X[..., :1]), X[..., : self._d], tail], -1)
+
+    def probability(self, X: Tensor) -> Tensor:
+        """P(diverges) of each row (n), its uncertainty averaged out (MacKay's approximation)."""
+        features = self._features(X)
+        spread = ((features @ self.covariance) * features).sum(-1)
+        return torch.sigmoid((features @ self.w) / torch.sqrt(1 + math.pi * spread / 8))

@@ -1,0 +1,157 @@
+"""Everything the project knows after some runs: `Surrogate`, made from plain run records.
+
+Symbols: as in `coordinates`, `landscape` and `gp`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from transfer_bo.errors import TransferError
+from transfer_bo.history import Outcome, Run, Settings
+from transfer_bo.scale import Scale
+from transfer_bo.surrogate import gp, priors
+from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.surrogate.landscape import Landscape
+from transfer_bo.surrogate.output import Output
+from transfer_bo.surrogate.stability import Stability
+
+__all__ = ["Surrogate"]
+
+
+class Surrogate:
+    """The fitted surrogate of a study.
+
+    Args:
+        runs: all runs; those without a scale are ignored.
+        dimensions: the searched HPs.
+        settings: ladder, target, coordinates, drift prior.
+        maximise: whether larger metrics are better.
+        start: an earlier surrogate of the same study, to start the fit from.
+
+    Attributes:
+        X, y: rows and transformed losses of the runs that count (finished; stopped ones by their estimate).
+        drift_prior: mean and sd of the drift, each d x a, octaves per doubling.
+
+    Raises:
+        TransferError: if no run has finished.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        dimensions: Sequence[Dimension],
+        settings: Settings,
+        maximise: bool = False,
+        start: Surrogate | None = None,
+    ) -> None:
+        self.runs = [run for run in runs if run.scale is not None]
+        self.settings = settings
+        finished = [run for run in self.runs if run.outcome is Outcome.FINISHED]
+        if not finished:
+            raise TransferError("No run has finished yet, so there is nothing to fit; run some trials first.")
+        scales = [*settings.scales, settings.target, *(run.scale for run in self.runs if run.scale)]
+        axes = [axis for axis in settings.base if len({scale[axis] for scale in scales}) > 1]
+        self.coordinates = Coordinates(dimensions, settings.base, axes)
+        self.output = Output.of([run.loss for run in finished if run.loss is not None], maximise)
+        rows, ys = [], []
+        for run in self.runs:
+            y = self._estimate(run, finished)
+            if y is not None:
+                rows.append(self.row(run))
+                ys.append(y)
+        self.X, self.y = torch.stack(rows), torch.tensor(ys, dtype=torch.double)
+        self.drift_prior = self._drift()
+        self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
+        earlier = (
+            start.model if start is not None and start.coordinates.names == self.coordinates.names else None
+        )
+        self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape, earlier)
+        self.theta = self.model.covar_module.theta
+        told = [
+            run for run in self.runs if run.outcome in (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED)
+        ]
+        self.stability = Stability(
+            self.coordinates,
+            torch.stack([self.row(run) for run in told]),
+            torch.tensor([run.outcome is Outcome.DIVERGED for run in told]),
+        )
+
+    def row(self, run: Run) -> Tensor:
+        """X of a run (d + k + a)."""
+        assert run.scale is not None
+        return self.coordinates.row(run.params, run.scale)
+
+    def rows(self, v: Tensor, scale: Scale, flags: Tensor | None = None) -> Tensor:
+        """Rows at one scale from v (n x d) and category flags (k; the best known ones if None)."""
+        flags = self.best_flags() if flags is None else flags
+        tail = torch.cat([flags, self.coordinates.s(scale)])
+        return torch.cat([v, tail.expand(len(v), -1)], -1)
+
+    def best_flags(self) -> Tensor:
+        """One-hot of the category with the least effect for each categorical HP (k)."""
+        effects = self.landscape.get(self.theta, "w")
+        flags, position = torch.zeros_like(effects), 0
+        for dim in self.coordinates.categorical:
+            width = len(dim.choices)
+            flags[position + int(effects[position : position + width].argmin())] = 1.0
+            position += width
+        return flags
+
+    def pending(self) -> Tensor:
+        """Rows of running trials whose HPs and rung are known (m x (d+k+a))."""
+        names = set(self.coordinates.names)
+        rows = [
+            self.row(run) for run in self.runs if run.outcome is Outcome.RUNNING and names <= set(run.params)
+        ]
+        return torch.stack(rows) if rows else self.X[:0]
+
+    def latent(self, scale: Scale, x: Tensor | None = None, pending: bool = False) -> gp.Latent:
+        """Posterior of the landscape and of the optimum at a scale."""
+        return self.model.latent(self.coordinates.s(scale), x, self.pending() if pending else None)
+
+    def draws_in_z(self, draws: Tensor, latent: gp.Latent) -> Tensor:
+        """The optimum of each draw of ξ in natural coordinates, kept inside the box (count x d)."""
+        z = (draws @ latent.path_map().T) @ self.coordinates.unmix.T
+        return torch.minimum(torch.maximum(z, self.coordinates.z_low), self.coordinates.z_high)
+
+    def _drift(self) -> tuple[Tensor, Tensor]:
+        table = [
+            [
+                priors.drift_prior(dim.name, axis, self.settings.coordinates, self.settings.drift_prior)
+                for axis in self.coordinates.axes
+            ]
+            for dim in self.coordinates.numeric
+        ]
+        both = torch.tensor(table, dtype=torch.double).reshape(self.coordinates.d, self.coordinates.a, 2)
+        return both[..., 0], both[..., 1]
+
+    def _level(self) -> float:
+        """Prior guess of y at the base scale's optimum: the best run of the scale nearest to the base."""
+        s = self.X[:, self.X.shape[1] - self.coordinates.a :]
+        distance = s.abs().sum(-1)
+        return float(self.y[distance <= distance.min() + 1e-9].min())
+
+    def _estimate(self, run: Run, finished: Sequence[Run]) -> float | None:
+        """Y of a run: measured if it finished; if it was stopped, what its curve says beside finished ones.
+
+        A stopped run ends as far above the best finished run of its scale as it was at its last report. Its
+        excess is large, so the fit holds it to a wide tolerance.
+        """
+        if run.outcome is Outcome.FINISHED and run.loss is not None:
+            return self.output.forward(run.loss)
+        if run.outcome is not Outcome.PRUNED or not run.curve:
+            return None
+        progress, last = max(run.curve.items())
+        peers = [peer for peer in finished if peer.scale == run.scale and progress in peer.curve]
+        usable = math.isfinite(last) and (last > 0 or not self.output.log)
+        if not peers or not usable:
+            return None
+        best = min(self.output.forward(peer.curve[progress]) for peer in peers)
+        end = min(self.output.forward(peer.loss) for peer in peers if peer.loss is not None)
+        return end + max(0.0, self.output.forward(last) - best)
