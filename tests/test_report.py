@@ -1,0 +1,262 @@
+"""The report: complete, self-contained, safe, and there at any moment of a study."""
+
+import dataclasses
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
+
+from transfer_bo import plots
+from transfer_bo.history import Outcome, Run
+from transfer_bo.report import write_report
+
+URL = "postgresql://me:secret@db.example/x"
+STUDY_FILE = f'name = "x"\nseed = 3\nstorage = "{URL}"\n'
+SECTIONS = ["settings", "prediction", "landscape", "drift", "importance", "compute", "provenance"]
+
+
+class _Parsed(HTMLParser):
+    """Every tag with its attributes, and the text outside of tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words += data + " "
+
+    def all(self, tag: str, attribute: str) -> list[str | None]:
+        """The attribute's value of every such tag that has it."""
+        return [attrs[attribute] for name, attrs in self.tags if name == tag and attribute in attrs]
+
+
+def _write(tmp_path: Path, runs: list[Run], fit: FakeFit | None = None, **options: Any) -> str:
+    fit = fit or FakeFit(runs, hps=["lr", "lr.embedding"])
+    study = options.pop("study", None) or make_study(runs, fit.settings)
+    path = write_report(
+        study, tmp_path / "report.html", title=options.pop("title", "A study"), fit=fit, **options
+    )  # type: ignore[arg-type]
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a study that has run to its end."""
+    runs = make_runs()
+    table = pd.DataFrame({"name": ["embed", "layers.0.q"], "lr": [1.0, 0.25]})
+    return _write(
+        tmp_path_factory.mktemp("report"),
+        runs,
+        FakeFit(runs),
+        tensor_table=table,
+        provenance={"seed": 3, "study file": STUDY_FILE, "storage": URL},
+    )
+
+
+def test_a_verified_study_shows_everything(verified: str) -> None:
+    """Verdict, each HP with value and interval, each section, four figures, the tensors, all runs."""
+    page = _Parsed(verified)
+    fit = FakeFit([])
+
+    assert [*SECTIONS[:-1], "tensors", SECTIONS[-1]] == page.all("section", "id")
+    assert 4 == len(page.all("img", "src"))
+    assert "The measured value lies inside the interval." in page.words
+    assert "better than the control run with the documented defaults" in page.words
+    for hp, (best, low, high) in fit.optimum(TARGET).items():
+        assert hp in page.words
+        assert f"{best:.4g}" in page.words
+        assert f"{low:.3g} to {high:.3g}" in page.words
+    assert "layers.0.q" in page.words
+    assert "All 42 runs" in page.words
+    assert "lr.embedding: the interval spans most of its range." in page.words
+
+
+def test_the_file_needs_nothing_else(verified: str) -> None:
+    """No script, no link out, no style sheet, no picture from elsewhere."""
+    page = _Parsed(verified)
+
+    assert all(str(src).startswith("data:image/svg+xml;base64,") for src in page.all("img", "src"))
+    assert all(str(href).startswith("#") for href in page.all("a", "href"))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"url\(|@import|https?://", verified)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_text_and_never_code(tmp_path: Path) -> None:
+    """A study, an HP or an error with HTML, a formula or an unusual letter in its name is shown as it is."""
+    attack = "<script>alert('1')</script><img src=x onerror=alert(1)> & $\\frac$ 学"
+    runs = [
+        dataclasses.replace(run, params={attack if hp == "lr" else hp: v for hp, v in run.params.items()})
+        for run in make_runs()
+    ]
+    fit = FakeFit(runs, hps=[attack, "lr.embedding"])
+    study = make_study(runs, fit.settings, name=attack)
+    page = _Parsed(_write(tmp_path, runs, fit, study=study, title=attack, provenance={attack: attack + "\n"}))
+
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert [] == page.all("img", "onerror")
+    assert page.words.count(attack) >= 6
+
+
+def test_passwords_are_left_out_everywhere(verified: str) -> None:
+    """A storage URL may stand in the provenance, in the study file and in an error's text."""
+    assert "secret" not in verified
+    assert verified.count("postgresql://me:***@db") >= 3
+
+
+def test_where_it_comes_from(verified: str) -> None:
+    """The study file is shown with the hash of what was given; versions and seed are there."""
+    page = _Parsed(verified)
+
+    assert hashlib.sha256(STUDY_FILE.encode()).hexdigest() in page.words
+    assert STUDY_FILE.replace("secret", "***") in page.words
+    for name in ("torch", "optuna", "commit of transfer_bo", "sampler's seed", "Python"):
+        assert name in page.words
+
+
+def test_the_prediction_is_the_one_made_before_the_run(tmp_path: Path) -> None:
+    """The surrogate learns from the verification, so its present prediction would be no test of it."""
+    runs = make_runs()
+    fit = FakeFit(runs)
+    study = make_study(runs, fit.settings)
+    fit.law = lambda scale: 9.0  # type: ignore[method-assign]  # what the fit says by now
+    before = FakeFit([]).law(TARGET)
+    page = _Parsed(_write(tmp_path, runs, fit, study=study))
+
+    assert f"{before:.4f}  [{before - 0.04:.4f}, {before + 0.04:.4f}]" in page.words
+
+
+def test_a_miss_is_called_a_miss(tmp_path: Path) -> None:
+    """A measured loss outside the interval is said in words and in the table."""
+    runs = [dataclasses.replace(r, loss=3.0) if r.purpose == "verify" else r for r in make_runs()]
+    page = _Parsed(_write(tmp_path, runs))
+
+    assert "outside the interval" in page.words
+    assert " outside " in page.words.replace("outside the interval", "")
+    assert "verdict bad" in page.all("div", "class")
+
+
+def test_a_verification_that_diverged_is_told(tmp_path: Path) -> None:
+    """No measured loss is a result too."""
+    runs = [
+        dataclasses.replace(r, loss=None, outcome=Outcome.DIVERGED) if r.purpose == "verify" else r
+        for r in make_runs()
+    ]
+
+    assert "did not give a loss" in _Parsed(_write(tmp_path, runs)).words
+
+
+def test_no_verification_yet(tmp_path: Path) -> None:
+    """The projection is shown, and that nobody has checked it."""
+    page = _Parsed(_write(tmp_path, make_runs(verified=False)))
+
+    assert "has not been verified" in page.words
+    assert "No run at the target has been made yet" in page.words
+    assert "verified at the target" not in page.words
+    assert 4 == len(page.all("img", "src"))
+
+
+def test_one_rung_and_one_run_are_enough(tmp_path: Path) -> None:
+    """Everything can be drawn from the first finished run on."""
+    runs = make_runs(1, verified=False, rungs=1)
+    page = _Parsed(_write(tmp_path, runs, FakeFit(runs, rungs=1)))
+
+    assert 4 == len(page.all("img", "src"))
+    assert "1 / 1" in page.words
+
+
+@pytest.mark.parametrize("with_settings", [False, True])
+@pytest.mark.parametrize(
+    "outcomes", [[], [Outcome.DIVERGED], [Outcome.ERROR, Outcome.PRUNED]], ids=["none", "diverged", "mixed"]
+)
+def test_nothing_finished_is_said_in_words(
+    tmp_path: Path, outcomes: list[Outcome], with_settings: bool
+) -> None:
+    """Without a finished run there is no fit, but there is a report; here the real `fit_study` says why."""
+    runs = [
+        Run(number, {"lr": 0.1}, LADDER[0], outcome, None, seconds=1.0)
+        for number, outcome in enumerate(outcomes)
+    ]
+    study = make_study(runs, FakeFit(runs).settings if with_settings else None)
+    page = _Parsed(write_report(study, tmp_path / "report.html", title="Early").read_text())
+
+    assert SECTIONS == page.all("section", "id")
+    assert "There is no projection yet." in page.words
+    assert f"0 / {len(runs)}" in page.words
+    assert [] == page.all("img", "src")
+
+
+def test_a_trial_without_a_scale_is_listed(tmp_path: Path) -> None:
+    """A trial that never asked for its rung must not break the report."""
+    runs = make_runs(5, verified=False)
+    runs.append(Run(5, {}, None, Outcome.ERROR, None))
+
+    assert "no scale stored" in _Parsed(_write(tmp_path, runs)).words
+
+
+def test_compute_counts_stopped_runs_as_far_as_they_got(tmp_path: Path) -> None:
+    """Two runs at one rung, one stopped at a quarter: 1.25 runs, in runs at the target."""
+    done, stopped = Outcome.FINISHED, Outcome.PRUNED
+    runs = [
+        Run(0, {"lr": 0.01}, LADDER[3], done, 2.5, {1.0: 2.5}, 7000.0),
+        Run(1, {"lr": 0.02}, LADDER[3], stopped, None, {0.25: 2.9}, 200.0),
+    ]
+    fit = FakeFit(runs, hps=["lr"])
+    share = 1.25 * fit.settings.cost(LADDER[3]) / fit.settings.cost(TARGET)
+    page = _Parsed(_write(tmp_path, runs, fit))
+
+    assert f" {share:.3f} " in page.words
+    assert "2.0 h" in page.words
+
+
+def test_many_hps_keep_the_most_important_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader is told what is not drawn, and the table holds every HP."""
+    monkeypatch.setattr(plots, "MAX_PANELS", 2)
+    runs = make_runs(4, verified=False)
+    fit = FakeFit(runs)
+    page = _Parsed(_write(tmp_path, runs, fit))
+
+    assert "The 2 most important HPs; 3 more are in the tables." in page.words
+    assert all(hp in page.words for hp in fit.hps)
+    assert 4 == len(plots.draw_landscape(fit).axes)
+
+
+def test_larger_may_be_better(tmp_path: Path) -> None:
+    """For a metric that is maximised the best of a rung is its largest."""
+    study = optuna.create_study(direction="maximize")
+    runs = make_runs(8, verified=False)
+    fit = FakeFit(runs)
+    study.set_user_attr("transfer_bo:settings", fit.settings.to_json())
+    study.add_trials(make_study(runs).trials)
+    best = max(run.loss for run in runs if run.loss is not None)
+
+    assert f" {best:.4g} " in _Parsed(_write(tmp_path, runs, fit, study=study)).words
+
+
+def test_the_same_study_gives_the_same_file(tmp_path: Path) -> None:
+    """Two reports of one study are equal, byte by byte, and the second replaces the first."""
+    runs = make_runs()
+    study = make_study(runs, FakeFit(runs).settings)
+    first = _write(tmp_path, runs, study=study)
+
+    assert first == _write(tmp_path, runs, study=study)
+    assert ["report.html"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    """`runs/<name>/` need not exist yet."""
+    path = write_report(make_study([]), tmp_path / "a" / "b" / "r.html", title="x")
+
+    assert path == tmp_path / "a" / "b" / "r.html"
+    assert path.is_file()

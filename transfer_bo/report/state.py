@@ -1,0 +1,115 @@
+"""What a report reads from a study: runs, fit, suggestion, and the runs at the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transfer_bo.errors import TransferError
+from transfer_bo.history import Outcome, Run, Settings, read_runs, read_settings
+from transfer_bo.runners.verify import CONTROL_ATTR, PREDICTION_ATTR
+from transfer_bo.scale import Scale
+
+if TYPE_CHECKING:
+    from transfer_bo.projection import Projection, Suggestion
+
+__all__ = ["Check", "State", "read_state"]
+
+_SAYS_SOMETHING = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
+"""Outcomes that say something about the HPs: the others may be the machine's fault."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A run at the target: what for, with which HPs, what was predicted before it and what came out."""
+
+    number: int
+    name: str
+    purpose: str
+    scale: Scale
+    params: dict[str, Any]
+    outcome: Outcome
+    loss: float | None
+    predicted: tuple[float, float, float] | None
+    """Mean, low and high of the loss, as predicted before the run."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the report reads from a study."""
+
+    study: Any
+    runs: list[Run]
+    settings: Settings | None
+    fit: Projection | None
+    suggestion: Suggestion | None
+    missing: str
+    """Why there is no projection; empty if there is one."""
+    checks: list[Check]
+    maximise: bool
+
+    @property
+    def verified(self) -> Check | None:
+        """The latest finished run of a suggestion at the target."""
+        done = [
+            c for c in self.checks if c.purpose == "verify" and c.predicted and c.outcome in _SAYS_SOMETHING
+        ]
+        return done[-1] if done else None
+
+    @property
+    def controls(self) -> list[Check]:
+        """The latest control run of each name at the scale of the verified one."""
+        if self.verified is None:
+            return []
+        done = [c for c in self.checks if c.purpose == "control" and c.outcome in _SAYS_SOMETHING]
+        return list({c.name: c for c in done if c.scale == self.verified.scale}.values())
+
+
+def read_state(study: Any, fit: Projection | None) -> State:
+    """Everything that can be known about a study now; without a fit, one is made if there are runs for it."""
+    missing, settings, suggestion = "", None, None
+    try:
+        settings = read_settings(study)
+        if fit is None:
+            from transfer_bo.projection import fit_study
+
+            fit = fit_study(study)
+        suggestion = fit.suggest()
+    except TransferError as error:
+        missing = str(error)
+    runs = read_runs(study)
+    return State(
+        study=study,
+        runs=runs,
+        settings=settings,
+        fit=fit,
+        suggestion=suggestion,
+        missing=missing,
+        checks=_read_checks(study, runs),
+        maximise=study.direction.name == "MAXIMIZE",
+    )
+
+
+def _read_checks(study: Any, runs: Sequence[Run]) -> list[Check]:
+    attrs = {trial.number: trial.user_attrs for trial in study.get_trials(deepcopy=False)}
+    checks = []
+    for run in runs:
+        if run.purpose == "search" or run.scale is None:
+            continue
+        said = attrs[run.number].get(PREDICTION_ATTR)
+        checks.append(
+            Check(
+                number=run.number,
+                name="suggestion"
+                if run.purpose == "verify"
+                else str(attrs[run.number].get(CONTROL_ATTR, "control")),
+                purpose=run.purpose,
+                scale=run.scale,
+                params=run.params,
+                outcome=run.outcome,
+                loss=run.loss,
+                predicted=(said["loss"], *said["interval"]) if said else None,
+            )
+        )
+    return checks
