@@ -185,6 +185,15 @@ def test_model_traces_as_one_graph() -> None:
     torch.testing.assert_close(model(tokens), compiled(tokens))
 
 
+def test_bfloat16_autocast_gives_nearly_the_same_logits() -> None:
+    """In mixed precision the model runs without a cast that torch warns of, and stays near full precision."""
+    model, tokens = small(torch.float32), some_tokens(2, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(tokens)
+
+    torch.testing.assert_close(model(tokens), mixed.float(), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("build", "word"),
     [

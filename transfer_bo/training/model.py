@@ -71,7 +71,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.size(-1),), self.weight, self.eps)
+        # Under autocast x may be bfloat16; one dtype for both keeps the fused kernel.
+        return F.rms_norm(x, (x.size(-1),), self.weight.to(x.dtype), self.eps)
 
 
 def rope_tables(length: int, head_size: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,8 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
     (a, b) -> (a cos - b sin, b cos + a sin); swapping the halves is a roll by K/2.
     """
-    return x_BHTK * cos_TK + x_BHTK.roll(x_BHTK.size(-1) // 2, -1) * sin_TK
+    turned_BHTK = x_BHTK * cos_TK + x_BHTK.roll(x_BHTK.size(-1) // 2, -1) * sin_TK
+    return turned_BHTK.to(x_BHTK.dtype)
 
 
 class Attention(nn.Module):
@@ -116,7 +118,7 @@ class Attention(nn.Module):
         v_BHTK = self.v(x_BTD).view(heads).transpose(1, 2)
         q_BHTK, k_BHTK = rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BHTK, cos_TK, sin_TK)
         # Scaled by K^-1/2. Head size is fixed, so muP's K^-1 would differ by a constant only.
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK.to(q_BHTK.dtype), is_causal=True)
+        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
         out: Tensor = self.o(y_BHTK.transpose(1, 2).flatten(2))
         return out
 
