@@ -459,7 +459,17 @@ def test_wrapped_models():
         p.clip_grad_norm_(wrapped, 1.0)
 
 
-@pytest.mark.parametrize(("alpha"), [0.4, 1.1, math.nan])
+def test_the_random_state_is_left_alone():
+    """Neither comparing builds nor initialising changes what the caller draws next."""
+    torch.manual_seed(0)
+    model = Model(TARGET)
+    before = torch.get_rng_state()
+    parametrize(Model, BASE, TARGET).initialize(model, seed=3)
+
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("alpha", [0.4, 1.1, math.nan])
 def test_alpha_outside_its_range(alpha):
     """α outside [1/2, 1] is an error."""
     with pytest.raises(TransferError, match=r"alpha = .* lies outside \[0.5, 1\]"):

@@ -1,4 +1,4 @@
-"""How a model is built up: its stacks of blocks, where each tensor stands in them, how its layer is called."""
+"""How a model is built up: its stacks of blocks, where a tensor stands in them, how its layer is called."""
 
 from __future__ import annotations
 
