@@ -183,7 +183,7 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
     @property
     def floor(self) -> float:
         """σ, the sd of the noise of one run near the optimum, ln loss."""
-        return math.sqrt(float(self.likelihood.second_noise_covar.noise))
+        return math.sqrt(float(self.likelihood.second_noise_covar.noise.detach()))
 
     def noise(self, X: Tensor) -> Tensor:
         """Variance of one run about f (n), as far as it can be told from the fitted bowl."""
@@ -279,6 +279,7 @@ class Latent:
         T = self.path_map()
         return T @ self.mean, T @ self.covariance @ T.T
 
+    @torch.no_grad()
     def regret_drop(self, X: Tensor) -> Tensor:
         """How much one more run at each row should lower the excess loss at the scale (n), in ln loss.
 
@@ -297,7 +298,9 @@ class Latent:
         """Draws of ξ (count x latent)."""
         values, vectors = torch.linalg.eigh(self.covariance)
         half = vectors * values.clamp(min=0).sqrt()
-        return self.mean + torch.randn(count, len(values), dtype=torch.double, generator=generator) @ half.T
+        standard = torch.randn(count, len(values), dtype=torch.double, generator=generator)
+        draws: Tensor = self.mean + standard @ half.T
+        return draws
 
 
 def fit(X: Tensor, y: Tensor, landscape: Landscape, start: LandscapeGP | None = None) -> LandscapeGP:

@@ -143,11 +143,13 @@ class Landscape:
 
     def values(self, theta: Tensor, X: Tensor) -> Tensor:
         """The f of each row; θ (p), X (n x (d+k+a)) -> (n)."""
-        return self._values(theta, X)
+        f: Tensor = self._values(theta, X)
+        return f
 
     def jacobian(self, theta: Tensor, X: Tensor) -> Tensor:
         """∂f/∂θ for each row (n x p)."""
-        return self._jacobian(theta, X)
+        J: Tensor = self._jacobian(theta, X)
+        return J
 
     def split(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Its v (... x d), one-hot (... x k), s (... x a) of rows."""

@@ -1,0 +1,111 @@
+"""The loss law and the bowl, against their definitions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_bo import Scale
+from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.surrogate.landscape import Landscape, _asymmetric
+
+BASE = Scale(width=32, tokens=1e5)
+
+
+def landscape(d: int = 3) -> Landscape:
+    """A landscape over d HPs and two axes, one of them categorical with two choices."""
+    dimensions = [Dimension(f"hp{i}", "log", 1e-3, 1e3) for i in range(d)]
+    dimensions.append(Dimension("kind", "categorical", choices=("a", "b")))
+    coordinates = Coordinates(dimensions, BASE, ["width", "tokens"])
+    zero = torch.zeros(d, 2, dtype=torch.double)
+    return Landscape(coordinates, (zero, zero + 0.2), level=1.0)
+
+
+def random_theta(shape: Landscape, seed: int) -> torch.Tensor:
+    """A draw from the prior."""
+    generator = torch.Generator().manual_seed(seed)
+    return shape.mean + shape.sd * torch.randn(shape.p, dtype=torch.double, generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_curvature_is_half_the_hessian_at_the_optimum(seed: int) -> None:
+    """H(s) is what second derivatives of the bowl say at ψ(s)."""
+    shape = landscape()
+    theta, s = random_theta(shape, seed), torch.tensor([1.0, 2.0], dtype=torch.double)
+    optimum = shape.path(theta, s)
+
+    hessian = torch.func.hessian(lambda v: shape.bowl(theta, v, s))(optimum + 1e-9)
+
+    assert torch.allclose(hessian / 2, shape.curvature(theta, s), rtol=1e-5, atol=1e-12)
+
+
+@given(st.integers(0, 10_000), st.lists(st.floats(-6, 6), min_size=3, max_size=3))
+def test_the_path_is_the_minimum(seed: int, offset: list[float]) -> None:
+    """The bowl is 0 on the path of the optimum and positive off it."""
+    shape = landscape()
+    theta, s = random_theta(shape, seed), torch.tensor([2.0, -1.0], dtype=torch.double)
+    optimum = shape.path(theta, s)
+    moved = torch.tensor(offset, dtype=torch.double)
+
+    assert float(shape.bowl(theta, optimum, s)) == 0.0
+    assert float(shape.bowl(theta, optimum + moved, s)) >= 0.0
+    if moved.abs().max() > 0.1:
+        assert float(shape.bowl(theta, optimum + moved, s)) > 0.0
+
+
+def test_path_moves_by_the_drift() -> None:
+    """Two doublings of an axis move the optimum by twice its drift."""
+    shape = landscape()
+    theta = shape.mean.clone()
+    theta[shape.part("B")] = torch.tensor([0.5, 0, 0, -0.25, 0, 0], dtype=torch.double)
+    origin = shape.path(theta, torch.zeros(2, dtype=torch.double))
+
+    moved = shape.path(theta, torch.tensor([2.0, 4.0], dtype=torch.double)) - origin
+
+    assert moved.tolist() == [1.0, -1.0, 0.0]
+
+
+def test_law_follows_its_formula() -> None:
+    """L(s) = l0 + ln(e + (1-e) Σ ω 2^(-αs)), with numbers put in by hand."""
+    shape = landscape()
+    theta = shape.mean.clone()
+    theta[shape.part("l0")] = math.log(3.0)
+    theta[shape.part("e")] = math.log(0.25 / 0.75)
+    theta[shape.part("omega")] = torch.tensor([math.log(2.0), 0.0], dtype=torch.double)
+    theta[shape.part("alpha")] = torch.tensor([0.5, 0.3], dtype=torch.double)
+
+    law = shape.law(theta, torch.tensor([2.0, 5.0], dtype=torch.double))
+
+    expected = 3.0 * (0.25 + 0.75 * (2 / 3 * 2**-1.0 + 1 / 3 * 2**-1.5))
+    assert math.exp(law) == pytest.approx(expected, rel=1e-12)
+
+
+def test_jacobian_matches_finite_differences() -> None:
+    """∂f/∂θ agrees with central differences of f."""
+    shape = landscape()
+    theta = random_theta(shape, 1)
+    X = torch.tensor([[0.3, -0.2, 1.0, 1, 0, 1.0, 2.0], [1.0, 0.1, -0.5, 0, 1, 0.0, 1.0]], dtype=torch.double)
+    steps = 1e-5 * torch.eye(shape.p, dtype=torch.double)
+
+    numeric = torch.stack(
+        [(shape.values(theta + h, X) - shape.values(theta - h, X)) / 2e-5 for h in steps], -1
+    )
+
+    assert torch.allclose(shape.jacobian(theta, X), numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_asymmetry_steepens_the_upper_side() -> None:
+    """q is t² without asymmetry, steeper above and flatter below with it, and finite far away."""
+    t = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.double)
+    kappa = torch.tensor(0.5, dtype=torch.double)
+
+    bent = _asymmetric(t, kappa)
+
+    assert torch.allclose(_asymmetric(t, torch.tensor(1e-9, dtype=torch.double)), t**2)
+    assert torch.allclose(bent, 2 * (torch.exp(kappa * t) - kappa * t - 1) / kappa**2)
+    assert (bent[2:] > t[2:] ** 2).all()
+    assert (bent[:2] < t[:2] ** 2).all()
+    assert torch.isfinite(_asymmetric(torch.tensor(1e4, dtype=torch.double), kappa))
