@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 
 from transfer_bo import Outcome, TransferError
 from transfer_bo.history import PURPOSE_ATTR, read_runs
-from transfer_bo.runners.storage import WORKER_ATTR, open_study, reap, worker_identity
+from transfer_bo.runners.storage import WORKER_ATTR, open_study, reap, requeue, worker_identity
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -41,9 +42,8 @@ def test_a_storage_that_cannot_be_opened_is_refused(
 ) -> None:
     """The sentence names file, key and value, and the disk stays as it was."""
     path = write_study(with_storage(url))
-    with sqlite3.connect(tmp_path / "other.db") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute("create table birds (name text)")
-    connection.close()
     study_file = load_study_file(path)
     before = sorted(tmp_path.rglob("*"))
 
@@ -83,6 +83,20 @@ def test_reading_a_study_that_was_never_run_writes_nothing(write_study: WriteStu
         open_study(study_file)
 
     assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_a_database_that_is_just_being_made_holds_nothing_yet(write_study: WriteStudy) -> None:
+    """Asking for the status in a run's first second is no error of the database's."""
+    study_file = load_study_file(write_study())
+    study_file.out.mkdir(parents=True)
+    file = study_file.out / "study.db"
+
+    for statement in ("", "create table studies (study_id integer)"):
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute(statement)
+        file.touch()
+        with pytest.raises(TransferError, match="nothing has run"):
+            open_study(study_file)
 
 
 def test_a_changed_study_is_refused_by_key(write_study: WriteStudy) -> None:
@@ -126,7 +140,7 @@ def running(study: optuna.Study, *, here: bool = True, purpose: str | None = Non
 
 
 def test_trials_of_the_dead_are_preempted(write_study: WriteStudy) -> None:
-    """A dead worker's trial says nothing about its HPs; planned ones are queued again."""
+    """A dead worker's trial says nothing about its HPs; those of other machines may well be alive."""
     study_file = load_study_file(write_study())
     study = open_study(study_file, definition=study_file.definition())
     own = running(study)
@@ -140,9 +154,6 @@ def test_trials_of_the_dead_are_preempted(write_study: WriteStudy) -> None:
     assert Outcome.PREEMPTED == runs[own].outcome
     assert Outcome.PREEMPTED == runs[check].outcome
     assert Outcome.RUNNING == runs[foreign].outcome
-    assert [Outcome.WAITING] == [run.outcome for run in runs[3:]]
-    assert {"lr": 0.5} == study.trials[3].system_attrs["fixed_params"]
-    assert WORKER_ATTR not in study.trials[3].user_attrs
 
 
 def test_only_the_dead_worker_is_reaped(write_study: WriteStudy) -> None:
@@ -154,3 +165,19 @@ def test_only_the_dead_worker_is_reaped(write_study: WriteStudy) -> None:
     assert 0 == reap(study, pid=worker_identity()["pid"] + 1)
     assert Outcome.RUNNING == read_runs(study)[own].outcome
     assert 1 == reap(study, pid=worker_identity()["pid"])
+
+
+def test_planned_trials_are_queued_again_once(write_study: WriteStudy) -> None:
+    """Preemption must not lose the defaults' place; a verification is queued again by `verify` itself."""
+    study_file = load_study_file(write_study())
+    study = open_study(study_file, definition=study_file.definition())
+    running(study)
+    running(study, purpose="verify")
+    reap(study)
+
+    requeue(study)
+    requeue(study)
+
+    outcomes = [run.outcome for run in read_runs(study)]
+    assert [Outcome.PREEMPTED, Outcome.PREEMPTED, Outcome.WAITING] == outcomes
+    assert {"lr": 0.5} == study.trials[2].system_attrs["fixed_params"]

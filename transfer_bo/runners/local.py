@@ -26,7 +26,7 @@ from transfer_bo.errors import TransferError
 from transfer_bo.history import read_runs
 from transfer_bo.runners.progress import ENDED, Progress
 from transfer_bo.runners.search import enqueue_defaults, search_is_over
-from transfer_bo.runners.storage import check_storage, open_study, reap
+from transfer_bo.runners.storage import check_storage, open_study, reap, requeue
 from transfer_bo.runners.trial import StudyTask
 from transfer_bo.runners.verify import Job, Verification, judge, known_suggestion, plan
 from transfer_bo.study_file import StudyFile
@@ -150,6 +150,7 @@ class Pool:
         if code == 0:
             return
         reap(self._study, pid=worker.process.pid)
+        requeue(self._study)
         if code == 2:
             raise TransferError(said.strip() or f"A worker stopped without saying why; see {self._log}.")
         if self._restarts >= MAX_RESTARTS * self._file.run.workers:
@@ -217,6 +218,7 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
     study = open_study(study_file, definition=task.definition())
     with _only_one(study_file) as lock:
         reap(study)
+        requeue(study)
         enqueue_defaults(study, task)
         if search_is_over(task, study):
             return False

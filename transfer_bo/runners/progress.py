@@ -255,7 +255,7 @@ class Progress:
             return f"{duration_text(elapsed)} gone"
         # Running trials reserve their whole cost, which says nothing about the rate.
         done = spent_so_far(self._study, [run for run in runs if run.outcome is not Outcome.RUNNING])
-        rate = max(0.0, done - self._spent_before) / elapsed
+        rate = max(0.0, done - self._spent_before) / max(elapsed, 1e-9)
         left = (
             f"about {duration_text(max(0.0, self._budget - done) / rate)} left"
             if rate > 0

@@ -21,11 +21,19 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from transfer_bo.errors import TransferError
-from transfer_bo.history import OUTCOME_ATTR, PURPOSE_ATTR, Outcome
+from transfer_bo.history import OUTCOME_ATTR, PURPOSE_ATTR, Outcome, read_run
 from transfer_bo.runners.pruner import RungPruner
 from transfer_bo.study_file import StudyFile
 
-__all__ = ["DEFINITION_ATTR", "WORKER_ATTR", "check_storage", "open_study", "reap", "worker_identity"]
+__all__ = [
+    "DEFINITION_ATTR",
+    "WORKER_ATTR",
+    "check_storage",
+    "open_study",
+    "reap",
+    "requeue",
+    "worker_identity",
+]
 
 DEFINITION_ATTR = "transfer_bo:definition"
 """Study attribute: `StudyFile.definition()` and the text's fingerprint when the first trial was stored."""
@@ -96,7 +104,7 @@ def _check_sqlite(study_file: StudyFile, file: Path) -> None:
         raise study_file.says("run.storage", f"{file} is read-only; make it writable.")
 
 
-def _connect(url: str) -> optuna.storages.RDBStorage:
+def _connect(url: str, *, create: bool) -> optuna.storages.RDBStorage:
     engine: dict[str, Any] = {}
     if url.startswith("sqlite"):
         engine = {"connect_args": {"timeout": BUSY_SECONDS}}
@@ -107,6 +115,7 @@ def _connect(url: str) -> optuna.storages.RDBStorage:
             engine_kwargs=engine,
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
+            skip_table_creation=not create,
         )
 
 
@@ -136,9 +145,13 @@ def open_study(
         raise _nothing_yet(study_file)
     if is_new_file:
         file.parent.mkdir(parents=True, exist_ok=True)
-    storage = _connect(study_file.storage_url)
     try:
+        storage = _connect(study_file.storage_url, create=definition is not None)
         study = optuna.load_study(study_name=study_file.name, storage=storage, sampler=sampler, pruner=pruner)
+    except (sqlalchemy.exc.OperationalError, optuna.exceptions.StorageInternalError):
+        if definition is not None:
+            raise
+        raise _nothing_yet(study_file) from None  # the tables are missing, or just being made
     except KeyError:
         if definition is None:
             raise _nothing_yet(study_file) from None
@@ -182,9 +195,6 @@ def worker_identity() -> dict[str, Any]:
 def reap(study: optuna.Study, *, pid: int | None = None) -> int:
     """Mark the running trials of dead workers of this machine as preempted.
 
-    A trial of the search that was enqueued with fixed HPs is enqueued again: its place in the plan must not
-    be lost. (A verification run is queued again by the next `verify`.)
-
     Args:
         study: The study.
         pid: The dead worker; None for all workers of this machine, when it is known that none is alive.
@@ -210,8 +220,18 @@ def reap(study: optuna.Study, *, pid: int | None = None) -> int:
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             continue  # another process marked it first
         count += 1
-        fixed = trial.system_attrs.get("fixed_params")
-        if fixed and PURPOSE_ATTR not in trial.user_attrs:
-            kept = {k: v for k, v in trial.user_attrs.items() if k not in (WORKER_ATTR, OUTCOME_ATTR)}
-            study.enqueue_trial(fixed, user_attrs=kept)
     return count
+
+
+def requeue(study: optuna.Study) -> None:
+    """Queue planned trials of the search (with fixed HPs) again whose only runs were preempted."""
+    planned = [
+        (trial.system_attrs["fixed_params"], read_run(trial).outcome)
+        for trial in study.get_trials(deepcopy=False)
+        if "fixed_params" in trial.system_attrs and PURPOSE_ATTR not in trial.user_attrs
+    ]
+    settled = [params for params, outcome in planned if outcome is not Outcome.PREEMPTED]
+    for params, _ in planned:
+        if params not in settled:
+            study.enqueue_trial(params)
+            settled.append(params)

@@ -10,7 +10,7 @@ from torch import nn
 
 from transfer_bo.errors import TransferError
 from transfer_bo.history import PROGRESS_STEPS, PURPOSE_ATTR
-from transfer_bo.parametrization import parametrize
+from transfer_bo.parametrization import RULES, parametrize
 from transfer_bo.runners.storage import WORKER_ATTR, worker_identity
 from transfer_bo.scale import Ladder, Scale
 from transfer_bo.space import split_name
@@ -29,13 +29,16 @@ class StudyTask:
         study_file: The checked study file.
 
     Raises:
-        TransferError: if the text is missing or too short, or an HP names a group the model does not have.
+        TransferError: if the text is missing or too short, the rule is not known, or an HP names a group that
+            the model does not have.
     """
 
     def __init__(self, study_file: StudyFile) -> None:
         self.file = study_file
         self.ladder = Ladder(study_file.proxies)
         self.space = study_file.hp_space
+        if study_file.parametrization.rule not in RULES:
+            raise study_file.says("parametrization.rule", f"no such rule; use one of {', '.join(RULES)}.")
         try:
             self.corpus = load_text(study_file.data_source, token_dtype=study_file.data.token_dtype)
         except TransferError as error:

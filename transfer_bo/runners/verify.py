@@ -110,8 +110,8 @@ class Verification:
                 words.append(f"The control run with the {name} gave no loss (it diverged or failed).")
                 continue
             gain = (self.measured - loss if self.maximize else loss - self.measured) / abs(loss)
-            kind = "better" if gain > 0 else "worse" if gain < 0 else "better or worse"
-            words.append(f"It is {abs(gain):.2%} {kind} than the control run with the {name}, {loss:.4f}.")
+            compared = f"{abs(gain):.2%} {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+            words.append(f"It is {compared} the control run with the {name}, {loss:.4f}.")
         return " ".join(words)
 
 

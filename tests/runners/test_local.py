@@ -1,0 +1,186 @@
+"""Worker processes: a study runs to its end, survives a killed worker and Ctrl-C, and repeats nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from rich.console import Console
+
+from transfer_bo import Outcome, TransferError
+from transfer_bo.history import Run, read_runs
+from transfer_bo.runners import local
+from transfer_bo.runners.storage import WORKER_ATTR, open_study
+from transfer_bo.study_file import load_study_file
+
+WriteStudy = Callable[..., Path]
+Start = Callable[[Path], "subprocess.Popen[str]"]
+SECONDS = 120
+LONG = ("tokens = 512", "tokens = 40_000")  # the first rung, where the first trial runs: a few seconds
+DEFAULTS = {"lr": 0.01, "lr.embedding": 1.0}
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `transfer-bo run FILE` as a process; what is left of it is ended after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "transfer_bo.cli", "run", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def search(path: Path) -> str:
+    """Search in this process (the workers are their own); what is shown."""
+    shown = io.StringIO()
+    local.run_search(load_study_file(path), Console(file=shown, width=160))
+    return shown.getvalue()
+
+
+def read(path: Path) -> list[Run]:
+    """All runs of a study file's study."""
+    return read_runs(open_study(load_study_file(path)))
+
+
+def running_trial(path: Path) -> tuple[int, int]:
+    """Wait until a trial is being trained: its number and the process id of its worker."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        try:
+            trials = open_study(load_study_file(path)).get_trials(deepcopy=False)
+        except (TransferError, optuna.exceptions.StorageInternalError):  # the database is just being made
+            continue
+        for trial in trials:
+            if trial.state == optuna.trial.TrialState.RUNNING and trial.intermediate_values:
+                return trial.number, trial.user_attrs[WORKER_ATTR]["pid"]
+    raise AssertionError("no trial started")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_study_runs_verifies_and_is_not_repeated(write_study: WriteStudy) -> None:
+    """Two workers make the asked number of trials; a second run and a second verification add none."""
+    path = write_study(("trials = 4", "trials = 4\n[run]\nworkers = 2"))
+    study_file, shown = load_study_file(path), Console(file=io.StringIO())
+
+    said = search(path)
+    searched = read(path)
+    assert not local.run_search(study_file, shown)
+    assert searched == read(path)
+    first = local.run_verification(study_file, shown)
+    verified = read(path)
+    second = local.run_verification(study_file, shown)
+
+    assert len(searched) in (4, 5)  # both workers may start a last trial at the same moment
+    assert DEFAULTS == searched[0].params
+    assert study_file.proxies[0] == searched[0].scale
+    assert "trial 0 at width 16" in said
+    assert ["control", "verify"] == sorted(run.purpose for run in verified[len(searched) :])
+    assert {Outcome.FINISHED} == {run.outcome for run in verified}
+    assert verified == read(path)
+    assert first == second
+    assert {"documented defaults"} == set(first.control)
+
+
+def test_a_killed_worker_costs_one_trial_only(write_study: WriteStudy) -> None:
+    """Its trial is preempted, planned HPs run again, and a new worker makes the rest."""
+    path = write_study(LONG, ("trials = 4", "trials = 2"))
+    killed: list[int] = []
+
+    def kill() -> None:
+        number, pid = running_trial(path)
+        os.kill(pid, signal.SIGKILL)
+        killed.append(number)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    said = search(path)
+    killer.join()
+
+    runs = read(path)
+    assert [0] == killed
+    assert "A worker died (exit code -9)" in said
+    assert [Outcome.PREEMPTED, Outcome.FINISHED, Outcome.FINISHED] == [run.outcome for run in runs]
+    assert DEFAULTS == runs[1].params
+
+
+def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start) -> None:
+    """Ctrl-C: the exit code says so, the message says how to go on, and no worker is left."""
+    path = write_study(LONG)
+    process = start(path)
+
+    _, pid = running_trial(path)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=SECONDS)
+
+    assert 130 == process.returncode
+    assert f"Stopped. Finished trials are kept; go on with: transfer-bo run {path}\n" == said
+    assert not is_alive(pid)
+    assert [Outcome.PREEMPTED] == [run.outcome for run in read(path)]
+
+
+def test_a_killed_run_leaves_no_worker_and_goes_on(write_study: WriteStudy, start: Start) -> None:
+    """When the parent is gone the worker stops; the next run finds the machine and the plan as they were."""
+    path = write_study(LONG, ("trials = 4", "trials = 1"))
+    process = start(path)
+
+    _, pid = running_trial(path)
+    process.kill()
+    process.communicate()
+    search(path)
+
+    assert not is_alive(pid)
+    assert [Outcome.PREEMPTED, Outcome.FINISHED] == [run.outcome for run in read(path)]
+    assert DEFAULTS == read(path)[1].params
+
+
+def test_a_study_runs_once_at_a_time(write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run of the same study says so instead of taking the cores from the first."""
+    study_file = load_study_file(write_study())
+    monkeypatch.setattr(local, "STOP_SECONDS", 0.0)
+
+    with local._only_one(study_file), pytest.raises(TransferError, match="is running already"):
+        local.run_search(study_file, Console(file=io.StringIO()))
+
+
+def test_workers_that_keep_dying_end_the_run(
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bounded number of new workers the log is named instead."""
+    study_file = load_study_file(write_study())
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+
+    with pytest.raises(TransferError, match=r"died 4 times, last with exit code 1; look into .*workers\.log"):
+        local.run_search(study_file, Console(file=io.StringIO()))
