@@ -73,7 +73,7 @@ def running_trial(path: Path) -> tuple[int, int]:
         time.sleep(0.2)
         try:
             trials = open_study(load_study_file(path)).get_trials(deepcopy=False)
-        except (TransferError, optuna.exceptions.StorageInternalError):  # the database is just being made
+        except TransferError:  # nothing yet
             continue
         for trial in trials:
             if trial.state == optuna.trial.TrialState.RUNNING and trial.intermediate_values:

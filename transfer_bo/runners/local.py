@@ -126,8 +126,9 @@ class Pool:
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops the workers
             )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(spec) + "\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # dead already; `wait` will find out
+            process.stdin.write(json.dumps(spec) + "\n")
+            process.stdin.flush()
         return process
 
     def wait(self, tick: Callable[[], None], note: Callable[[str], None]) -> None:

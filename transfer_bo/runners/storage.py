@@ -104,6 +104,17 @@ def _check_sqlite(study_file: StudyFile, file: Path) -> None:
         raise study_file.says("run.storage", f"{file} is read-only; make it writable.")
 
 
+def _is_complete(file: Path) -> bool:
+    """Whether Optuna has finished making this SQLite file; until then a reader would get in its way."""
+    if not file.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            return connection.execute("select * from alembic_version").fetchone() is not None
+        except sqlite3.OperationalError:
+            return False
+
+
 def _connect(url: str, *, create: bool) -> optuna.storages.RDBStorage:
     engine: dict[str, Any] = {}
     if url.startswith("sqlite"):
@@ -139,11 +150,10 @@ def open_study(
     check_storage(study_file)
     sampler = sampler or optuna.samplers.RandomSampler()
     pruner = RungPruner()
-    file = Path(study_file.storage_url.removeprefix("sqlite:///"))
-    is_new_file = study_file.storage_url.startswith("sqlite:///") and not file.exists()
-    if definition is None and is_new_file:
-        raise _nothing_yet(study_file)
-    if is_new_file:
+    if study_file.storage_url.startswith("sqlite:///"):
+        file = Path(study_file.storage_url.removeprefix("sqlite:///"))
+        if definition is None and not _is_complete(file):
+            raise _nothing_yet(study_file)
         file.parent.mkdir(parents=True, exist_ok=True)
     try:
         storage = _connect(study_file.storage_url, create=definition is not None)
@@ -151,7 +161,7 @@ def open_study(
     except (sqlalchemy.exc.OperationalError, optuna.exceptions.StorageInternalError):
         if definition is not None:
             raise
-        raise _nothing_yet(study_file) from None  # the tables are missing, or just being made
+        raise _nothing_yet(study_file) from None  # the tables are missing
     except KeyError:
         if definition is None:
             raise _nothing_yet(study_file) from None

@@ -52,21 +52,23 @@ def _stop_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _pin(slot: int, threads: int) -> None:
-    """Keep to own cores, so that workers don't push each other around; nothing where that isn't possible."""
-    if not hasattr(os, "sched_setaffinity"):
+def _pin(slot: int, workers: int, threads: int) -> None:
+    """Keep several workers out of each other's way, a core of its own for each thread.
+
+    Where there are not enough cores, or the system has no such call, they stay free to move.
+    """
+    if workers == 1 or not hasattr(os, "sched_setaffinity"):
         return
     cores = sorted(os.sched_getaffinity(0))
-    own = cores[slot * threads : (slot + 1) * threads]
-    if len(own) == threads:
-        os.sched_setaffinity(0, own)
+    if workers * threads <= len(cores):
+        os.sched_setaffinity(0, cores[slot * threads : (slot + 1) * threads])
 
 
 def _work(spec: dict[str, Any]) -> None:
     from transfer_bo.study_file import StudyFile
 
     study_file = StudyFile.model_validate_json(json.dumps(spec["study"]))
-    _pin(spec["slot"], study_file.run.threads)
+    _pin(spec["slot"], study_file.run.workers, study_file.run.threads)
 
     import optuna
     import torch
