@@ -172,7 +172,7 @@ class Transformer(nn.Module):
 
         Held-out loss at width 32, depth 2, 400k bytes of text, learning rate 2^-5 (mean of 2-6 seeds, of sd
         .03): 2.05 as here; embedding std .5, .25, .1: 2.03, 2.11, 2.14; unembedding x .5, x .1, x 0: 2.05,
-        2.17, 2.26; o and down x .5, x 0: 2.02, 2.03. Only the smaller ones clearly lose.
+        2.17, 2.26; o and down x .5, x 0: 2.02, 2.03. Only a small embedding or unembedding clearly loses.
         """
         for module in self.modules():
             if isinstance(module, RMSNorm):
