@@ -152,8 +152,7 @@ class Projection:
         for i in range(coordinates.d):
             z = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(33, 1)
             z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), 33)
-            bowl = torch.func.vmap(surrogate.landscape.bowl, in_dims=(None, 0, None))
-            spreads.append(float(bowl(surrogate.theta, z @ coordinates.mix.T, s).var()))
+            spreads.append(float(surrogate.landscape.bowl(surrogate.theta, z @ coordinates.mix.T, s).var()))
         total = sum(spreads)
         return {name: spread / total for name, spread in zip(self.hps, spreads, strict=True)}
 
@@ -208,7 +207,7 @@ class Projection:
         draws = latent.draw(DRAWS, torch.Generator().manual_seed(self.settings.seed + 1))
         s = surrogate.coordinates.s(scale)
         theta, jitter, error = draws[:, : landscape.p], draws[:, landscape.p : -1], draws[:, -1]
-        bowl = torch.func.vmap(landscape.bowl, in_dims=(0, 0, None))(theta, v - jitter, s)
+        bowl = landscape.bowl(theta, v - jitter, s)
         flags = surrogate.best_flags()
         # The law is taken linear about its most probable form: draws of its parameters leave the curved ridge
         # on which it fits the runs, and would bias the loss upwards.
@@ -233,13 +232,12 @@ class Projection:
         theta = draws[:, : landscape.p].clone()
         theta[:, landscape.part("kappa")] = landscape.get(surrogate.theta, "kappa")
         jitter = draws[:, landscape.p : landscape.p + landscape.d]
-        bowls = torch.func.vmap(landscape.bowl, in_dims=(0, 0, None))
         start, _ = latent.optimum()
         v = coordinates.clip(start).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([v], lr=0.05)
         for _ in range(60):
             optimiser.zero_grad()
-            expected = bowls(theta, v - jitter, s).mean()
+            expected = landscape.bowl(theta, v - jitter, s).mean()
             if surrogate.stability.any_diverged:
                 expected = (
                     expected

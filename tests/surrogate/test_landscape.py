@@ -83,10 +83,13 @@ def test_law_follows_its_formula() -> None:
     assert math.exp(law) == pytest.approx(expected, rel=1e-12)
 
 
-def test_jacobian_matches_finite_differences() -> None:
-    """∂f/∂θ agrees with central differences of f."""
+@pytest.mark.parametrize("kappa", [None, 1e-4, 5.0])
+def test_jacobian_matches_finite_differences(kappa: float | None) -> None:
+    """∂f/∂θ agrees with central differences of f, for any, a tiny and a cliff-like asymmetry."""
     shape = landscape()
     theta = random_theta(shape, 1)
+    if kappa is not None:
+        theta[shape.part("kappa")] = kappa
     X = torch.tensor([[0.3, -0.2, 1.0, 1, 0, 1.0, 2.0], [1.0, 0.1, -0.5, 0, 1, 0.0, 1.0]], dtype=torch.double)
     steps = 1e-5 * torch.eye(shape.p, dtype=torch.double)
 
@@ -97,15 +100,31 @@ def test_jacobian_matches_finite_differences() -> None:
     assert torch.allclose(shape.jacobian(theta, X), numeric, rtol=1e-5, atol=1e-8)
 
 
+def test_without_axes_the_law_is_a_constant() -> None:
+    """A study at one scale has one level, and no parameter of the law but l0 acts."""
+    coordinates = Coordinates([Dimension("lr", "log", 1e-3, 1e3)], BASE, [])
+    empty = torch.zeros(1, 0, dtype=torch.double)
+    shape = Landscape(coordinates, (empty, empty), level=1.5)
+    theta, x = random_theta(shape, 0), torch.tensor([[0.4]], dtype=torch.double)
+
+    J = shape.jacobian(theta, x)
+
+    assert torch.allclose(shape.law(theta, x[:, 1:]), theta[shape.part("l0")])
+    assert float(J[0, shape.part("l0")]) == 1.0
+    assert float(J[0, shape.part("e")]) == 0.0
+
+
 def test_asymmetry_steepens_the_upper_side() -> None:
     """q is t² without asymmetry, steeper above and flatter below with it, and finite far away."""
     t = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.double)
     kappa = torch.tensor(0.5, dtype=torch.double)
 
-    bent = _asymmetric(t, kappa)
+    bent, _, _ = _asymmetric(t, kappa)
+    straight, _, _ = _asymmetric(t, torch.tensor(1e-9, dtype=torch.double))
+    far, _, _ = _asymmetric(torch.tensor(1e4, dtype=torch.double), kappa)
 
-    assert torch.allclose(_asymmetric(t, torch.tensor(1e-9, dtype=torch.double)), t**2)
+    assert torch.allclose(straight, t**2)
     assert torch.allclose(bent, 2 * (torch.exp(kappa * t) - kappa * t - 1) / kappa**2)
     assert (bent[2:] > t[2:] ** 2).all()
     assert (bent[:2] < t[:2] ** 2).all()
-    assert torch.isfinite(_asymmetric(torch.tensor(1e4, dtype=torch.double), kappa))
+    assert torch.isfinite(far)

@@ -101,8 +101,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         """J (... x n x p) at the point of linearisation; the training inputs' is computed once."""
         if self._memory is not None and self._memory[0].shape == X.shape and torch.equal(self._memory[0], X):
             return self._memory[1]
-        rows = X.reshape(-1, X.shape[-1])
-        J = self.landscape.jacobian(self.theta, rows).reshape(*X.shape[:-1], -1)
+        J = self.landscape.jacobian(self.theta, X)
         if not X.requires_grad:
             J = J.detach()
             if X.ndim == 2 and self.training:
@@ -146,9 +145,9 @@ class _LinearisedMean(gpytorch.means.Mean):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self._kernel[0]
-        rows = x.reshape(-1, x.shape[-1])
-        f = kernel.landscape.values(kernel.theta, rows).reshape(x.shape[:-1])
-        return f + kernel.jacobian(x) @ (kernel.landscape.mean - kernel.theta)
+        return kernel.landscape.values(kernel.theta, x) + kernel.jacobian(x) @ (
+            kernel.landscape.mean - kernel.theta
+        )
 
 
 class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
@@ -336,7 +335,7 @@ def fit(X: Tensor, y: Tensor, landscape: Landscape, start: LandscapeGP | None = 
 def _excess(landscape: Landscape, theta: Tensor, X: Tensor) -> Tensor:
     """The fitted bowl at each row (n): ln loss above the optimum of its scale."""
     v, _, s = landscape.split(X)
-    return torch.func.vmap(landscape.bowl, in_dims=(None, 0, 0))(theta, v, s)
+    return landscape.bowl(theta, v, s)
 
 
 def _first_guess(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:

@@ -93,8 +93,6 @@ class Landscape:
         add("w", torch.zeros(k), 0.1 * one)
         self.mean, self.sd = torch.cat(means), torch.cat(sds)
         self._upper = torch.triu_indices(d, d, 1) if pairs else None
-        self._jacobian = torch.func.vmap(torch.func.grad(self._one), in_dims=(None, 0))
-        self._values = torch.func.vmap(self._one, in_dims=(None, 0))
 
     @property
     def p(self) -> int:
@@ -111,20 +109,12 @@ class Landscape:
         return self._blocks[name].part
 
     def law(self, theta: Tensor, s: Tensor) -> Tensor:
-        """L(s): ln loss at the optimum; θ (... x p), s (a) -> (...)."""
-        e = self.get(theta, "e").squeeze(-1)
-        l0 = self.get(theta, "l0").squeeze(-1)
-        if self.a == 0:
-            return l0
-        log_shares = (
-            torch.log_softmax(self.get(theta, "omega"), -1) - math.log(2) * self.get(theta, "alpha") * s
-        )
-        reducible = torch.nn.functional.logsigmoid(-e) + torch.logsumexp(log_shares, -1)
-        return l0 + torch.logaddexp(torch.nn.functional.logsigmoid(e), reducible)
+        """L(s): ln loss at the optimum; θ (... x p), s (... x a) -> (...)."""
+        return self.get(theta, "l0").squeeze(-1) + torch.logsumexp(self._log_shares(theta, s), -1)
 
     def path(self, theta: Tensor, s: Tensor) -> Tensor:
-        """ψ(s): the optimum in v; θ (... x p), s (a) -> (... x d)."""
-        return self.get(theta, "u") + self.get(theta, "B") @ s
+        """ψ(s): the optimum in v; θ (... x p), s (... x a) -> (... x d)."""
+        return self.get(theta, "u") + (self.get(theta, "B") * s.unsqueeze(-2)).sum(-1)
 
     def curvature(self, theta: Tensor, s: Tensor) -> Tensor:
         """H(s) (d x d): the bowl near its optimum is (v - ψ)ᵀ H (v - ψ), ln loss per octave²; θ (p)."""
@@ -134,49 +124,91 @@ class Landscape:
         return H
 
     def bowl(self, theta: Tensor, v: Tensor, s: Tensor) -> Tensor:
-        """Excess ln loss over the optimum; θ (p), v (d), s (a) -> ()."""
-        c = torch.exp(self.get(theta, "lnc"))
-        root = c.sqrt()
-        t = (self._coupling(theta) @ (root * (v - self.path(theta, s)))) / root
-        excess = (c * _asymmetric(t, self.get(theta, "kappa"))).sum()
-        return excess * torch.exp(self._log_scale(theta, s))
+        """Excess ln loss over the optimum; θ (... x p), v (... x d), s (... x a) -> (...)."""
+        root = torch.exp(self.get(theta, "lnc") / 2)
+        a = root * (v - self.path(theta, s))
+        t = (self._coupling(theta) @ a.unsqueeze(-1)).squeeze(-1) / root
+        q, _, _ = _asymmetric(t, self.get(theta, "kappa"))
+        return (root**2 * q).sum(-1) * torch.exp(self._log_scale(theta, s))
 
     def values(self, theta: Tensor, X: Tensor) -> Tensor:
-        """The f of each row; θ (p), X (n x (d+k+a)) -> (n)."""
-        f: Tensor = self._values(theta, X)
-        return f
+        """The f of each row; θ (p), X (... x (d+k+a)) -> (...)."""
+        v, flags, s = self.split(X)
+        return self.law(theta, s) + self.bowl(theta, v, s) + flags @ self.get(theta, "w")
 
     def jacobian(self, theta: Tensor, X: Tensor) -> Tensor:
-        """∂f/∂θ for each row (n x p)."""
-        J: Tensor = self._jacobian(theta, X)
-        return J
+        """∂f/∂θ for each row, by hand for speed; θ (p), X (... x (d+k+a)) -> (... x p)."""
+        v, flags, s = self.split(X)
+        shares = torch.softmax(self._log_shares(theta, s), -1)  # of e, then of each axis, in the law
+        reducible = shares[..., 1:]
+        e = torch.sigmoid(self.get(theta, "e"))
+        omega = torch.softmax(self.get(theta, "omega"), -1)
+        parts = {
+            "l0": torch.ones_like(shares[..., :1]),
+            # Without an axis nothing is reducible, whatever e is.
+            "e": (shares[..., :1] * (1 - e) - reducible.sum(-1, keepdim=True) * e) * (self.a > 0),
+            "omega": reducible - omega * reducible.sum(-1, keepdim=True),
+            "alpha": -math.log(2) * s * reducible,
+        }
+        scale = torch.exp(self._log_scale(theta, s)).unsqueeze(-1)
+        c = torch.exp(self.get(theta, "lnc"))
+        root = c.sqrt()
+        coupling = self._coupling(theta)
+        a = root * (v - self.path(theta, s))
+        t = (a @ coupling.T) / root
+        q, q_t, q_kappa = _asymmetric(t, self.get(theta, "kappa"))
+        by_b = scale * root * q_t  # b = √c t
+        by_a = by_b @ coupling
+        by_u = -by_a * root
+        parts |= {
+            "g": scale * (c * q).sum(-1, keepdim=True),
+            "gamma": scale * (c * q).sum(-1, keepdim=True) * s,
+            "lnc": scale * c * (q - 0.5 * t * q_t) + 0.5 * by_a * a,
+            "kappa": scale * c * q_kappa,
+            "u": by_u,
+            "B": (by_u.unsqueeze(-1) * s.unsqueeze(-2)).flatten(-2),
+            "w": flags,
+        }
+        if self._upper is not None:
+            parts["N"] = by_b[..., self._upper[0]] * a[..., self._upper[1]]
+        return torch.cat([parts[name] for name in self._blocks if name in parts], -1)
 
     def split(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Its v (... x d), one-hot (... x k), s (... x a) of rows."""
         return X[..., : self.d], X[..., self.d : self.d + self.k], X[..., self.d + self.k :]
 
-    def _one(self, theta: Tensor, x: Tensor) -> Tensor:
-        v, flags, s = self.split(x)
-        categories = (self.get(theta, "w") * flags).sum()
-        return self.law(theta, s) + self.bowl(theta, v, s) + categories
+    def _log_shares(self, theta: Tensor, s: Tensor) -> Tensor:
+        """Logarithms of the law's terms, e first, then each axis's; their sum is 1 at s = 0 (... x (1 + a))."""
+        e = self.get(theta, "e")
+        axes = torch.log_softmax(self.get(theta, "omega"), -1) - math.log(2) * self.get(theta, "alpha") * s
+        floor = torch.nn.functional.logsigmoid(e if self.a else e + math.inf)  # no axis: all of it stays
+        reducible = torch.nn.functional.logsigmoid(-e) + axes
+        return torch.cat([floor.expand(*reducible.shape[:-1], 1), reducible], -1)
 
     def _log_scale(self, theta: Tensor, s: Tensor) -> Tensor:
         return self.get(theta, "g").squeeze(-1) + (self.get(theta, "gamma") * s).sum(-1)
 
     def _coupling(self, theta: Tensor) -> Tensor:
-        """I + N (d x d)."""
-        identity = torch.eye(self.d, dtype=theta.dtype)
+        """I + N; θ (... x p) -> (... x d x d)."""
+        coupling = torch.eye(self.d, dtype=theta.dtype).expand(*theta.shape[:-1], -1, -1)
         if self._upper is None:
-            return identity
-        return identity.index_put((self._upper[0], self._upper[1]), self.get(theta, "N"))
+            return coupling
+        coupling = coupling.clone()
+        coupling[..., self._upper[0], self._upper[1]] = self.get(theta, "N")
+        return coupling
 
 
-def _asymmetric(t: Tensor, kappa: Tensor) -> Tensor:
-    """q(t; κ) = 2 (e^{κt} - κt - 1) / κ², by its series where κt is small; elementwise."""
+def _asymmetric(t: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q(t; κ) = 2 (e^{κt} - κt - 1) / κ², ∂q/∂t and ∂q/∂κ, by series where κt is small; elementwise."""
     x = kappa * t
     small = x.abs() < 1e-2
     safe = torch.where(small, torch.ones_like(x), x)
-    growth = torch.exp(safe.clamp(max=_STEEPEST)) + (safe - _STEEPEST).clamp(min=0) * math.exp(_STEEPEST)
-    exact = 2 * (growth - safe - 1) / safe**2
-    series = 1 + x / 3 + x**2 / 12
-    return t**2 * torch.where(small, series, exact)
+    slope = torch.exp(safe.clamp(max=_STEEPEST))
+    growth = slope + (safe - _STEEPEST).clamp(min=0) * math.exp(_STEEPEST)
+    bend = 2 * (growth - safe - 1) / safe**2
+    tilt = 2 * (slope - 1) / safe
+    by_kappa = (tilt - 2 * bend) / safe
+    q = t**2 * torch.where(small, 1 + x / 3 + x**2 / 12, bend)
+    q_t = t * torch.where(small, 2 + x + x**2 / 3, tilt)
+    q_kappa = t**3 * torch.where(small, 1 / 3 + x / 6 + x**2 / 20, by_kappa)
+    return q, q_t, q_kappa
