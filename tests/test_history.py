@@ -8,7 +8,6 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from transfer_bo.history import (
-    COST_ATTR,
     OUTCOME_ATTR,
     PURPOSE_ATTR,
     SECONDS_ATTR,
@@ -30,7 +29,6 @@ def test_a_finished_trial_is_read_whole() -> None:
             intermediate_values={1000: 1.5, 500: 2.0},
             user_attrs={
                 SCALE_ATTR: {"width": 64},
-                COST_ATTR: 7.0,
                 SECONDS_ATTR: 3.0,
                 PURPOSE_ATTR: "verify",
             },
@@ -43,7 +41,6 @@ def test_a_finished_trial_is_read_whole() -> None:
         outcome=Outcome.FINISHED,
         loss=1.5,
         curve={0.5: 2.0, 1.0: 1.5},
-        cost=7.0,
         seconds=3.0,
         purpose="verify",
     )

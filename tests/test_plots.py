@@ -116,6 +116,23 @@ def test_the_prediction_is_drawn_beside_the_measured() -> None:
     assert right.get_ylim()[1] > 2.5
 
 
+def test_a_skewed_prediction_keeps_the_axis_readable() -> None:
+    """The mean of a heavy tail may lie far outside its interval; the axis holds interval and measured."""
+    fit = FakeFit(make_runs())
+    right = plots.draw_prediction(fit, (3000.0, 2.0, 7.0), [("verify", "suggestion", 2.12)]).axes[1]
+
+    assert right.get_ylim()[1] < 10
+    assert "3000\n[2, 7]" == right.texts[0].get_text()
+
+
+def test_what_is_set_at_the_target_is_marked() -> None:
+    """The suggestion minimises the expected loss, so it need not be where the optimum's marker is."""
+    figure = plots.draw_landscape(FakeFit(make_runs()), chosen={"lr": 0.005})
+    marks = [line.get_xdata()[0] for line in figure.axes[1].lines if line.get_linestyle() == "--"]
+
+    assert [0.005] == marks
+
+
 def test_importance_adds_up_per_column() -> None:
     """The heat map's cells are the shares in percent, a column per scale."""
     fit = FakeFit(make_runs())
@@ -127,7 +144,7 @@ def test_importance_adds_up_per_column() -> None:
 
 def test_drift_has_a_panel_per_axis() -> None:
     """The fitted mean of each HP is drawn at its place."""
-    axes = plots.draw_drift(FakeFit(make_runs()).suggest()).axes
+    axes = plots.draw_drift(FakeFit(make_runs()).suggest().drift).axes
     dots = [line.get_xdata()[0] for line in axes[0].lines if line.get_marker() == "o"]
 
     assert ["width", "depth", "tokens"] == [a.get_title().removeprefix("per doubling of ") for a in axes]
@@ -138,6 +155,6 @@ def test_nothing_is_left_in_pyplot() -> None:
     """A report in a server or a notebook must not touch the user's figures."""
     fit = FakeFit(make_runs())
     plots.draw_landscape(fit)
-    plots.draw_drift(fit.suggest())
+    plots.draw_drift(fit.suggest().drift)
 
     assert [] == matplotlib.pyplot.get_fignums()

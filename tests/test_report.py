@@ -147,6 +147,15 @@ def test_a_miss_is_called_a_miss(tmp_path: Path) -> None:
     assert "verdict bad" in page.all("div", "class")
 
 
+def test_a_control_that_did_better_is_no_success(tmp_path: Path) -> None:
+    """Inside the interval but worse than the defaults: the verdict is not coloured as good."""
+    runs = [dataclasses.replace(r, loss=2.0) if r.purpose == "control" else r for r in make_runs()]
+    page = _Parsed(_write(tmp_path, runs))
+
+    assert "worse than the control run" in page.words
+    assert "verdict mixed" in page.all("div", "class")
+
+
 def test_a_verification_that_diverged_is_told(tmp_path: Path) -> None:
     """No measured loss is a result too."""
     runs = [

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from transfer_bo.history import Run
-    from transfer_bo.projection import Projection, Suggestion
+    from transfer_bo.projection import Projection
 
 __all__ = [
     "LEVEL_SD",
@@ -118,13 +118,21 @@ def _tidy(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def draw_landscape(fit: Projection, *, maximise: bool = False) -> Figure:
+def draw_landscape(
+    fit: Projection, *, chosen: Mapping[str, Any] | None = None, maximise: bool = False
+) -> Figure:
     """A panel per HP: loss against its value per scale, and below it the optimum's path over scale.
 
     Dots are finished runs (their other HPs are where the search put them, so they lie off the curve); curves
     are the fitted loss with the other HPs at that scale's optimum, with a 90% band; the strip below shows the
     optimum's 90% interval at each scale, cheapest on top, the target at the bottom.
+
+    Args:
+        fit: of the study.
+        chosen: what is set at the target, by HP; a dashed line.
+        maximise: whether larger losses are better.
     """
+    chosen = chosen or {}
     scales = _shown_scales(fit)
     colours = _colours(scales, fit.target)
     share = fit.importance(fit.target)
@@ -162,7 +170,9 @@ def draw_landscape(fit: Projection, *, maximise: bool = False) -> Figure:
         for scale in scales:
             values, mean, low, high = curves[hp, scale]
             is_target = scale == fit.target
-            upper.fill_between(values, low, high, color=colours[scale], alpha=0.13, linewidth=0)
+            upper.fill_between(
+                values, low, high, color=colours[scale], alpha=0.15 if is_target else 0.05, linewidth=0
+            )
             upper.plot(values, mean, color=colours[scale], linewidth=2.0 if is_target else 1.3)
             dots = [(r.params[hp], loss) for r, loss in _finished(fit.runs, scale) if hp in r.params]
             upper.scatter([v for v, _ in dots], [y for _, y in dots], s=9, color=colours[scale], alpha=0.5)
@@ -170,6 +180,8 @@ def draw_landscape(fit: Projection, *, maximise: bool = False) -> Figure:
             upper.plot(best, np.interp(best, values, mean), **_optimum_marker(colours[scale], is_target))
         _draw_path(lower, [optima[scale][hp] for scale in scales], [colours[scale] for scale in scales])
         for axes in (upper, lower):
+            if hp in chosen:
+                axes.axvline(chosen[hp], color=TARGET_COLOUR, linewidth=1, linestyle="--", zorder=1.5)
             _log2_axis(axes, curves[hp, fit.target][0])
             _tidy(axes)
             axes.tick_params(labelleft=index % COLUMNS == 0)
@@ -182,7 +194,7 @@ def draw_landscape(fit: Projection, *, maximise: bool = False) -> Figure:
             upper.set_ylabel("loss", fontsize=9)
             lower.set_ylabel(_plain(meaning), fontsize=7)
     figure.legend(
-        handles=_landscape_legend(scales, colours, fit.target),
+        handles=_landscape_legend(scales, colours, fit.target, bool(chosen)),
         loc="upper center",
         ncols=3,
         fontsize=8,
@@ -212,17 +224,19 @@ def _draw_path(axes: Axes, optima: Sequence[tuple[float, float, float]], colours
         axes.plot(best, row, **_optimum_marker(colour, is_target=row == len(optima) - 1))
 
 
-def _landscape_legend(scales: Sequence[Scale], colours: Mapping[Scale, Any], target: Scale) -> list[Line2D]:
-    return [
-        Line2D(
-            [],
-            [],
-            linewidth=2,
-            label=_plain(("target: " if scale == target else "") + scale_label(scale, scales)),
-            **{**_optimum_marker(colours[scale], scale == target), "zorder": 1},
+def _landscape_legend(
+    scales: Sequence[Scale], colours: Mapping[Scale, Any], target: Scale, with_chosen: bool
+) -> list[Line2D]:
+    handles = []
+    for scale in scales:
+        label = _plain(("target: " if scale == target else "") + scale_label(scale, scales))
+        marker = _optimum_marker(colours[scale], scale == target)
+        handles.append(Line2D([], [], linewidth=2, label=label, **marker))
+    if with_chosen:
+        handles.append(
+            Line2D([], [], color=TARGET_COLOUR, linewidth=1, linestyle="--", label="set at the target")
         )
-        for scale in scales
-    ]
+    return handles
 
 
 def _loss_limits(means: Sequence[Sequence[np.ndarray[Any, Any]]], maximise: bool) -> tuple[float, float]:
@@ -243,9 +257,12 @@ def _loss_limits(means: Sequence[Sequence[np.ndarray[Any, Any]]], maximise: bool
     return min(lows) - pad, top + pad
 
 
-def draw_drift(suggestion: Suggestion) -> Figure:
-    """How far the optimum moves per doubling of each axis: posterior and prior, 90% intervals, in octaves."""
-    drift = suggestion.drift
+def draw_drift(drift: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """How far the optimum moves per doubling of each axis: posterior and prior, 90% intervals, in octaves.
+
+    Args:
+        drift: `Suggestion.drift`, its HPs in the order wanted.
+    """
     hps = list(drift)
     names = list(dict.fromkeys(axis for per_axis in drift.values() for axis in per_axis))
     figure = Figure(figsize=(WIDTH_IN, 1.3 + 0.3 * len(hps)), layout="constrained")
@@ -298,7 +315,15 @@ def draw_importance(fit: Projection) -> Figure:
     image = axes.imshow(table, cmap="Blues", aspect="auto", vmin=0, vmax=top)
     for (row, column), value in np.ndenumerate(table):
         ink = "white" if value > 0.6 * top else "black"
-        axes.text(column, row, f"{value:.0f}%", ha="center", va="center", fontsize=8, color=ink)
+        axes.text(
+            column,
+            row,
+            "<1%" if 0 < value < 0.5 else f"{value:.0f}%",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=ink,
+        )
     short, meaning = _short_labels(scales)
     short[-1] += "\n(target)"
     axes.set_xticks(range(len(scales)), short)
@@ -331,21 +356,22 @@ def draw_prediction(
     _draw_runs(left, fit, scales, colours, maximise)
 
     mean, low, high = predicted
-    bars = [[mean - low], [high - mean]]
-    cost = 1.0
-    left.errorbar(cost, mean, yerr=bars, **_PREDICTED)
+    for axes, at in ((left, 1.0), (right, 0.0)):
+        axes.plot([at, at], [low, high], **_INTERVAL)
+        axes.plot(at, mean, **_MEAN)  # a skewed prediction may have its mean outside its interval
     right.axhspan(low, high, color=TARGET_COLOUR, alpha=0.12, linewidth=0)
-    right.errorbar(0, mean, yerr=bars, **_PREDICTED)
-    right.annotate(f"{mean:.4g}\n[{low:.4g}, {high:.4g}]", (0, mean), **_NOTE)
+    right.annotate(f"{mean:.4g}\n[{low:.4g}, {high:.4g}]", (0, min(max(mean, low), high)), **_NOTE)
     names = ["predicted"]
     for purpose, name, loss in measured:
-        left.plot(cost, loss, **_MEASURED[purpose])
+        left.plot(1.0, loss, **_MEASURED[purpose])
         right.plot(len(names), loss, **_MEASURED[purpose])
         right.annotate(f"{loss:.4g}", (len(names), loss), **_NOTE)
         names.append(f"measured:\n{name}")
     right.set_xticks(range(len(names)), [_plain(textwrap.fill(name, 16)) for name in names])
     right.set_xlim(-0.3, len(names) - 0.3)
-    right.margins(y=0.15)
+    ends = [low, high, *[loss for _, _, loss in measured]]
+    margin = 0.15 * (max(ends) - min(ends)) + 1e-12
+    right.set_ylim(min(ends) - margin, max(ends) + margin)
     right.set_ylabel("final loss", fontsize=9)
     right.set_title(_plain(f"At the target: {scale_label(fit.target, scales)}"), fontsize=9)
     for axes in (left, right):
@@ -383,13 +409,8 @@ def _draw_runs(
     axes.set_title("Finished runs over their cost, and the target", fontsize=9)
 
 
-_PREDICTED: dict[str, Any] = {
-    "fmt": "D",
-    "color": TARGET_COLOUR,
-    "capsize": 5,
-    "markersize": 5,
-    "linewidth": 2,
-}
+_INTERVAL: dict[str, Any] = {"color": TARGET_COLOUR, "linewidth": 2, "marker": "_", "markersize": 10}
+_MEAN: dict[str, Any] = {"color": TARGET_COLOUR, "marker": "D", "markersize": 5}
 _MEASURED: dict[str, dict[str, Any]] = {
     "verify": {
         "marker": "*",

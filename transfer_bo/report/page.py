@@ -29,6 +29,7 @@ nav { margin: .6rem 0 1.2rem; font-size: .88rem; } nav a { margin-right: 1.1em; 
         text-decoration: none; }
 .verdict { border-left: 5px solid #666; background: #f4f4f4; padding: .7rem 1rem; margin: 1rem 0; }
 .verdict.good { border-color: #00796b; background: #eef7f5; }
+.verdict.mixed { border-color: #b26a00; background: #fdf6ea; }
 .verdict.bad { border-color: #b3261e; background: #fbf0ef; }
 .verdict p { margin: .2rem 0; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; padding: 0; list-style: none; }

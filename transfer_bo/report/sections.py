@@ -54,7 +54,8 @@ ABOUT = {
         "lie off the curve); lines are the fitted loss along this HP with all others at that "
         "scale's optimum, bands hold 90%. Bottom: the optimum at each scale with its 90% "
         "interval, from the cheapest scale down to the target; a straight vertical line would be "
-        "perfect transfer. The fit knows all runs, those at the target too."
+        "perfect transfer. The dashed line is what is set at the target. "
+        "The fit knows all runs, those at the target too."
     ),
     "drift": (
         "How far the optimum moves when an axis of scale doubles, in octaves (+1: it doubles as "
@@ -89,7 +90,7 @@ def headline(state: State) -> str:
             level=LEVEL,
             maximize=state.maximise,
         )
-        parts.append(_verdict("good" if verdict.inside else "bad", verdict.text))
+        parts.append(_verdict(_colour(verdict), verdict.text))
         cards.append(("predicted loss, before the run", f"{mean:.4f}  [{low:.4f}, {high:.4f}]"))
         cards.append(("measured", "no loss" if check.loss is None else f"{check.loss:.4f}"))
         cards += [
@@ -127,6 +128,17 @@ def _target_words(state: State) -> str:
     return "" if state.settings is None else f"; target: {plots.scale_label(state.settings.target)}"
 
 
+def _colour(verdict: Verification) -> str:
+    """Style: good if the interval held and no control did better, bad if it did not hold, else mixed."""
+    if verdict.measured is None or not verdict.inside:
+        return "bad"
+    sign = -1 if verdict.maximize else 1
+    beaten = any(
+        loss is not None and sign * loss < sign * verdict.measured for loss in verdict.control.values()
+    )
+    return "mixed" if beaten else "good"
+
+
 def _verdict(kind: str, words: str) -> str:
     return f'<div class="verdict {kind}">{page.paragraph(words)}</div>'
 
@@ -138,7 +150,7 @@ def target_settings(state: State) -> list[str]:
         return [page.paragraph("Nothing can be suggested before the first run has finished.")]
     intervals = suggestion.interval(LEVEL)
     defaults = state.settings.defaults if state.settings else {}
-    share = state.fit.importance(suggestion.target) if state.fit else {}
+    share = state.importance
     head = ["HP", "suggested", "90% interval of the optimum", "default", "importance", "what it is"]
     if check is not None:
         head.insert(1, "verified at the target")
@@ -150,7 +162,7 @@ def target_settings(state: State) -> list[str]:
             value,
             "–" if low is None else f"{page.number(low, 3)} to {page.number(high, 3)}",
             defaults.get(hp, "–"),
-            f"{share[hp]:.0%}" if hp in share else "–",
+            "–" if hp not in share else "<1%" if 0 < share[hp] < 0.005 else f"{share[hp]:.0%}",
             _meaning(hp),
         ]
         if check is not None:
@@ -240,7 +252,8 @@ def landscape(state: State) -> list[str]:
         parts.append(
             page.paragraph(f"The {plots.MAX_PANELS} most important HPs; {hidden} more are in the tables.")
         )
-    drawing = plots.draw_landscape(state.fit, maximise=state.maximise)
+    chosen = state.verified.params if state.verified else state.suggestion.params if state.suggestion else {}
+    drawing = plots.draw_landscape(state.fit, chosen=chosen, maximise=state.maximise)
     parts.append(
         page.figure(drawing, "A panel per HP: loss against its value at each scale", ABOUT["landscape"])
     )
@@ -251,7 +264,8 @@ def drift_of_optimum(state: State) -> list[str]:
     """How far the optimum moves with scale."""
     if state.suggestion is None or not state.suggestion.drift:
         return [page.paragraph("No drift can be fitted before the first run has finished.")]
-    drift = state.suggestion.drift
+    share = state.importance
+    drift = dict(sorted(state.suggestion.drift.items(), key=lambda item: -share.get(item[0], 0.0)))
     rows = [
         [
             hp,
@@ -274,7 +288,7 @@ def drift_of_optimum(state: State) -> list[str]:
     ]
     return [
         page.figure(
-            plots.draw_drift(state.suggestion),
+            plots.draw_drift(drift),
             "Drift of each HP's optimum per doubling of each axis, fitted and prior",
             ABOUT["drift"],
         ),

@@ -47,6 +47,8 @@ class State:
     missing: str
     """Why there is no projection; empty if there is one."""
     checks: list[Check]
+    importance: dict[str, float]
+    """Share of each HP at the target; empty without a fit."""
     maximise: bool
 
     @property
@@ -68,14 +70,14 @@ class State:
 
 def read_state(study: Any, fit: Projection | None) -> State:
     """Everything that can be known about a study now; without a fit, one is made if there are runs for it."""
-    missing, settings, suggestion = "", None, None
+    missing, settings, suggestion, importance = "", None, None, {}
     try:
         settings = read_settings(study)
         if fit is None:
             from transfer_bo.projection import fit_study
 
             fit = fit_study(study)
-        suggestion = fit.suggest()
+        suggestion, importance = fit.suggest(), fit.importance(fit.target)
     except TransferError as error:
         missing = str(error)
     runs = read_runs(study)
@@ -87,6 +89,7 @@ def read_state(study: Any, fit: Projection | None) -> State:
         suggestion=suggestion,
         missing=missing,
         checks=_read_checks(study, runs),
+        importance=importance,
         maximise=study.direction.name == "MAXIMIZE",
     )
 
