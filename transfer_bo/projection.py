@@ -206,8 +206,8 @@ class Projection:
         latent = surrogate.latent(scale, x)
         draws = latent.draw(DRAWS, torch.Generator().manual_seed(self.settings.seed + 1))
         s = surrogate.coordinates.s(scale)
-        theta, jitter, error = draws[:, : landscape.p], draws[:, landscape.p : -1], draws[:, -1]
-        bowl = landscape.bowl(theta, v - jitter, s)
+        theta, error = draws[:, : landscape.p], draws[:, -1]
+        bowl = self._excess(v, scale, draws @ latent.path_map().T)
         flags = surrogate.best_flags()
         # The law is taken linear about its most probable form: draws of its parameters leave the curved ridge
         # on which it fits the runs, and would bias the loss upwards.
@@ -221,33 +221,33 @@ class Projection:
         return PredictedLoss(np.sort([surrogate.output.backward(float(value)) for value in y]))
 
     def _least_expected_loss(self, scale: Scale, latent: Any, draws: Tensor) -> Tensor:
-        """The v (d) with the least E[bowl] + C P(diverges) at a scale, by descent from the mean optimum.
-
-        Expectation over draws of the optimum and of the curvature; the asymmetry is at its most probable
-        value: an uncertain cliff would otherwise push the learning rate far below anything that was run.
-        """
-        surrogate, landscape = self.surrogate, self.surrogate.landscape
-        coordinates = surrogate.coordinates
-        s = coordinates.s(scale)
-        theta = draws[:, : landscape.p].clone()
-        theta[:, landscape.part("kappa")] = landscape.get(surrogate.theta, "kappa")
-        jitter = draws[:, landscape.p : landscape.p + landscape.d]
+        """The v (d) with the least E[bowl] + C P(diverges) at a scale, by descent from the mean optimum."""
+        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
+        optima = draws @ latent.path_map().T
         start, _ = latent.optimum()
         v = coordinates.clip(start).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([v], lr=0.05)
         for _ in range(60):
             optimiser.zero_grad()
-            expected = landscape.bowl(theta, v - jitter, s).mean()
+            expected = self._excess(v, scale, optima).mean()
             if surrogate.stability.any_diverged:
-                expected = (
-                    expected
-                    + DIVERGENCE_COST * surrogate.stability.probability(surrogate.rows(v[None], scale)).sum()
-                )
+                risk = surrogate.stability.probability(surrogate.rows(v[None], scale)).sum()
+                expected = expected + DIVERGENCE_COST * risk
             expected.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             with torch.no_grad():
                 v.copy_(coordinates.clip(v))
         return v.detach()
+
+    def _excess(self, v: Tensor, scale: Scale, optima: Tensor) -> Tensor:
+        """The bowl at v (d) for each draw of its optimum (count x d), in y (count).
+
+        The bowl keeps its most probable shape: draws of curvature and asymmetry taken together with draws of
+        the optimum have tails that no run supports, and would push a learning rate far down its safe side.
+        """
+        s = self.surrogate.coordinates.s(scale)
+        landscape, theta = self.surrogate.landscape, self.surrogate.theta
+        return landscape.bowl(theta, v - optima + landscape.path(theta, s), s)
 
     def _optima(self, scale: Scale, rng: np.random.Generator) -> Tensor:
         """Draws of the optimum in natural coordinates (DRAWS x d)."""

@@ -53,7 +53,7 @@ def test_params_inverts_row(values: dict) -> None:
 
 
 def test_scale_is_seen_in_doublings_of_varying_axes() -> None:
-    """s holds log2 ratios to the base, for the axes that were asked for, in their order."""
+    """The coordinate s holds log2 ratios to the base, for the axes that were asked for, in their order."""
     coordinates = Coordinates(DIMENSIONS, BASE, ["tokens", "width"])
 
     s = coordinates.s(Scale(width=128, depth=9, tokens=4e5))

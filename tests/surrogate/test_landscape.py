@@ -115,7 +115,7 @@ def test_without_axes_the_law_is_a_constant() -> None:
 
 
 def test_asymmetry_steepens_the_upper_side() -> None:
-    """q is t² without asymmetry, steeper above and flatter below with it, and finite far away."""
+    """The bowl is t² without asymmetry, steeper above and flatter below with it, and finite far away."""
     t = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.double)
     kappa = torch.tensor(0.5, dtype=torch.double)
 

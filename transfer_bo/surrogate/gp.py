@@ -40,12 +40,21 @@ JITTER_REACH = 0.7
 """Doublings over which two scales share the jitter of their optimum."""
 RESIDUAL_REACH_V, RESIDUAL_REACH_S = 3.0, 3.0
 """Length scales of the residual: octaves of an HP, doublings of an axis."""
-TOLERANCE = 0.2
-"""λ: the bowl's own relative error, so that a run 50% above the optimum is known to 10%."""
+TOLERANCE = 0.1
+"""λ: the bowl's own relative error, so that a run 50% above the optimum is known to 5%."""
 STUDENT = 5.0
 """Degrees of freedom of the weights that keep one odd run from bending the bowl."""
 ROUNDS = 3
 """How often the bowl is re-linearised and the kernel refitted."""
+
+
+def _around(centre: float, spread: float) -> LogNormalPrior:
+    """A prior that is normal in the logarithm *as the fit sees it*: with its mode at `centre`.
+
+    The fit maximises a density over the value itself, so the mode counts; a log-normal with median `centre`
+    has its mode at centre · e^(-spread²), which would call all noise zero.
+    """
+    return LogNormalPrior(math.log(centre) + spread**2, spread)
 
 
 class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorch has no types
@@ -59,19 +68,19 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         self.landscape = landscape
         self.register_buffer("theta", landscape.mean.clone())
         for name, (centre, spread) in {
-            "jitter": (math.log(0.2), 0.4),
-            "residual": (math.log(0.005), 0.8),
-            "level": (math.log(0.01), 0.7),
+            "jitter": (0.2, 0.4),
+            "residual": (0.005, 0.8),
+            "level": (0.01, 0.7),
         }.items():
             self.register_parameter(f"raw_{name}", torch.nn.Parameter(torch.zeros((), dtype=torch.double)))
             self.register_constraint(f"raw_{name}", GreaterThan(1e-6))
             self.register_prior(
                 f"{name}_prior",
-                LogNormalPrior(centre, spread),
+                _around(centre, spread),
                 lambda module, name=name: getattr(module, name),
                 lambda module, value, name=name: module._set(name, value),
             )
-            self._set(name, torch.tensor(math.exp(centre), dtype=torch.double))
+            self._set(name, torch.tensor(centre, dtype=torch.double))
         self._memory: tuple[Tensor, Tensor] | None = None
 
     def _set(self, name: str, value: Tensor) -> None:
@@ -162,12 +171,12 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
         likelihood = FixedNoiseGaussianLikelihood(noise=torch.full_like(y, 1e-6), learn_additional_noise=True)
         likelihood.second_noise_covar.register_prior(
             "floor_prior",
-            LogNormalPrior(2 * math.log(0.005), 1.0),  # σ = .5% of the loss, a factor of 1.6 either way
+            _around(0.007**2, 1.8),  # σ = .7% of the loss, a factor of 2.5 either way
             lambda module: module.noise,
             lambda module, value: module.initialize(noise=value),
         )
         likelihood.second_noise_covar.register_constraint("raw_noise", GreaterThan(1e-9))
-        likelihood.second_noise_covar.initialize(noise=torch.tensor(0.005**2, dtype=torch.double))
+        likelihood.second_noise_covar.initialize(noise=torch.tensor(0.007**2, dtype=torch.double))
         super().__init__(X, y, likelihood)
         self.rows, self.losses = X, y  # as gpytorch keeps them, but typed
         self.covar_module = LandscapeKernel(landscape)

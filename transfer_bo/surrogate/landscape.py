@@ -178,7 +178,7 @@ class Landscape:
         return X[..., : self.d], X[..., self.d : self.d + self.k], X[..., self.d + self.k :]
 
     def _log_shares(self, theta: Tensor, s: Tensor) -> Tensor:
-        """Logarithms of the law's terms, e first, then each axis's; their sum is 1 at s = 0 (... x (1 + a))."""
+        """Logarithms of the law's terms, of e, then of the axes (... x (1 + a)); at s = 0 they sum to 1."""
         e = self.get(theta, "e")
         axes = torch.log_softmax(self.get(theta, "omega"), -1) - math.log(2) * self.get(theta, "alpha") * s
         floor = torch.nn.functional.logsigmoid(e if self.a else e + math.inf)  # no axis: all of it stays
