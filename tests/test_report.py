@@ -10,11 +10,15 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
+import torch
 from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
 
 from transfer_bo import plots
 from transfer_bo.history import Outcome, Run
-from transfer_bo.report import write_report
+from transfer_bo.parametrization import parametrize
+from transfer_bo.report import tensor_settings, write_report
+from transfer_bo.scale import Scale
+from transfer_bo.training import build_transformer
 
 URL = "postgresql://me:secret@db.example/x"
 STUDY_FILE = f'name = "x"\nseed = 3\nstorage = "{URL}"\n'
@@ -59,7 +63,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> str:
         tmp_path_factory.mktemp("report"),
         runs,
         FakeFit(runs),
-        tensor_table=table,
+        tensor_table=lambda hps: table.assign(set_lr=hps["lr"]),
         provenance={"seed": 3, "study file": STUDY_FILE, "storage": URL},
     )
 
@@ -269,3 +273,28 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
 
     assert path == tmp_path / "a" / "b" / "r.html"
     assert path.is_file()
+
+
+def test_every_tensor_gets_the_optimizers_own_numbers() -> None:
+    """The table's settings are the parameter groups', the rule's factors those of the parametrization."""
+    base, target = (Scale(width=width, depth=1, batch=4, tokens=1024) for width in (16, 64))
+
+    def build(scale: Scale) -> torch.nn.Module:
+        return build_transformer(scale, vocab_size=32, head_size=16)
+
+    p = parametrize(build, base=base, target=target)
+    hps = {"lr": 0.01, "lr.embedding": 4.0, "weight_decay": 0.2, "init_std.unembedding": 0.5}
+    model = build(target)
+    table = tensor_settings(p, model, hps).set_index("name")
+    group_of = {id(t): group for group in p.param_groups(model, hps) for t in group["params"]}
+
+    assert set(dict(model.named_parameters())) == set(table.index)
+    for name, parameter in model.named_parameters():
+        group = group_of[id(parameter)]
+        assert group["lr"] == table.loc[name, "lr"]
+        assert group["betas"] == (table.loc[name, "beta1"], table.loc[name, "beta2"])
+        assert group["weight_decay"] == table.loc[name, "weight_decay"]
+        assert float(parameter.detach().std(correction=0)) == table.loc[name, "init_std"]
+    embedding = table[table["module_type"] == "embedding"].iloc[0]
+    assert 0.04 == embedding["lr"]
+    assert list(p.table()["lr"]) == list(table["rule: lr"])

@@ -144,11 +144,11 @@ def report(study: StudyArgument) -> None:
     """Write everything the study knows into one HTML file."""
     study_file = load_study_file(study)
     _quiet()
-    from transfer_bo.report import write_report
+    from transfer_bo.report import tensor_settings, write_report
     from transfer_bo.runners.storage import open_study
     from transfer_bo.runners.trial import StudyTask
 
-    opened = open_study(study_file)
+    opened, task, target = open_study(study_file), StudyTask(study_file), study_file.target
     path = write_report(
         opened,
         study_file.out / "report.html",
@@ -158,7 +158,7 @@ def report(study: StudyArgument) -> None:
             "storage": study_file.storage_url,
             "study file": study_file.path.read_text(encoding="utf-8"),
         },
-        tensor_table=StudyTask(study_file).parametrization(study_file.target).table(),
+        tensor_table=lambda hps: tensor_settings(task.parametrization(target), task.build(target), hps),
     )
     _console().print(f"Report: {path}", soft_wrap=True, markup=False)
 

@@ -6,20 +6,21 @@ study's objective, intervals hold 90%, compute is counted in runs at the target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfer_bo.report import page, sections
 from transfer_bo.report.provenance import provenance_table
 from transfer_bo.report.state import read_state
+from transfer_bo.report.tensors import tensor_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from transfer_bo.projection import Projection
 
-__all__ = ["write_report"]
+__all__ = ["tensor_settings", "write_report"]
 
 
 def write_report(
@@ -28,7 +29,7 @@ def write_report(
     *,
     title: str,
     provenance: Mapping[str, object] | None = None,
-    tensor_table: pd.DataFrame | None = None,
+    tensor_table: Callable[[Mapping[str, Any]], pd.DataFrame] | None = None,
     fit: Projection | None = None,
 ) -> Path:
     """Write the report of a study, whatever state it is in.
@@ -40,7 +41,8 @@ def write_report(
         provenance: where the results come from, name -> value, e.g. {"storage": url, "study file": its text};
             a text of several lines is shown as it is, with its SHA-256. Versions, the sampler's seed and the
             commit of this package are added. Passwords in URLs are left out.
-        tensor_table: what each tensor gets at the target, e.g. `parametrization.table()`.
+        tensor_table: HPs -> what each tensor gets at the target under them, a row per tensor, e.g. by
+            `tensor_settings`; it is called with what was verified, or else with the suggestion.
         fit: a fit of this study, if there is one already; otherwise it is fitted here.
 
     Returns:
@@ -54,7 +56,7 @@ def write_report(
         page.section("drift", "Drift of the optimum", *sections.drift_of_optimum(state)),
         page.section("importance", "Importance", *sections.importance(state)),
         page.section("compute", "Runs and compute", *sections.runs_and_compute(state)),
-        page.section("tensors", "Every tensor at the target", *sections.tensors(tensor_table)),
+        page.section("tensors", "Every tensor at the target", *sections.tensors(state, tensor_table)),
         page.section("provenance", "Where this comes from", *provenance_table(state, provenance or {})),
     ]
     path = Path(path).absolute()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transfer_bo import plots
 from transfer_bo.errors import TransferError
@@ -66,6 +66,11 @@ ABOUT = {
         "Share of each HP in the spread of the fitted loss over its searched range, the others at "
         "their optimum; each column sums to 100%. It depends on the ranges: a wider range makes "
         "an HP more important."
+    ),
+    "tensors": (
+        "What the optimizer and the initialisation get for each tensor at the target, under the HPs that "
+        "were verified there or else are suggested; “rule” is the factor of the parametrization relative "
+        "to the base."
     ),
     "effort": (
         "A stopped run counts as far as it got. Time is wall-clock inside the objective, summed over runs."
@@ -252,8 +257,7 @@ def landscape(state: State) -> list[str]:
         parts.append(
             page.paragraph(f"The {plots.MAX_PANELS} most important HPs; {hidden} more are in the tables.")
         )
-    chosen = state.verified.params if state.verified else state.suggestion.params if state.suggestion else {}
-    drawing = plots.draw_landscape(state.fit, chosen=chosen, maximise=state.maximise)
+    drawing = plots.draw_landscape(state.fit, chosen=state.chosen, maximise=state.maximise)
     parts.append(
         page.figure(drawing, "A panel per HP: loss against its value at each scale", ABOUT["landscape"])
     )
@@ -400,12 +404,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def tensors(tensor_table: pd.DataFrame | None) -> list[str]:
-    """A row per tensor; nothing without a table."""
-    if tensor_table is None:
+def tensors(state: State, tensor_table: Callable[[Mapping[str, Any]], pd.DataFrame] | None) -> list[str]:
+    """A row per tensor, under the HPs that are set at the target; nothing without HPs or a way to tell."""
+    if tensor_table is None or state.chosen is None:
         return []
-    rows = tensor_table.astype(object).itertuples(index=False)
+    table = tensor_table(state.chosen)
     return [
-        page.paragraph(f"{len(tensor_table)} tensors."),
-        page.details("Show them", page.table(list(tensor_table.columns), rows)),
+        page.paragraph(ABOUT["tensors"], "quiet"),
+        page.details(
+            f"All {len(table)} tensors",
+            page.table(list(table.columns), table.astype(object).itertuples(index=False)),
+        ),
     ]

@@ -60,6 +60,13 @@ class State:
         return done[-1] if done else None
 
     @property
+    def chosen(self) -> dict[str, Any] | None:
+        """What is set at the target: what was verified there, or else the suggestion."""
+        if self.verified is not None:
+            return self.verified.params
+        return None if self.suggestion is None else self.suggestion.params
+
+    @property
     def controls(self) -> list[Check]:
         """The latest control run of each name at the scale of the verified one."""
         if self.verified is None:

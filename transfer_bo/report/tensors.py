@@ -1,0 +1,54 @@
+"""What each tensor of a model gets at the target, in absolute numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from transfer_bo.parametrization import Parametrization
+
+__all__ = ["tensor_settings"]
+
+RULE = ("init_std", "lr", "eps", "weight_decay", "one_minus_beta", "forward")
+"""The columns of `Parametrization.table` that are factors relative to the base."""
+
+
+def tensor_settings(
+    parametrization: Parametrization, model: nn.Module, hps: Mapping[str, Any]
+) -> pd.DataFrame:
+    """A row per tensor: its settings under some HPs, and the factors of the rule that they come from.
+
+    Args:
+        parametrization: from the base to the model's scale.
+        model: built at that scale; it is initialised here.
+        hps: in base coordinates.
+
+    Returns:
+        Columns name, role, module_type, shape; as set: init_std (of the drawn values), lr, beta1, beta2, eps,
+        weight_decay, with every multiplier that is folded into the tensor; "rule: ..." relative to the base;
+        applied.
+    """
+    from transfer_bo.parametrization.builds import parameters_of
+
+    parametrization.initialize(model, dict(hps))
+    groups = parametrization.param_groups(model, dict(hps))
+    group_of = {id(parameter): group for group in groups for parameter in group["params"]}
+    parameters = parameters_of(model)
+    rule = parametrization.table()
+    table = rule[["name", "role", "module_type", "shape"]].copy()
+    spread = [float(parameters[name].detach().std(correction=0)) for name in rule["name"]]
+    table["init_std"] = spread
+    settings = [group_of[id(parameters[name])] for name in rule["name"]]
+    table["lr"] = [group["lr"] for group in settings]
+    table["beta1"] = [group["betas"][0] for group in settings]
+    table["beta2"] = [group["betas"][1] for group in settings]
+    table["eps"] = [group["eps"] for group in settings]
+    table["weight_decay"] = [group["weight_decay"] for group in settings]
+    for column in RULE:
+        table[f"rule: {column}"] = rule[column]
+    table["applied"] = rule["applied"]
+    return table
