@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -25,7 +26,11 @@ from transfer_bo.study_file import load_study_file
 WriteStudy = Callable[..., Path]
 Start = Callable[[Path], "subprocess.Popen[str]"]
 SECONDS = 120
-LONG = ("tokens = 512", "tokens = 40_000")  # the first rung, where the first trial runs: a few seconds
+LONG = (  # a trial takes seconds, enough to be caught in the middle
+    ("tokens = 512", "tokens = 30_000"),
+    ("tokens = 512", "tokens = 30_000"),
+    ("tokens = 1024", "tokens = 600_000"),
+)
 DEFAULTS = {"lr": 0.01, "lr.embedding": 1.0}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -69,13 +74,12 @@ def read(path: Path) -> list[Run]:
 def running_trial(path: Path) -> tuple[int, int]:
     """Wait until a trial is being trained: its number and the process id of its worker."""
     deadline = time.monotonic() + SECONDS
+    study = None
     while time.monotonic() < deadline:
-        time.sleep(0.2)
-        try:
-            trials = open_study(load_study_file(path)).get_trials(deepcopy=False)
-        except TransferError:  # nothing yet
-            continue
-        for trial in trials:
+        time.sleep(0.05)
+        with contextlib.suppress(TransferError):  # nothing yet
+            study = study or open_study(load_study_file(path))
+        for trial in study.get_trials(deepcopy=False) if study is not None else []:
             if trial.state == optuna.trial.TrialState.RUNNING and trial.intermediate_values:
                 return trial.number, trial.user_attrs[WORKER_ATTR]["pid"]
     raise AssertionError("no trial started")
@@ -92,10 +96,9 @@ def is_alive(pid: int) -> bool:
 
 def test_a_study_runs_verifies_and_is_not_repeated(write_study: WriteStudy) -> None:
     """Two workers make the asked number of trials; a second run and a second verification add none."""
-    path = write_study(("trials = 4", "trials = 4\n[run]\nworkers = 2"))
-    study_file, shown = load_study_file(path), Console(file=io.StringIO())
-
-    said = search(path)
+    said = search(write_study(("trials = 4", "trials = 4\n[run]\nworkers = 2")))
+    path, shown = write_study(), Console(file=io.StringIO())
+    study_file = load_study_file(path)
     searched = read(path)
     assert not local.run_search(study_file, shown)
     assert searched == read(path)
@@ -116,7 +119,7 @@ def test_a_study_runs_verifies_and_is_not_repeated(write_study: WriteStudy) -> N
 
 def test_a_killed_worker_costs_one_trial_only(write_study: WriteStudy) -> None:
     """Its trial is preempted, planned HPs run again, and a new worker makes the rest."""
-    path = write_study(LONG, ("trials = 4", "trials = 2"))
+    path = write_study(*LONG, ("trials = 4", "trials = 2"))
     killed: list[int] = []
 
     def kill() -> None:
@@ -138,7 +141,7 @@ def test_a_killed_worker_costs_one_trial_only(write_study: WriteStudy) -> None:
 
 def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start) -> None:
     """Ctrl-C: the exit code says so, the message says how to go on, and no worker is left."""
-    path = write_study(LONG)
+    path = write_study(*LONG)
     process = start(path)
 
     _, pid = running_trial(path)
@@ -151,9 +154,10 @@ def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start)
     assert [Outcome.PREEMPTED] == [run.outcome for run in read(path)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_worker_and_goes_on(write_study: WriteStudy, start: Start) -> None:
     """When the parent is gone the worker stops; the next run finds the machine and the plan as they were."""
-    path = write_study(LONG, ("trials = 4", "trials = 1"))
+    path = write_study(*LONG, ("trials = 4", "trials = 1"))
     process = start(path)
 
     _, pid = running_trial(path)

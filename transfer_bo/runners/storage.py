@@ -92,7 +92,7 @@ def _check_sqlite(study_file: StudyFile, file: Path) -> None:
             raise study_file.says("run.storage", f"the folder {file.parent} does not exist; make it first.")
         return
     try:
-        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        with _open_sqlite(file) as connection:
             tables = {name for (name,) in connection.execute("select name from sqlite_master")}
     except sqlite3.Error as error:
         raise study_file.says(
@@ -104,11 +104,16 @@ def _check_sqlite(study_file: StudyFile, file: Path) -> None:
         raise study_file.says("run.storage", f"{file} is read-only; make it writable.")
 
 
+def _open_sqlite(file: Path) -> contextlib.closing[sqlite3.Connection]:
+    # "rw" never creates a file, as "ro" does not, but can undo what a killed process left half written.
+    return contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS))
+
+
 def _is_complete(file: Path) -> bool:
     """Whether Optuna has finished making this SQLite file; until then a reader would get in its way."""
     if not file.exists():
         return False
-    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+    with _open_sqlite(file) as connection:
         try:
             return connection.execute("select * from alembic_version").fetchone() is not None
         except sqlite3.OperationalError:

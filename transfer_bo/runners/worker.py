@@ -1,15 +1,15 @@
 """One worker process of a study on this machine; `transfer_bo.runners.local` starts it and looks after it.
 
 It reads one line of JSON from standard input: {"study": the study file, "slot": which worker it is, "jobs":
-the runs it is to make, or null to search}. When standard input closes, its parent is gone and it stops. A
-sentence for the user goes to standard output, everything else to standard error, which is a log file.
+the runs it is to make, or null to search}. When standard input closes, its parent wants it gone or is gone
+itself, and it ends. A sentence for the user goes to standard output, everything else to standard error, which
+is a log file.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -17,18 +17,19 @@ from typing import Any
 
 __all__ = ["main"]
 
+STOPPED = 130
+"""Exit code when the parent has hung up."""
+
 
 def main() -> int:
     """Work until there is nothing left to do.
 
     Returns:
-        0 when done, 2 after a sentence for the user, 130 when stopped; any other code is a crash.
+        0 when done, 2 after a sentence for the user, 1 after a crash.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have handed down "ignore"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         spec = json.loads(stdin.readline())
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     from transfer_bo.errors import TransferError
 
@@ -37,19 +38,19 @@ def main() -> int:
     except TransferError as error:
         print(error, flush=True)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except Exception:
         traceback.print_exc()
         return 1
     return 0
 
 
-def _stop_with_parent() -> None:
+def _end_with_parent() -> None:
     # A raw read: a thread waiting inside a buffered one would hold its lock when the interpreter shuts down.
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    # At once and wherever the trial is: an exception out of the middle of a database call could leave a lock
+    # behind, while SQLite undoes a write that was cut off. Whoever opens the study next marks the trial.
+    os._exit(STOPPED)
 
 
 def _pin(slot: int, workers: int, threads: int) -> None:
