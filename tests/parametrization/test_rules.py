@@ -9,27 +9,40 @@ from hypothesis import strategies as st
 
 from transfer_bo.errors import TransferError
 from transfer_bo.parametrization.rules import (
-    COMPLETE_D_P,
     SYMMETRIES,
     Power,
     Ratios,
     Role,
     Row,
     Setting,
-    find_rule,
     scale_one_minus_beta,
 )
+from transfer_bo.parametrization.tables import COMPLETE_D_P, find_rule
 
-M = Ratios(width=4, depth=3, batch=2, tokens=5)
-ALPHAS = (0.5, 0.75, 1.0)
+M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7)
+ALPHAS = (0.5, 1.0)
 
 
 def literature(role: str, alpha: float) -> dict[str, float]:
-    """2512.22382, Table 1, column Complete(d)P, at m = (4, 3, 2, 5): numbers, row by row."""
+    """2512.22382, Table 1, column Complete(d)P, at m = (4, 3, 2, 5), fan-out 7: numbers, row by row.
+
+    Experts and router: 2601.20205. Position, tied, fixed and shared tensors and kernels follow from these.
+    """
     lr = math.sqrt(2 / 5)
     eps = math.sqrt(5 / 2)
     wd = math.sqrt(2 / 5)
+    block_lr, block_eps = lr * 3 ** (alpha - 1), eps / 3**alpha
     row = {
+        "position_embedding": (1, lr, eps / 4, wd),
+        "tied_embedding": (1, lr, eps / 4, wd),
+        "conv_kernel": (1 / 2, block_lr / 4, block_eps / 4, wd * 4),
+        "expert_up": (1 / 2, block_lr / 4, block_eps / 7, wd * 4),
+        "expert_down": (7**0.5 / 4, block_lr / 4, block_eps / 7, wd * 4),
+        "router": (1 / 4, block_lr / 4, block_eps, wd * 4),
+        "wide_to_narrow": (1 / 2, block_lr / 4, block_eps, wd * 4),
+        "narrow_to_wide": (1, block_lr, block_eps / 4, wd),
+        "shared": (1, block_lr, block_eps, wd),
+        "fixed": (1, lr, eps, wd),
         "input_embedding": (1, lr, eps / 4, wd),
         "input_bias": (1, lr, eps / 4, wd),
         "hidden_weight": (1 / 2, lr / 4 * 3 ** (alpha - 1), eps / 4 / 3**alpha, wd * 4),
@@ -43,7 +56,7 @@ def literature(role: str, alpha: float) -> dict[str, float]:
     return {
         **dict(zip(("init_std", "lr", "eps", "weight_decay"), row, strict=True)),
         "one_minus_beta": 2 / 5,
-        "forward": 1,
+        "forward": 1 / 4 if role == "tied_embedding" else 1,
     }
 
 
@@ -135,6 +148,13 @@ def test_nothing_changes_at_the_base(role):
 def test_beta_guard_is_linear_where_that_is_valid():
     """The table's form 1-β times m_B/m_D holds as long as it stays below one."""
     assert 0.1 * 9.9 == scale_one_minus_beta(0.1, 9.9)
+
+
+def test_other_ways_of_betas():
+    """Half-life keeps β^factor always, fixed keeps β."""
+    assert 1 - 0.9**2 == scale_one_minus_beta(0.1, 2, "half_life")
+    assert 0.1 == scale_one_minus_beta(0.1, 2, "fixed")
+    assert 0.1 == scale_one_minus_beta(0.1, 1, "half_life")
 
 
 def test_beta_guard_beyond():

@@ -3,8 +3,7 @@
 For each tensor, with HP value v (`space.KINDS`, times the multipliers of its groups), rule factor r, and θ
 the multiplier folded into it:
 
-    init  = base init · r_init · v_init · θ      lr = v_lr · r_lr · θ      ε = v_ε · r_ε / θ
-    λ     = v_λ · r_λ / θ                        1-β = v_(1-β) · m_B/m_D (guarded)
+    init = base init · r_init · v_init · θ      settings of the optimizer: `optimizers.py`
 
 θ is 1 except in the last layer of a residual branch, where θ = m_L^-α · v_residual (`residual.py`), and where
 the rule has a forward multiplier of its own. At the base, with HPs at their defaults, every factor is
@@ -16,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -23,11 +23,25 @@ import torch
 from torch import nn
 
 from transfer_bo.errors import TransferError
-from transfer_bo.parametrization.builds import BuildModel, build_real, modules_of, parameters_of, unwrap
-from transfer_bo.parametrization.residual import Branch, examine, set_multiplier
-from transfer_bo.parametrization.roles import Tensor, dissect
-from transfer_bo.parametrization.rules import SYMMETRIES, Ratios, Rule, Setting, find_rule
-from transfer_bo.parametrization.settings import HPs, beta_of, check_hps, value_of
+from transfer_bo.parametrization.builds import (
+    BuildModel,
+    build_meta,
+    build_real,
+    modules_of,
+    parameters_of,
+    unwrap,
+)
+from transfer_bo.parametrization.optimizers import OPTIMIZERS, optimizer_of, options_of
+from transfer_bo.parametrization.residual import (
+    Branch,
+    examine,
+    set_input_multiplier,
+    set_multiplier,
+)
+from transfer_bo.parametrization.roles import Anatomy, Tensor, dissect
+from transfer_bo.parametrization.rules import Ratios, Role, Rule, Setting
+from transfer_bo.parametrization.settings import HPs, check_hps, value_of
+from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
 
 if TYPE_CHECKING:
@@ -53,7 +67,7 @@ def parametrize(
         build_model: `build_model(scale)` gives the model at a scale, on whatever device torch's default is.
         base: The scale that HPs refer to. Needs the axis `width`; `depth`, `batch`, `tokens` where they vary.
         target: The scale to train at, with the same axes.
-        rule: Name of a table in `rules.RULES`, or a `Rule`.
+        rule: Name of a table in `tables.RULES`, or a `Rule`.
         alpha: α of the residual multiplier m_L^-α, in [1/2, 1].
         roles: Role by name pattern, e.g. `{"*.router.weight": "hidden_weight"}`, for tensors whose role
             cannot be inferred or is to be overruled.
@@ -96,7 +110,7 @@ class Parametrization:
             )
         target.log2_ratio(base)  # the two must have the same axes
         self.build_model, self.base, self.target, self.alpha = build_model, base, target, float(alpha)
-        anatomy = dissect(build_model, base, target, roles)
+        anatomy = dissect(build_model, base, target, roles, inputs)
         if target.width < base.width:
             warnings.warn(
                 f"The base is wider ({base.width:g}) than the target ({target.width:g}); "
@@ -114,7 +128,7 @@ class Parametrization:
         self.groups: dict[str, tuple[str, ...]] = {name: t.labels for name, t in self.tensors.items()}
         """The labels of each tensor; an HP `kind.label` multiplies the tensors that carry the label."""
         self._labels = _unique(label for labels in self.groups.values() for label in labels)
-        self._branches, self._no_branches = self._find_branches(anatomy.base_blocks, inputs)
+        self._branches, self._no_branches = self._find_branches(anatomy)
         multipliers = {
             s: self.rule.residual.at(Ratios(depth=m), self.alpha) for s, m in anatomy.stacks.items()
         }
@@ -131,6 +145,7 @@ class Parametrization:
             for path, branch in self._branches.items()
         }
         self._folded, self._hooked = self._carriers(fold)
+        self._readers = self._find_readers(fold)
         self._thetas_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -144,10 +159,9 @@ class Parametrization:
 
     # ------------------------------------------------------------------------------------ construction
 
-    def _find_branches(
-        self, base_blocks: Mapping[str, str], inputs: tuple[torch.Tensor, ...] | None
-    ) -> tuple[dict[str, Branch], str]:
+    def _find_branches(self, anatomy: Anatomy) -> tuple[dict[str, Branch], str]:
         """The residual branches of the target by path, and why some are missing."""
+        base_blocks, run = anatomy.base_blocks, anatomy.run
         candidates: dict[str, list[str]] = {block: [] for block in base_blocks.values()}
         for tensor in self.tensors.values():
             if tensor.block is not None and tensor.branch is not None:
@@ -156,7 +170,9 @@ class Parametrization:
                     children.append(tensor.branch)
         if not candidates:
             return {}, "it has no stack of blocks"
-        found, reason = examine(build_real(self.build_model, self.base, seed=0), candidates, inputs)
+        if run.arguments is None:
+            return {}, run.reason
+        found, reason = examine(run.model, candidates, run.arguments)
         in_target = {
             f"{block}.{child}": found[f"{of_base}.{child}"]
             for block, of_base in base_blocks.items()
@@ -176,10 +192,31 @@ class Parametrization:
             carriers.update({name: path for name in self.tensors if name.startswith(f"{layer}.")})
         return folded, hooked
 
+    def _find_readers(self, fold: bool) -> dict[str, str]:
+        """Tensors whose own forward multiplier is registered -> path of the layer whose input it is on."""
+        modules = modules_of(build_meta(self.build_model, self.base))
+        readers: dict[str, str] = {}
+        for name, tensor in self.tensors.items():
+            forward = self._rule_setting(tensor).forward
+            owner = tensor.base_name.rpartition(".")[0]
+            if tensor.role is Role.TIED_EMBEDDING and forward != 1:
+                reader = modules.get(tensor.reader or "")
+                if not isinstance(reader, nn.Linear):
+                    raise TransferError(
+                        f"The tied tensor {name!r} needs a multiplier where it maps to the outputs, but "
+                        f"{tensor.reader or 'the model'!r} is no nn.Linear; let one hold the tied tensor."
+                    )
+                readers[name] = cast(str, tensor.reader)
+                continue
+            is_linear = name.endswith("weight") and isinstance(modules[owner], nn.Linear)
+            if not fold and forward != 1 and is_linear:
+                readers[name] = name.rpartition(".")[0]
+        return readers
+
     # ------------------------------------------------------------------------------------ settings
 
     def _rule_setting(self, tensor: Tensor) -> Setting:
-        ratios = Ratios(tensor.width, tensor.depth, self._duration.batch, self._duration.tokens)
+        ratios = replace(self._duration, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out)
         return self.rule.setting(tensor.role, ratios, self.alpha)
 
     def _branch_multiplier(self, path: str, hps: HPs) -> float:
@@ -190,7 +227,8 @@ class Parametrization:
         """The folded multiplier θ of every tensor."""
         of_branch = {path: self._branch_multiplier(path, hps) for path in self._branches}
         return {
-            name: self._rule_setting(tensor).forward * of_branch.get(self._folded.get(name, ""), 1.0)
+            name: (1.0 if name in self._readers else self._rule_setting(tensor).forward)
+            * of_branch.get(self._folded.get(name, ""), 1.0)
             for name, tensor in self.tensors.items()
         }
 
@@ -212,7 +250,8 @@ class Parametrization:
             setting = self._rule_setting(tensor)
             branch = self._folded.get(name) or self._hooked.get(name)
             forward = setting.forward * (self._branch_multiplier(branch, {}) if branch else 1.0)
-            applied = "hook" if name in self._hooked else "folded" if branch or forward != 1 else ""
+            is_hook = name in self._hooked or name in self._readers
+            applied = "hook" if is_hook else "folded" if branch or forward != 1 else ""
             rows.append(
                 {
                     "name": name,
@@ -253,6 +292,8 @@ class Parametrization:
         modules = modules_of(model)
         for path in set(self._hooked.values()):
             set_multiplier(modules[path], self._branch_multiplier(path, hps))
+        for name, path in self._readers.items():
+            set_input_multiplier(modules[path], self._rule_setting(self.tensors[name]).forward)
 
     @torch.no_grad()
     def initialize(self, model: nn.Module, hps: HPs | None = None, seed: int = 0) -> None:
@@ -297,47 +338,57 @@ class Parametrization:
                     modules[path].get_parameter(name).copy_(parameter)
 
     def param_groups(self, model: nn.Module, hps: HPs | None = None) -> list[dict[str, Any]]:
-        """Parameter groups for `torch.optim.AdamW`: params, lr, betas, eps, weight_decay and a name.
+        """Parameter groups for the rule's optimizer, `torch.optim.AdamW` for most rules.
 
-        Tensors with equal settings share a group, so that the optimizer's fused and foreach paths stay fast.
-        This object remembers what it folded into which model, for `clip_grad_norm_`.
+        Each has params, the optimizer's own options (AdamW: lr, betas, eps, weight_decay) and a name. Tensors
+        with equal settings share a group, so that the optimizer's fused and foreach paths stay fast. This
+        object remembers what it folded into which model, for `clip_grad_norm_`.
 
         Raises:
-            TransferError: for a model of another scale, an HP that it has no group for, or a β outside (0,
-                1).
+            TransferError: for a model of another scale, an HP that it has no group for, a β outside (0, 1),
+                or a rule that needs two optimizers (see `optimizers`) or one that torch does not have.
         """
+        groups = self._groups(model, hps)
+        if len(groups) > 1:
+            raise TransferError(
+                f"Rule {self.rule.name!r} trains with {' and '.join(groups)}; "
+                "call p.optimizers(model, hps), which makes one of each."
+            )
+        return groups[self.rule.optimizer]
+
+    def optimizers(self, model: nn.Module, hps: HPs | None = None) -> list[torch.optim.Optimizer]:
+        """The rule's optimizers, ready to step: one, or Muon for matrices and AdamW for the rest.
+
+        Raises:
+            TransferError: as `param_groups`.
+        """
+        return [OPTIMIZERS[name](groups) for name, groups in self._groups(model, hps).items()]
+
+    def _groups(self, model: nn.Module, hps: HPs | None) -> dict[str, list[dict[str, Any]]]:
+        """Parameter groups by optimizer."""
         hps = self._check(hps)
         parameters = self._parameters(model)
         self._set_hooks(model, hps)
         thetas = self._thetas(hps)
         self._thetas_of[unwrap(model)] = thetas
-        symmetry = SYMMETRIES[self.rule.optimizer]
-        members: dict[tuple[float, ...], list[str]] = defaultdict(list)
+        members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name in parameters:
             tensor = self.tensors[name]
-            setting = symmetry.fold(self._rule_setting(tensor), thetas[name])
-            settings = (
-                value_of("lr", tensor.labels, hps) * setting.lr,
-                beta_of("one_minus_beta1", tensor.labels, setting.one_minus_beta, hps),
-                beta_of("one_minus_beta2", tensor.labels, setting.one_minus_beta, hps),
-                value_of("eps", tensor.labels, hps) * setting.eps,
-                value_of("weight_decay", tensor.labels, hps) * setting.weight_decay,
+            optimizer = optimizer_of(self.rule, tensor)
+            options = options_of(self.rule, optimizer, tensor, self._rule_setting(tensor), thetas[name], hps)
+            members[(optimizer, *options.items())].append(name)
+        groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for (optimizer, *settings), names in members.items():
+            groups[optimizer].append(
+                {
+                    "params": [parameters[name] for name in names],
+                    **dict(settings),
+                    "name": ", ".join(_unique(self.tensors[name].module_type for name in names)),
+                }
             )
-            members[settings].append(name)
-        groups = [
-            {
-                "params": [parameters[name] for name in names],
-                "lr": lr,
-                "betas": (beta1, beta2),
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "name": ", ".join(_unique(self.tensors[name].module_type for name in names)),
-            }
-            for (lr, beta1, beta2, eps, weight_decay), names in members.items()
-        ]
-        grouped = [id(p) for group in groups for p in cast(list[nn.Parameter], group["params"])]
+        grouped = [id(p) for of_one in groups.values() for group in of_one for p in group["params"]]
         assert len(grouped) == len(set(grouped)) == len(parameters), "groups must partition the parameters"
-        return groups
+        return dict(groups)
 
     @torch.no_grad()
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> torch.Tensor:

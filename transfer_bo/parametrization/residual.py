@@ -2,7 +2,8 @@
 
 A branch multiplier a in x + a·F(x) is applied in one of two forms that train alike. *Folded*: into the last
 layer of F, through the optimizer's scale symmetry (`rules.Symmetry`). *Hooked*: the output of F is multiplied
-by a in the forward pass. What is claimed about a model is tried out on a small build of it, in float64:
+by a in the forward pass. What is claimed about a model is tried out on a small build of it, in float64
+(float32 where it has no float64):
 
 - with all branches silenced, a block returns its input;
 - with one branch alone, doubling it doubles what the block adds;
@@ -20,9 +21,9 @@ from torch import nn
 
 from transfer_bo.parametrization.builds import modules_of
 
-__all__ = ["Branch", "Multiply", "examine", "set_multiplier"]
+__all__ = ["Branch", "Multiply", "MultiplyInput", "examine", "set_input_multiplier", "set_multiplier"]
 
-_RTOL = 1e-9
+_RTOL = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,35 @@ class Multiply:
         return output * self.factor
 
 
+class MultiplyInput:
+    """Forward pre-hook: multiplies what a module is called with (its first argument)."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, module: nn.Module, args: Any) -> Any:
+        """The arguments, the first one times the factor."""
+        return (args[0] * self.factor, *args[1:])
+
+
 def set_multiplier(module: nn.Module, factor: float) -> None:
     """Give a module's output a multiplier, in place of one set earlier; 1 takes it away."""
-    for key, hook in list(module._forward_hooks.items()):
-        if isinstance(hook, Multiply):
-            del module._forward_hooks[key]
+    _forget(module._forward_hooks, Multiply)
     if factor != 1.0:
         module.register_forward_hook(Multiply(factor))
+
+
+def set_input_multiplier(module: nn.Module, factor: float) -> None:
+    """Give a module's input a multiplier, in place of one set earlier; 1 takes it away."""
+    _forget(module._forward_pre_hooks, MultiplyInput)
+    if factor != 1.0:
+        module.register_forward_pre_hook(MultiplyInput(factor))
+
+
+def _forget(hooks: dict[int, Any], kind: type) -> None:
+    for key, hook in list(hooks.items()):
+        if isinstance(hook, kind):
+            del hooks[key]
 
 
 def _first(output: Any) -> torch.Tensor:
@@ -100,46 +123,32 @@ class _Calls:
             handle.remove()
 
 
-def _guesses(model: nn.Module) -> list[tuple[torch.Tensor, ...]]:
-    """Inputs that a model may take: token numbers if it starts with an embedding, else numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            tokens = torch.arange(16).reshape(2, 8) % module.num_embeddings
-            return [(tokens,)]
-        if isinstance(module, nn.Linear):
-            x = torch.linspace(-1, 1, 16 * module.in_features, dtype=torch.float64)
-            return [(x.reshape(2, 8, -1),), (x.reshape(16, -1),)]
-    return []
-
-
 @torch.no_grad()
 def examine(
-    model: nn.Module, branches: Mapping[str, Sequence[str]], inputs: tuple[torch.Tensor, ...] | None
+    model: nn.Module, branches: Mapping[str, Sequence[str]], arguments: tuple[torch.Tensor, ...]
 ) -> tuple[dict[str, Branch], str]:
     """Which of the possible branches are residual branches, and where their multiplier can be folded.
 
     Args:
-        model: A small real build; it is changed (float64, eval, noise on its values).
+        model: A small real build; it is changed (precision, eval, noise on its values).
         branches: Names of the possible branches of each block, by the block's path.
-        inputs: What the model is called with; None to guess token numbers or numbers.
+        arguments: What the model is called with.
 
     Returns:
         The branches by path ("blocks.0.attn"), and a reason if some are missing.
     """
-    model.double().eval()
+    model.eval()
     noise = torch.Generator().manual_seed(0)
     for parameter in model.parameters():  # a layer that starts at zero would hide what depends on it
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise, dtype=torch.float64))
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
     paths = [*branches, *(f"{block}.{child}" for block, children in branches.items() for child in children)]
-    tried = _guesses(model) if inputs is None else [inputs]
-    reason = "no input could be guessed"
-    for attempt in tried:
-        arguments = tuple(x.double() if x.is_floating_point() else x for x in attempt)
+    for dtype in _RTOL:
+        model.to(dtype)
         try:
             with _Calls(model, paths) as calls:
-                model(*arguments)
+                model(*(x.to(dtype) if x.is_floating_point() else x for x in arguments))
             break
-        except Exception as error:
+        except Exception as error:  # some operations, such as fused experts', have no float64
             reason = f"calling the model failed with {type(error).__name__}: {error}"
     else:
         return {}, reason
@@ -191,7 +200,7 @@ def _examine_block(
 
 def _is_double(once: torch.Tensor, twice: torch.Tensor) -> bool:
     size = once.abs().max()
-    return bool(size > 0) and bool((twice - 2 * once).abs().max() <= _RTOL * size)
+    return bool(size > 0) and bool((twice - 2 * once).abs().max() <= _RTOL[once.dtype] * size)
 
 
 def _last_layer(modules: Mapping[str, nn.Module], block: str, child: str, calls: _Calls) -> Branch:

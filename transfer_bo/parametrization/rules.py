@@ -1,13 +1,14 @@
-"""The rules of hyperparameter transfer, as tables of exponents: a new rule is a new table, not new code.
+"""What a rule of hyperparameter transfer is: a table of exponents. The tables themselves are in `tables.py`.
 
 A rule says how each quantity of a tensor (variance of its initial values, learning rate, ε, weight decay,
 1-β, multiplier in the forward pass) is multiplied when a model grows from the base to the target. Each entry
-is a product of powers of four ratios target/base:
+is a product of powers of ratios target/base:
 
-    m_N  width     m_L  depth (blocks)     m_B  batch (tokens per step)     m_D  tokens of the whole run
+    m_N  width (of a weight: its fan-in)     m_out  fan-out of a weight
+    m_L  depth (blocks)     m_B  batch (tokens per step)     m_D  tokens of the whole run
 
-α, in [1/2, 1], is the exponent of the residual multiplier m_L^-α; exponents of m_L are affine in it.
-Weight decay λ is that of PyTorch's AdamW: a step shrinks a weight by lr·λ.
+α is the exponent of the residual multiplier m_L^-α; exponents of m_L are affine in it. Weight decay λ is that
+of the optimizer: for AdamW, Muon and Adafactor a step shrinks a weight by lr·λ; for SGD too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from dataclasses import dataclass, field, fields
 from transfer_bo.errors import TransferError
 
 __all__ = [
-    "COMPLETE_D_P",
-    "RULES",
+    "BETAS",
     "SYMMETRIES",
     "Power",
     "Ratios",
@@ -29,31 +29,54 @@ __all__ = [
     "Rule",
     "Setting",
     "Symmetry",
-    "find_rule",
     "scale_one_minus_beta",
 ]
 
 
 class Role(enum.StrEnum):
-    """What a tensor does in its model; the rows of a rule."""
+    """What a tensor does in its model; the rows of a rule.
+
+    "Grows" means with the width. A norm's bias has the role of its gain.
+    """
 
     INPUT_EMBEDDING = "input_embedding"
-    """Fixed inputs to the width: token and position embeddings, the first layer of an MLP, patch
-    projections."""
+    """Fixed inputs to the width, outside the blocks: token embedding, class token, patch projection, the
+    first layer of an MLP or a ConvNet."""
+    POSITION_EMBEDDING = "position_embedding"
+    """Looked up or added by position, whatever the input is."""
+    TIED_EMBEDDING = "tied_embedding"
+    """Input embedding and unembedding in one tensor."""
     INPUT_BIAS = "input_bias"
     """Bias, or norm, of the input layer: before any hidden weight."""
     HIDDEN_WEIGHT = "hidden_weight"
     """Width to width."""
+    CONV_KERNEL = "conv_kernel"
+    """Width to width, with a window."""
+    EXPERT_UP = "expert_up"
+    """Width to width, of an expert: its first layer (and its gate)."""
+    EXPERT_DOWN = "expert_down"
+    """Width to width, of an expert: behind another layer of it."""
+    ROUTER = "router"
+    """In a block: width to a fixed size that goes into a softmax, sigmoid or top-k."""
+    WIDE_TO_NARROW = "wide_to_narrow"
+    """In a block: width to a fixed size; keys of attention with a fixed number of key heads, a low-rank
+    map's first half."""
+    NARROW_TO_WIDE = "narrow_to_wide"
+    """In a block: a fixed size to the width; a low-rank map's second half, a depthwise convolution."""
     HIDDEN_BIAS = "hidden_bias"
     NORM_GAIN = "norm_gain"
-    """Gain or bias of a norm over the width, between hidden weights."""
+    """Gain or bias of a norm over the width, between hidden weights; a gain per channel of a branch."""
     QK_NORM = "qk_norm"
     """A norm's gain inside a block whose size is fixed because heads share it."""
+    SHARED = "shared"
+    """Anything else in a block that does not grow: every head or channel uses it."""
     FINAL_NORM = "final_norm"
     """Norm after the last hidden weight, before the unembedding."""
     UNEMBEDDING = "unembedding"
     """Width to fixed outputs: language-model head, classifier."""
     OUTPUT_BIAS = "output_bias"
+    FIXED = "fixed"
+    """Outside the blocks, and nothing about it grows."""
 
 
 @dataclass(frozen=True)
@@ -64,34 +87,32 @@ class Ratios:
     depth: float = 1.0
     batch: float = 1.0
     tokens: float = 1.0
+    fan_out: float = 1.0
 
 
 @dataclass(frozen=True)
 class Power:
-    """m_N^width · m_L^(depth + depth_alpha·α) · m_B^batch · m_D^tokens: one entry of a table."""
+    """m_N^width · m_L^(depth + depth_alpha·α) · m_B^batch · m_D^tokens · m_out^fan_out: an entry."""
 
     width: float = 0.0
     depth: float = 0.0
     depth_alpha: float = 0.0
     batch: float = 0.0
     tokens: float = 0.0
+    fan_out: float = 0.0
 
     def __mul__(self, other: Power) -> Power:
         return Power(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __pow__(self, exponent: float) -> Power:
+        return Power(*(getattr(self, f.name) * exponent for f in fields(self)))
 
     def at(self, m: Ratios, alpha: float) -> float:
         """The number that this entry is at the ratios `m`; exactly 1 where they are 1."""
         depth_exponent = self.depth + self.depth_alpha * alpha
         value = float(m.width**self.width * m.depth**depth_exponent)
-        return value * float(m.batch**self.batch * m.tokens**self.tokens)
-
-
-def _width(exponent: float) -> Power:
-    return Power(width=exponent)
-
-
-def _depth(exponent: float, alpha: float = 0.0) -> Power:
-    return Power(depth=exponent, depth_alpha=alpha)
+        value *= float(m.batch**self.batch * m.tokens**self.tokens)
+        return value * float(m.fan_out**self.fan_out)
 
 
 ONE = Power()
@@ -99,7 +120,7 @@ ONE = Power()
 
 @dataclass(frozen=True)
 class Row:
-    """How one role's quantities scale with width and depth."""
+    """How one role's quantities scale."""
 
     init_var: Power = ONE
     lr: Power = ONE
@@ -124,15 +145,15 @@ class Setting:
 class Symmetry:
     """Exponents of θ that keep training the same when a tensor's forward multiplier A becomes A/θ.
 
-    Adam (2203.03466, Lemma J.1, with ε and weight decay): (A, B, C, ε, λ) ~ (A/θ, Bθ, Cθ, ε/θ, λ/θ) for
-    multiplier A, initial values B, learning rate C. The gradient becomes θ^-1 times what it was.
+    2203.03466, Lemma J.1, with ε and weight decay: (A, B, C, ε, λ) ~ (A/θ, Bθ, Cθ^lr, εθ^eps,
+    λθ^weight_decay) for multiplier A, initial values B, learning rate C. The gradient becomes θ^-1 times what
+    it was.
     """
 
-    init_std: float
     lr: float
     eps: float
     weight_decay: float
-    gradient: float = -1.0
+    init_std: float = 1.0
 
     def fold(self, setting: Setting, theta: float) -> Setting:
         """`setting` with a multiplier θ moved from the forward pass into the tensor itself."""
@@ -145,10 +166,29 @@ class Symmetry:
             forward=setting.forward,
         )
 
+    def move(self, row: Row, multiplier: Power) -> Row:
+        """The row in the form with `multiplier` more in the forward pass: `fold` with θ its inverse."""
+        return Row(
+            init_var=row.init_var * multiplier ** (-2 * self.init_std),
+            lr=row.lr * multiplier**-self.lr,
+            eps=row.eps * multiplier**-self.eps,
+            weight_decay=row.weight_decay * multiplier**-self.weight_decay,
+            forward=row.forward * multiplier,
+        )
 
+
+# Adam and AdamW: the update is g/√v, which does not see θ; SGD's is g, which becomes g/θ. Muon's is an
+# orthogonalised g. Adafactor's is relative to the tensor's own size, so its rate is a pure number.
+# The weight decays of Adam and SGD are added to the gradient.
 SYMMETRIES: Mapping[str, Symmetry] = {
-    "adamw": Symmetry(init_std=1, lr=1, eps=-1, weight_decay=-1),
+    "adamw": Symmetry(lr=1, eps=-1, weight_decay=-1),
+    "adam": Symmetry(lr=1, eps=-1, weight_decay=-2),
+    "sgd": Symmetry(lr=2, eps=0, weight_decay=-2),
+    "muon": Symmetry(lr=1, eps=-1, weight_decay=-1),
+    "adafactor": Symmetry(lr=0, eps=-1, weight_decay=0),
 }
+
+BETAS = ("linear", "half_life", "fixed")
 
 
 @dataclass(frozen=True)
@@ -161,13 +201,24 @@ class Rule:
 
     name: str
     source: str
-    optimizer: str
     rows: Mapping[Role, Row]
     residual: Power
     """Multiplier of a residual branch: x + residual·F(x)."""
+    optimizer: str = "adamw"
+    matrices: str | None = None
+    """Optimizer of hidden weights (two-dimensional ones), if it is another one."""
     every: Row = field(default_factory=Row)
     one_minus_beta: Power = ONE
+    betas: str = "linear"
+    """How 1-β follows `one_minus_beta`: "linear" as printed in 2512.22382, with a guard; "half_life", where
+    the average's half-life in tokens is kept exactly; "fixed", where β stays (2512.22382 and 2205.10287
+    scale it; others keep β1 = .9)."""
+    independent_weight_decay: bool = False
+    """Whether the HP `weight_decay` is what a step shrinks a weight by, rather than that over the learning
+    rate. The product lr·λ scales alike in both; what differs is whether tuning lr moves it."""
     alpha_range: tuple[float, float] = (0.5, 1.0)
+    derived: frozenset[Role] = frozenset()
+    """Roles whose row is not printed in the source, but follows from its reasoning."""
 
     def setting(self, role: Role, m: Ratios, alpha: float) -> Setting:
         """The factors for a tensor of this role, at these ratios.
@@ -191,71 +242,23 @@ class Rule:
         )
 
 
-# 2512.22382, Table 1, column Complete(d)P, for AdamW. Two rows are not spelled in the paper and follow from
-# its own: the input layer's bias is scaled as the input embedding, the output layer's as "output biases".
-_INPUT = Row(eps=_width(-1))
-_HIDDEN_VECTOR = Row(lr=_depth(-1, alpha=+1), eps=_width(-1) * _depth(0, alpha=-1))
-
-COMPLETE_D_P = Rule(
-    name="complete_d_p",
-    source="2512.22382, Table 1",
-    optimizer="adamw",
-    rows={
-        Role.INPUT_EMBEDDING: _INPUT,
-        Role.INPUT_BIAS: _INPUT,
-        Role.HIDDEN_WEIGHT: Row(
-            init_var=_width(-1),
-            lr=_width(-1) * _depth(-1, alpha=+1),
-            eps=_width(-1) * _depth(0, alpha=-1),
-            weight_decay=_width(+1),
-        ),
-        Role.HIDDEN_BIAS: _HIDDEN_VECTOR,
-        Role.NORM_GAIN: _HIDDEN_VECTOR,
-        # The gain's gradient sums over heads, whose number grows with width: the m_N^-1 of ε cancels.
-        Role.QK_NORM: Row(lr=_depth(-1, alpha=+1), eps=_depth(0, alpha=-1)),
-        Role.FINAL_NORM: Row(),
-        Role.UNEMBEDDING: Row(init_var=_width(-2), lr=_width(-1), weight_decay=_width(+1)),
-        Role.OUTPUT_BIAS: Row(),
-    },
-    residual=_depth(0, alpha=-1),
-    every=Row(
-        lr=Power(batch=+0.5, tokens=-0.5),
-        eps=Power(batch=-0.5, tokens=+0.5),
-        weight_decay=Power(batch=+0.5, tokens=-0.5),
-    ),
-    one_minus_beta=Power(batch=+1, tokens=-1),
-)
-
-RULES: Mapping[str, Rule] = {rule.name: rule for rule in (COMPLETE_D_P,)}
-
-
-def find_rule(rule: str | Rule) -> Rule:
-    """A rule by name; a `Rule` is returned as it is, so that a user's own table works everywhere.
-
-    Raises:
-        TransferError: for an unknown name.
-    """
-    if isinstance(rule, Rule):
-        return rule
-    if rule not in RULES:
-        raise TransferError(f"Rule {rule!r} is unknown; use one of {', '.join(RULES)} or give a Rule.")
-    return RULES[rule]
-
-
-def scale_one_minus_beta(one_minus_beta: float, factor: float) -> float:
+def scale_one_minus_beta(one_minus_beta: float, factor: float, betas: str = "linear") -> float:
     """1-β times `factor`, guarded so that β stays inside (0, 1).
 
-    The table's linear form (1-β)·factor is used wherever it stays below 1. Beyond, where it means nothing
-    (β1 = .9 allows a factor below 10 only), the exact half-life form 1 - β^factor is used: it keeps the
-    average's half-life in tokens and agrees with the linear form to first order.
+    "linear" is the table's (1-β)·factor, used wherever it stays below 1. Beyond, where it means nothing
+    (β1 = .9 allows a factor below 10 only), and always for "half_life", the exact half-life form 1 - β^factor
+    is used: it keeps the average's half-life in tokens and agrees with the linear form to first order.
+    "fixed" returns 1-β.
 
     Raises:
         TransferError: if 1-β is not inside (0, 1) to begin with, the factor is not positive, or no number
             inside (0, 1) is left (the factor is so extreme that β rounds to 0 or 1).
     """
+    if betas == "fixed":
+        factor = 1.0
     scaled = one_minus_beta * factor
     if 0 < one_minus_beta < 1 and factor > 0:
-        if scaled >= 1:
+        if scaled >= 1 or (betas == "half_life" and factor != 1):
             scaled = 1 - (1 - one_minus_beta) ** factor
         if 0 < scaled and 0 < 1 - scaled < 1:
             return scaled

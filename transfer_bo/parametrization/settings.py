@@ -55,14 +55,19 @@ def value_of(kind: str, labels: Iterable[str], hps: HPs) -> float:
     return hps.get(kind, KINDS[kind].default) * _multiplier(kind, labels, hps)
 
 
-def beta_of(kind: str, labels: Iterable[str], factor: float, hps: HPs) -> float:
+def beta_of(kind: str, labels: Iterable[str], factor: float, hps: HPs, betas: str = "linear") -> float:
     """β for a tensor with these labels; `kind` is "one_minus_beta1" or "one_minus_beta2", `factor` a rule's.
+
+    `betas` is `Rule.betas`; multipliers of groups are part of the HP, not of the rule.
 
     Raises:
         TransferError: if no β inside (0, 1) comes out; see `rules.scale_one_minus_beta`.
     """
+    multiplier = _multiplier(kind, labels, hps)
     one_minus_beta = hps.get(kind, KINDS[kind].default)
     try:
-        return 1 - scale_one_minus_beta(one_minus_beta, factor * _multiplier(kind, labels, hps))
+        if betas == "fixed":
+            return 1 - scale_one_minus_beta(one_minus_beta, multiplier)
+        return 1 - scale_one_minus_beta(one_minus_beta, factor * multiplier, betas)
     except TransferError as error:
         raise TransferError(f"HP {kind!r}: {error}") from None

@@ -1,21 +1,41 @@
-"""How a model is built up: its stacks of blocks, where a tensor stands in them, how its layer is called."""
+"""How a model is built up: its stacks of blocks, and which tensor of the base a tensor of the target is.
+
+A stack is a container with numbered children (nn.ModuleList, nn.Sequential) that gets more of them when the
+model gets deeper. Children are compared by their *kind*: their tensors' names and shapes at two widths. In a
+plain nn.Sequential the first and the last layer are children too; they are told from blocks by that their
+kind does not repeat, and are found again in a deeper model although their numbers shift.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from transfer_bo.errors import TransferError
-from transfer_bo.parametrization.builds import BuildModel, build_meta, parameters_of
 from transfer_bo.scale import Scale
 
-__all__ = ["PROBE", "Place", "find_stacks", "match_blocks", "module_types", "place_of"]
+__all__ = ["PROBE", "Place", "Stack", "base_name_of", "find_stacks", "module_types", "place_of"]
 
 PROBE = 2
 """The wider and the deeper build are this many times the base: the least that keeps head counts dividing."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+Kind = frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]]
+"""Tensors of a child: name inside it, shape at the base width, shape at the wider one."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The blocks of one container in the target, and the children of the base that they correspond to."""
+
+    depth: float
+    """Ratio of blocks target/base."""
+    blocks: dict[int, int | None]
+    """Number of each block in the target -> that of the base's block of the same kind that covers its middle
+    in relative depth; None if the base has none of its kind."""
+    others: dict[int, int | None]
+    """Likewise for children that are no blocks, such as the first and last layer of an nn.Sequential."""
 
 
 @dataclass(frozen=True)
@@ -29,93 +49,161 @@ class Place:
     @property
     def block_path(self) -> str | None:
         """Path of the block, e.g. "blocks.3"."""
-        return None if self.stack is None else f"{self.stack}.{self.block}".lstrip(".")
+        return None if self.stack is None else _join(self.stack, self.block)
 
 
-def _containers(names: Iterable[str]) -> dict[str, dict[int, set[str]]]:
-    """For each path with numbered children: the inner names of each child."""
-    found: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for name in names:
+def _join(path: str, number: int | None) -> str:
+    return f"{path}.{number}".lstrip(".")
+
+
+def _containers(narrow: Shapes, wide: Shapes) -> dict[str, dict[int, Kind]]:
+    """For each path with numbered children: the kind of each child, by number."""
+    found: dict[str, dict[int, set[tuple[str, tuple[int, ...], tuple[int, ...]]]]] = defaultdict(
+        lambda: defaultdict(set)
+    )
+    for name in narrow:
         parts = name.split(".")
         for position, part in enumerate(parts):
             if part.isdigit():
-                found[".".join(parts[:position])][int(part)].add(".".join(parts[position + 1 :]))
-    return found
+                inner = ".".join(parts[position + 1 :])
+                found[".".join(parts[:position])][int(part)].add((inner, narrow[name], wide[name]))
+    return {
+        path: {number: frozenset(tensors) for number, tensors in sorted(children.items())}
+        for path, children in found.items()
+    }
 
 
-def find_stacks(
-    build_model: BuildModel, base: Scale, base_model: nn.Module, target_model: nn.Module
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Path of each stack of blocks -> its block numbers, in the base and in the target.
-
-    A stack is a container that gets more children when the model gets deeper. Without a depth axis, the
-    outermost containers of two or more children of like structure count.
-    """
-    in_base = _containers(parameters_of(base_model))
-    in_target = _containers(parameters_of(target_model))
-    if "depth" in base:
-        deeper = build_meta(build_model, base.replace(depth=PROBE * base.depth))
-        in_deeper = _containers(parameters_of(deeper))
-        stacks = [path for path in in_base if set(in_base[path]) < set(in_deeper.get(path, {}))]
-        if not stacks:
-            raise TransferError(
-                f"build_model ignores depth: no numbered container of blocks has more of them at depth "
-                f"{PROBE * base.depth:g} than at {base.depth:g}; keep blocks in an nn.ModuleList of "
-                "scale.depth blocks."
-            )
-    else:
-        alike = [
-            path
-            for path, blocks in in_base.items()
-            if len(blocks) > 1
-            and len({frozenset(inner) for inner in blocks.values()}) == 1
-            and any("." in inner for inner in next(iter(blocks.values())))
-        ]
-        stacks = [p for p in alike if not any(p != q and p.startswith(f"{q}.") for q in alike)]
-    return (
-        {path: sorted(in_base[path]) for path in stacks},
-        {path: sorted(in_target[path]) for path in stacks},
+def _maps_width_to_width(kind: Kind) -> bool:
+    return any(
+        sum(n != w for n, w in zip(narrow, wide, strict=True)) >= 2  # two growing dimensions
+        for _, narrow, wide in kind
     )
 
 
-def place_of(name: str, blocks: Mapping[str, list[int]]) -> Place:
-    """The place of a name, given the stacks and the numbers of their blocks."""
-    for stack in blocks:
-        prefix = f"{stack}." if stack else ""
-        if name.startswith(prefix):
-            number, _, inner = name.removeprefix(prefix).partition(".")
-            if number.isdigit():
-                return Place(stack, int(number), inner)
-    return Place(None, None, name)
+def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -> dict[str, Stack]:
+    """The stacks of the target by path.
+
+    Without a depth axis, the outermost containers of two or more children of like structure count.
+
+    Args:
+        shapes: Names and shapes of the model's tensors at a scale.
+        base: Has the axis `width`.
+        target: Same axes as the base.
+
+    Raises:
+        TransferError: if the model has a depth but nothing in it repeats.
+    """
+    wider = PROBE * base.width
+    in_base = _containers(shapes(base), shapes(base.replace(width=wider)))
+    in_target = _containers(shapes(target.replace(width=base.width)), shapes(target.replace(width=wider)))
+    if "depth" not in base:
+        alike = [
+            path
+            for path, children in in_base.items()
+            if len(children) > 1
+            and len({frozenset(inner for inner, *_ in kind) for kind in children.values()}) == 1
+            and any("." in inner for inner, *_ in next(iter(children.values())))
+        ]
+        outermost = [p for p in alike if not any(p != q and p.startswith(f"{q}.") for q in alike)]
+        return {path: _stack(in_base[path], in_target[path], set(in_base[path])) for path in outermost}
+
+    deep = base.replace(depth=PROBE * base.depth)
+    in_deeper = _containers(shapes(deep), shapes(deep.replace(width=wider)))
+    stacks = {}
+    for path, children in in_base.items():
+        deeper = in_deeper.get(path, {})
+        if set(children) < set(deeper) and path in in_target:
+            before, after = Counter(children.values()), Counter(deeper.values())
+            blocks = {
+                number
+                for number, kind in children.items()
+                if after[kind] > before[kind] or _maps_width_to_width(kind)
+            }
+            if blocks:
+                stacks[path] = _stack(children, in_target[path], blocks)
+    if not stacks:
+        raise TransferError(
+            f"build_model ignores depth: no numbered container of blocks has more of them at depth "
+            f"{deep.depth:g} than at {base.depth:g}; keep blocks in an nn.ModuleList of scale.depth blocks."
+        )
+    return stacks
 
 
-def match_blocks(base: Mapping[str, list[int]], target: Mapping[str, list[int]]) -> dict[str, str]:
-    """Each block of the target -> the block of the base that covers its middle in relative depth."""
-    matched = {}
-    for stack, numbers in target.items():
-        for rank, number in enumerate(numbers):
-            match = base[stack][int((rank + 0.5) / len(numbers) * len(base[stack]))]
-            matched[f"{stack}.{number}".lstrip(".")] = f"{stack}.{match}".lstrip(".")
+def _stack(base: Mapping[int, Kind], target: Mapping[int, Kind], base_blocks: set[int]) -> Stack:
+    block_kinds = {base[number] for number in base_blocks}
+    target_blocks = [n for n, kind in target.items() if kind in block_kinds or _maps_width_to_width(kind)]
+    # Norms between the layers of an nn.Sequential repeat as well, but they do not make it deeper.
+    in_base = [n for n in base_blocks if _maps_width_to_width(base[n])] or sorted(base_blocks)
+    in_target = [n for n in target_blocks if _maps_width_to_width(target[n])] or target_blocks
+    matched = _match(base, target)
+    return Stack(
+        depth=len(in_target) / len(in_base),
+        blocks={n: matched[n] for n in target_blocks},
+        others={n: matched[n] for n in target if n not in target_blocks},
+    )
+
+
+def _match(base: Mapping[int, Kind], target: Mapping[int, Kind]) -> dict[int, int | None]:
+    """Each child of the target -> the child of its kind in the base that covers its middle."""
+    matched: dict[int, int | None] = {}
+    for kind in set(target.values()):
+        mine = [number for number, k in target.items() if k == kind]
+        theirs = [number for number, k in base.items() if k == kind]
+        for rank, number in enumerate(mine):
+            matched[number] = theirs[int((rank + 0.5) / len(mine) * len(theirs))] if theirs else None
     return matched
 
 
-def module_types(places: Mapping[str, Place]) -> dict[str, str]:
+def _in_container(name: str, path: str) -> tuple[int | None, str]:
+    """Number of the child of a container that a name lies in, None if in none, and the rest of the name."""
+    prefix = f"{path}." if path else ""
+    number, _, inner = name.removeprefix(prefix).partition(".")
+    return (int(number), inner) if name.startswith(prefix) and number.isdigit() else (None, name)
+
+
+def place_of(name: str, stacks: Mapping[str, Stack]) -> Place:
+    """The place of a name of the target."""
+    for path, stack in stacks.items():
+        number, inner = _in_container(name, path)
+        if number in stack.blocks:
+            return Place(path, number, inner)
+    return Place(None, None, name)
+
+
+def base_name_of(name: str, stacks: Mapping[str, Stack]) -> str | None:
+    """The name in the base of what a name of the target corresponds to, None if there is nothing."""
+    for path, stack in stacks.items():
+        number, inner = _in_container(name, path)
+        if number is not None:
+            match = {**stack.blocks, **stack.others}.get(number)
+            return None if match is None else f"{_join(path, match)}.{inner}".rstrip(".")
+    return name
+
+
+def module_types(names: Iterable[str], stacks: Mapping[str, Stack]) -> dict[str, str]:
     """A layer's shortest name that no other kind of layer has: "q", "attn.c_proj" where mlp has one too.
 
-    Numbers are dropped (the experts of a layer are of one type) unless they are the layer's own name.
+    Names are taken from the base, so that they are the same at every scale. Numbers are dropped (the experts
+    of a layer are of one type) unless they are the layer's own name.
     """
     paths: dict[str, tuple[str, ...]] = {}
-    for name, place in places.items():
-        full = [*(place.stack or "").split("."), *place.inner.split(".")]
+    for name in names:
+        place = place_of(name, stacks)
+        if place.stack is None:
+            full = (base_name_of(name, stacks) or name).split(".")
+        else:
+            full = [*(place.stack or "layers").split("."), *place.inner.split(".")]
         if len(full) > 1 and full[-1] in ("weight", "bias"):
             full.pop()
-        paths[name] = tuple(p for i, p in enumerate(full) if p and (not p.isdigit() or i == len(full) - 1))
+        paths[name] = tuple(p for i, p in enumerate(full) if not p.isdigit() or i == len(full) - 1)
     distinct = set(paths.values())
 
     def shortest(path: tuple[str, ...]) -> str:
         for length in range(1, len(path) + 1):
             suffix = path[-length:]
-            if not suffix[0].isdigit() and sum(other[-length:] == suffix for other in distinct) == 1:
+            if (not suffix[0].isdigit() or len(path) == length) and sum(
+                other[-length:] == suffix for other in distinct
+            ) == 1:
                 return ".".join(suffix)
         return ".".join(path)
 

@@ -1,0 +1,272 @@
+"""How each tensor is used when the model runs: what its dimensions mean, and what its product flows into.
+
+Shapes do not say it: GPT-2 keeps (in, out), nn.Linear (out, in), experts are fused into one tensor, a router
+looks like an unembedding. So the base model is run once, small and real (routing depends on values), below
+autograd, where every layer has become one of few operations. A tensor's dimensions are followed through
+views by their strides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from transfer_bo.parametrization.builds import modules_of, parameters_of
+
+__all__ = ["Trace", "Use", "trace_uses"]
+
+INPUT = "<input>"
+"""Stands among the names of tensors for what the model was called with."""
+
+# What an operation does with the tensors it is given, by the name of the operation.
+_MATMUL = {"mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "addmv": (1, 2)}
+_MATMUL |= {"_grouped_mm": (0, 1), "dot": (0, 1)}
+_CONV = {"convolution", "_convolution"}
+_LOOKUP = {"embedding", "_embedding_bag"}
+_GATE = {"_softmax", "_safe_softmax", "softmax", "sigmoid", "topk", "_log_softmax", "sort", "argmax"}
+_COPY = {"clone", "_to_copy", "copy", "contiguous", "lift_fresh_copy"}
+_BY_INDEX = {"index", "index_select"}
+_MULTIPLY = {"mul", "mul_", "div"}
+_ADD = {"add", "add_", "sub", "addmm", "convolution", "addmv"}
+_NORM = re.compile("norm")
+_ATTENTION = re.compile("scaled_dot_product")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One way in which a tensor is used."""
+
+    how: str
+    """matmul, conv, lookup, norm, multiply, add or other."""
+    module: str
+    """Path of the innermost module that was running."""
+    order: int
+    """When: a number that grows."""
+    fan_in: tuple[int, ...] = ()
+    """Dimensions of the tensor that are summed over (matmul, conv)."""
+    fan_out: tuple[int, ...] = ()
+    """Dimensions that its product has; what is in neither is a batch of weights, such as experts."""
+    upstream: frozenset[str] = frozenset()
+    """Tensors that what it is multiplied with depends on; `INPUT` for the model's input."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one run of a model showed."""
+
+    uses: dict[str, tuple[Use, ...]]
+    """By tensor; layers that were not reached (an expert no token chose) take those of their like."""
+    gates: frozenset[str]
+    """Tensors whose product goes, element by element, into a softmax, sigmoid or top-k: routers."""
+
+
+@dataclass(frozen=True)
+class _Alias:
+    """A tensor that is a parameter seen another way: for each of its dimensions, the parameter's."""
+
+    name: str
+    dims: tuple[int | None, ...]
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = names
+        self.uses: dict[str, list[Use]] = defaultdict(list)
+        self.gates: set[str] = set()
+        self.running: list[str] = [""]
+        self._alive: list[Any] = []  # an id is only a name as long as its object lives
+        self._aliases: dict[int, _Alias] = {}
+        self._upstream: dict[int, frozenset[str]] = {}
+        self._product: dict[int, frozenset[str]] = {}
+        self._count = 0
+
+    def start(self, inputs: Iterable[torch.Tensor]) -> None:
+        for tensor in inputs:
+            self._upstream[id(tensor)] = frozenset({INPUT})
+
+    def _alias(self, value: Any) -> _Alias | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        name = self.names.get(id(value))
+        return self._aliases.get(id(value)) if name is None else _Alias(name, tuple(range(value.dim())))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        operation = func.overloadpacket.__name__
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self._alive += [*tensors, *results]
+        self._count += 1
+        if len(tensors) >= 1 and self._is_view(func, operation, tensors, results):
+            return out
+        products = self._note(operation, args, tensors)
+        self._flow(operation, tensors, results, products)
+        return out
+
+    def _is_view(self, func: Any, operation: str, tensors: list[Any], results: list[Any]) -> bool:
+        """Whether the results are the first tensor seen another way; then their dimensions are noted."""
+        source = tensors[0]
+        alias = self._alias(source)
+        if alias is None:
+            return False
+        for result in results:
+            if operation in _BY_INDEX and len(tensors) == 2 and self._alias(tensors[1]) is None:
+                # Experts are picked along the first dimension.
+                rank = result.dim() - source.dim() + 1
+                dims = (*[alias.dims[0]] * rank, *alias.dims[1:])
+            elif operation in _COPY and result.shape == source.shape:
+                dims = alias.dims
+            elif func.is_view or result.untyped_storage()._cdata == source.untyped_storage()._cdata:
+                if operation.endswith("_"):
+                    return False  # changed in place
+                dims = tuple(_dim_of(stride, size, source, alias) for stride, size in _layout(result))
+            else:
+                return False
+            self._aliases[id(result)] = _Alias(alias.name, dims)
+        return True
+
+    def _note(self, operation: str, args: tuple[Any, ...], tensors: list[Any]) -> frozenset[str]:
+        """Note how parameters are used here; returns those whose product with something else this is."""
+        products: set[str] = set()
+        flat = [a for a in args if not isinstance(a, list | tuple)]
+        for position, value in enumerate(flat):
+            alias = self._alias(value)
+            if alias is None:
+                continue
+            others = frozenset[str]().union(
+                *(self._upstream.get(id(t), frozenset()) for t in tensors if t is not value)
+            )
+            how = "other"
+            fan_in: tuple[int | None, ...] = ()
+            fan_out: tuple[int | None, ...] = ()
+            if operation in _MATMUL and position in _MATMUL[operation]:
+                how = "matmul"
+                side = _MATMUL[operation].index(position)
+                first, last = alias.dims[-2:] if len(alias.dims) > 1 else (alias.dims[0], None)
+                fan_in, fan_out = ((first,), (last,)) if side else ((last,), (first,))
+                products.add(alias.name)
+            elif operation in _CONV and position == 1:
+                how = "conv"
+                inner, outer = (0, 1) if bool(args[6]) else (1, 0)  # args[6]: transposed
+                fan_in, fan_out = (alias.dims[inner], *alias.dims[2:]), (alias.dims[outer],)
+                products.add(alias.name)
+            elif operation in _LOOKUP and position == 0:
+                how = "lookup"
+            elif _NORM.search(operation):
+                how = "norm"
+            elif operation in _MULTIPLY:
+                how = "multiply"
+            elif operation in _ADD or operation == "cat":
+                how = "add"
+            self.uses[alias.name].append(
+                Use(how, self.running[-1], self._count, _known(fan_in), _known(fan_out), others)
+            )
+        for value in args:
+            if isinstance(value, list | tuple) and operation in {"cat", "stack"}:
+                for item in value:
+                    if (alias := self._alias(item)) is not None:
+                        self.uses[alias.name].append(Use("join", self.running[-1], self._count))
+        return frozenset(products)
+
+    def _flow(self, operation: str, tensors: list[Any], results: list[Any], products: frozenset[str]) -> None:
+        upstream = frozenset[str]().union(*(self._upstream.get(id(t), frozenset()) for t in tensors))
+        upstream |= {alias.name for t in tensors if (alias := self._alias(t)) is not None}
+        product = frozenset[str]().union(*(self._product.get(id(t), frozenset()) for t in tensors))
+        if operation in _GATE:
+            self.gates |= product
+            product = frozenset()
+        if operation in _MATMUL or operation in _CONV or _ATTENTION.search(operation):
+            product = products
+        for result in results:
+            self._upstream[id(result)] = upstream
+            self._product[id(result)] = product
+
+
+def _known(dims: Sequence[int | None]) -> tuple[int, ...]:
+    return tuple(d for d in dims if d is not None)
+
+
+def _layout(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
+    return zip(tensor.stride(), tensor.shape, strict=True)
+
+
+def _dim_of(stride: int, size: int, source: torch.Tensor, alias: _Alias) -> int | None:
+    """Which dimension of the parameter a dimension of a view walks along, by its stride."""
+    if size == 1:
+        return None
+    for (step, length), dim in zip(_layout(source), alias.dims, strict=True):
+        if length > 1 and step <= stride < step * length:
+            return dim
+    return None
+
+
+def _like(name: str, seen: Sequence[str]) -> str | None:
+    """Of the tensors that were seen, the one most like a tensor that was not: the nearest in the same place.
+
+    Names that differ in numbers only; as few of them as possible, and the later the better: for an expert
+    that no token chose, another expert of its block.
+    """
+    parts = name.split(".")
+
+    def distance(other: str) -> tuple[int, int] | None:
+        pairs = list(zip(parts, other.split("."), strict=False))
+        apart = [i for i, (mine, theirs) in enumerate(pairs) if mine != theirs]
+        same = len(parts) == len(other.split(".")) and all(
+            parts[i].isdigit() and pairs[i][1].isdigit() for i in apart
+        )
+        return (len(apart), -apart[0]) if same and apart else None
+
+    ranked = [(d, other) for other in seen if (d := distance(other)) is not None]
+    return min(ranked)[1] if ranked else None
+
+
+def trace_uses(model: nn.Module, arguments: tuple[torch.Tensor, ...]) -> Trace:
+    """Run a model and see how each of its trainable tensors is used.
+
+    Args:
+        model: On the CPU; it is not changed.
+        arguments: What it is called with.
+
+    Raises:
+        Exception: what the model raises.
+    """
+    parameters = parameters_of(model)
+    recorder = _Recorder({id(p): name for name, p in parameters.items()})
+
+    def enter(path: str) -> Any:
+        return lambda module, args: recorder.running.append(path)
+
+    handles = []
+    for path, module in modules_of(model).items():
+        handles.append(module.register_forward_pre_hook(enter(path)))
+        handles.append(module.register_forward_hook(lambda *_: _drop(recorder.running), always_call=True))
+    recorder.start(arguments)
+    try:
+        # With gradients on, attention layers do not take the shortcut that hides their matrices.
+        with torch.enable_grad(), recorder:
+            model(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    seen = {name: name if name in recorder.uses else _like(name, list(recorder.uses)) for name in parameters}
+    return Trace(
+        uses={name: () if of is None else tuple(recorder.uses[of]) for name, of in seen.items()},
+        gates=frozenset(name for name, of in seen.items() if of in recorder.gates),
+    )
+
+
+def _drop(running: list[str]) -> None:
+    if len(running) > 1:
+        running.pop()
