@@ -91,6 +91,16 @@ def test_nothing_is_stopped_early_or_without_peers() -> None:
     assert RungPruner().prune(study_of(SPREAD), running(99.0))
 
 
+def test_small_proxies_are_not_measured_by_large_ones() -> None:
+    """A larger rung's lower losses stop nobody here, and its higher ones save nobody."""
+    better = study_of([(half - 2, final - 2) for half, final in SPREAD], LARGE)
+    worse = study_of(SPREAD)
+    add(worse, [(half + 9, final) for half, final in SPREAD * 3], LARGE)
+
+    assert not RungPruner().prune(better, running(3.5))
+    assert RungPruner().prune(worse, running(3.5))
+
+
 def test_verification_and_broken_losses_are_left_alone() -> None:
     """Runs at the target go to their end, and divergence is the trainer's to call."""
     study = study_of(SPREAD)
