@@ -185,17 +185,19 @@ def read_settings(study: Any) -> Settings:
     return Settings.from_json(plain)
 
 
-def read_dimensions(trials: Iterable[Any], defaults: Mapping[str, Any]) -> list[Dimension]:
+def read_dimensions(
+    distributions: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> list[Dimension]:
     """The searched HPs: the union over all trials, whatever their state, each with the hull of its ranges.
 
     Args:
-        trials: frozen Optuna trials.
+        distributions: of each trial, `{hp: Optuna distribution}`.
         defaults: prior guess of the optimum, by HP.
     """
     seen: dict[str, Any] = {}
     hull: dict[str, tuple[float, float]] = {}
-    for trial in trials:
-        for name, distribution in trial.distributions.items():
+    for of_trial in distributions:
+        for name, distribution in of_trial.items():
             if name == RUNG or distribution.single():
                 continue
             seen[name] = distribution

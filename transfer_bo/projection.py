@@ -327,7 +327,8 @@ def fit_study(study: Any) -> Projection:
     """
     settings = read_settings(study)
     runs = read_runs(study)
-    dimensions = read_dimensions(study.get_trials(deepcopy=False), settings.defaults)
+    trials = study.get_trials(deepcopy=False)
+    dimensions = read_dimensions((trial.distributions for trial in trials), settings.defaults)
     surrogate = Surrogate(runs, dimensions, settings, maximise=study.direction.name == "MAXIMIZE")
     return Projection(surrogate, runs, settings)
 

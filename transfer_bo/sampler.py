@@ -146,6 +146,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         """Rung and HPs of the next run."""
         if self._plain is not None:
             return self._plain.sample_relative(study, trial, search_space)
+        self._raise_error_if_multi_objective(study)
         if not search_space:
             return {}
         from transfer_bo.surrogate import design  # torch loads when the first proposal is made
@@ -153,7 +154,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
         with self._lock:
             settings = self._share_settings(study)
             runs = [run for run in read_runs(study) if run.number != trial.number]
-            dimensions = read_dimensions(study.get_trials(deepcopy=False), settings.defaults)
+            seen = [other.distributions for other in study.get_trials(deepcopy=False)]
+            dimensions = read_dimensions([*seen, search_space], settings.defaults)
             fixed = trial.system_attrs.get("fixed_params", {}).get(RUNG)
             affordable = [int(fixed)] if fixed is not None else self._affordable(settings, runs)
             rung, params, self._surrogate = design.next_run(
@@ -166,8 +168,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
                 number=trial.number,
                 previous=self._surrogate,
             )
-        chosen = {name: _on_grid(params[name], search_space[name]) for name in search_space if name in params}
-        return {RUNG: rung, **chosen}
+        proposal = {RUNG: rung, **params}
+        return {name: _on_grid(proposal[name], search_space[name]) for name in search_space}
 
     def sample_independent(
         self,
@@ -179,6 +181,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         """An HP the study has not seen before: a low-discrepancy draw indexed by the trial's number."""
         if self._plain is not None:
             return self._plain.sample_independent(study, trial, param_name, param_distribution)
+        self._raise_error_if_multi_objective(study)
         if param_name == RUNG:
             settings = self._share_settings(study)
             runs = [run for run in read_runs(study) if run.number != trial.number]

@@ -241,11 +241,19 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
     return True
 
 
-def run_verification(study_file: StudyFile, console: Console) -> Verification:
+def run_verification(
+    study_file: StudyFile, console: Console, controls: Mapping[str, Mapping[str, Any]] | None = None
+) -> Verification:
     """Run the suggestion and, if the study file says so, the defaults at the target, side by side.
 
     What was run before is not repeated: the suggestion is made anew only when the search has gone on since
     the last one was verified.
+
+    Args:
+        study_file: The study.
+        console: Where progress is shown.
+        controls: Name -> HPs of the runs to compare with; by default the documented defaults, if the study
+            file asks for a control.
 
     Raises:
         TransferError: for bad input, or workers that keep failing.
@@ -256,7 +264,8 @@ def run_verification(study_file: StudyFile, console: Console) -> Verification:
     study = open_study(study_file, definition=task.definition())
     with _only_one(study_file) as lock:
         reap(study)
-        controls = {"documented defaults": task.space.defaults} if study_file.verify.control else {}
+        if controls is None:
+            controls = {"documented defaults": task.space.defaults} if study_file.verify.control else {}
         n_search = sum(run.outcome in ENDED and run.purpose == "search" for run in read_runs(study))
         suggestion = known_suggestion(study, study_file.target, n_search) or _project(study_file)
         jobs = plan(suggestion, controls, n_search=n_search)
