@@ -1,0 +1,192 @@
+"""From a study to what to set at the target."""
+
+import json
+import math
+
+import numpy as np
+import optuna
+import pytest
+
+import transfer_bo as tb
+from transfer_bo.history import OUTCOME_ATTR, Outcome
+from transfer_bo.projection import Projection, fit_study
+
+RUNGS = [tb.Scale(width=w, tokens=t) for w, t in [(32, 1e5), (64, 1e5), (128, 1e5), (64, 4e5), (128, 4e5)]]
+TARGET = tb.Scale(width=512, tokens=1.6e6)
+DRIFT = -0.5
+"""Octaves of lr per doubling of width in the analytic loss."""
+
+
+def loss_at(scale: tb.Scale, lr: float) -> float:
+    """A law in width and tokens, and a bowl in lr whose optimum falls by half an octave per doubling of width."""
+    law = 1 + (scale.width / 32) ** -0.5 + 0.5 * (scale.tokens / 1e5) ** -0.4
+    z = math.log2(lr) + 6 - DRIFT * math.log2(scale.width / 32)
+    return law * math.exp(0.02 * z**2)
+
+
+def study_of_runs(n_per_rung: int = 8, coordinates: str = "raw", noise: float = 0.002) -> optuna.Study:
+    """A finished study: runs spread over lr at every rung, told to Optuna one by one."""
+    ladder = tb.Ladder(RUNGS)
+    sampler = tb.TransferSampler(ladder=ladder, target=TARGET, coordinates=coordinates, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    rng = np.random.default_rng(0)
+    for index, scale in enumerate(RUNGS):
+        for _ in range(n_per_rung):
+            lr = 2 ** (-6 + DRIFT * math.log2(scale.width / 32) + rng.uniform(-2.5, 2.5))
+            study.enqueue_trial({"rung": index, "lr": lr})
+            trial = study.ask()
+            ladder.suggest(trial)
+            trial.suggest_float("lr", 2**-14, 2**-1, log=True)
+            study.tell(trial, loss_at(scale, lr) * math.exp(noise * rng.normal()))
+    return study
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Projection:
+    """The fit to 40 runs."""
+    return fit_study(study_of_runs())
+
+
+def test_drift_is_recovered(fitted: Projection) -> None:
+    """The drift along width lies within two sd of the truth and is much better known than before."""
+    drift = fitted.drift()["lr"]["width"]
+
+    assert abs(drift["mean"] - DRIFT) < 2 * drift["sd"]
+    assert drift["sd"] < 0.6 * drift["prior_sd"]
+
+
+def test_suggestion_at_an_unseen_scale(fitted: Projection) -> None:
+    """Four times the largest width and tokens: the suggestion costs under 1% and the intervals hold the truth."""
+    suggestion = fitted.suggest()
+    best = 2 ** (-6 + DRIFT * 4)
+
+    low, high = suggestion.interval(0.95)["lr"]
+    loss_low, loss_high = suggestion.predicted_loss.interval(0.95)
+
+    assert loss_at(TARGET, suggestion.params["lr"]) / loss_at(TARGET, best) < 1.01
+    assert low < best < high
+    assert loss_low < loss_at(TARGET, best) < loss_high
+    assert loss_low < suggestion.predicted_loss.mean < loss_high
+
+
+def test_higher_levels_give_wider_intervals(fitted: Projection) -> None:
+    """Intervals nest."""
+    suggestion = fitted.suggest()
+    levels = [suggestion.interval(level)["lr"] for level in (0.5, 0.8, 0.95)]
+
+    for (inner_low, inner_high), (outer_low, outer_high) in zip(levels, levels[1:], strict=False):
+        assert outer_low <= inner_low < inner_high <= outer_high
+
+
+def test_json_is_plain_and_has_the_promised_keys(fitted: Projection) -> None:
+    """`to_json` survives JSON and carries params, intervals, predicted loss and drift."""
+    plain = json.loads(json.dumps(fitted.suggest().to_json()))
+
+    assert {"params", "intervals", "predicted_loss", "drift"} <= plain.keys()
+    assert plain["params"].keys() == plain["intervals"].keys() == plain["drift"].keys() == {"lr"}
+    assert plain["drift"]["lr"].keys() == {"width", "tokens"}
+    assert plain["predicted_loss"].keys() == {"mean", "interval"}
+    assert plain["target"] == {"width": 512, "tokens": 1600000}
+
+
+def test_same_study_same_suggestion(fitted: Projection) -> None:
+    """Asking twice gives the same answer to the last digit."""
+    assert fitted.suggest().to_json() == fitted.suggest().to_json()
+
+
+def test_curve_has_its_lowest_point_at_the_optimum(fitted: Projection) -> None:
+    """The loss along one HP is least where `optimum` says, within its interval, and lies inside its band."""
+    for scale in (RUNGS[0], TARGET):
+        values, mean, low, high = fitted.curve("lr", scale)
+        _, left, right = fitted.optimum(scale)["lr"]
+
+        assert left <= values[mean.argmin()] <= right
+        assert (low <= mean).all()
+        assert (mean <= high).all()
+
+
+def test_importances_are_shares() -> None:
+    """An HP that does nothing gets a small share, and the shares sum to 1."""
+    ladder = tb.Ladder(RUNGS[:2])
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=TARGET, seed=0))
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial)
+        trial.suggest_float("weight_decay", 1e-3, 1.0)
+        return loss_at(scale, trial.suggest_float("lr", 1e-4, 1e-1, log=True))
+
+    study.optimize(objective, n_trials=14)
+    shares = fit_study(study).importance(RUNGS[0])
+
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["lr"] > 0.9
+
+
+def test_warnings_say_what_the_answer_rests_on() -> None:
+    """One width seen and a target far beyond it: both are said."""
+    study = study_of_runs(n_per_rung=3)
+    far = tb.Scale(width=32768, tokens=1.6e6)
+
+    warnings = tb.suggest(study, target=far).warnings
+
+    assert any("8.0 doublings of width beyond" in warning for warning in warnings)
+
+
+def test_optimum_at_the_edge_is_said() -> None:
+    """A range that ends before the optimum is noticed."""
+    ladder = tb.Ladder(RUNGS)
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=TARGET, seed=0))
+    study.optimize(
+        lambda trial: loss_at(ladder.suggest(trial), trial.suggest_float("lr", 2**-14, 2**-9, log=True)),
+        n_trials=12,
+    )
+
+    warnings = tb.suggest(study, target=RUNGS[0]).warnings
+
+    assert any("edge of the searched range" in warning for warning in warnings)
+
+
+def test_preempted_and_failed_runs_teach_nothing() -> None:
+    """Trials that ended for reasons other than their HPs leave the suggestion as it was."""
+    study = study_of_runs(n_per_rung=4)
+    before = tb.suggest(study).params
+    for outcome in (Outcome.PREEMPTED, Outcome.ERROR, Outcome.OUT_OF_MEMORY):
+        trial = study.ask(fixed_distributions=None)
+        trial.suggest_float("lr", 2**-14, 2**-1, log=True)
+        trial.set_user_attr(OUTCOME_ATTR, str(outcome))
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    assert tb.suggest(study).params == pytest.approx(before, rel=1e-6)
+
+
+def test_a_study_without_a_ladder_is_refused() -> None:
+    """There is nothing to project in a plain study."""
+    study = optuna.create_study()
+
+    with pytest.raises(tb.TransferError, match="holds no ladder"):
+        tb.suggest(study)
+
+
+def test_nothing_finished_is_said() -> None:
+    """A study whose runs all diverged has nothing to fit."""
+    ladder = tb.Ladder(RUNGS)
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=TARGET, seed=0))
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        ladder.suggest(trial)
+        trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        return math.inf
+
+    study.optimize(objective, n_trials=3)
+
+    with pytest.raises(tb.TransferError, match="No run has finished"):
+        tb.suggest(study)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 90.0])
+def test_a_level_is_a_probability(fitted: Projection, level: float) -> None:
+    """A level outside (0, 1) is refused with its value."""
+    with pytest.raises(tb.TransferError, match=str(level)):
+        fitted.suggest().interval(level)
