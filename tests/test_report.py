@@ -129,16 +129,22 @@ def test_where_it_comes_from(verified: str) -> None:
         assert name in page.words
 
 
-def test_the_prediction_is_the_one_made_before_the_run(tmp_path: Path) -> None:
+def test_the_prediction_is_the_one_made_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The surrogate learns from the verification, so its present prediction would be no test of it."""
     runs = make_runs()
     fit = FakeFit(runs)
     study = make_study(runs, fit.settings)
     fit.law = lambda scale: 9.0  # type: ignore[method-assign]  # what the fit says by now
     before = FakeFit([]).law(TARGET)
+    drawn = []
+    draw = plots.draw_prediction
+    monkeypatch.setattr(plots, "draw_prediction", lambda *a, **k: drawn.append(a) or draw(*a, **k))
     page = _Parsed(_write(tmp_path, runs, fit, study=study))
 
     assert f"{before:.4f}  [{before - 0.04:.4f}, {before + 0.04:.4f}]" in page.words
+    assert [(before, before - 0.04, before + 0.04)] == [predicted for _, predicted, _ in drawn]
 
 
 def test_a_miss_is_called_a_miss(tmp_path: Path) -> None:
@@ -254,7 +260,9 @@ def test_larger_may_be_better(tmp_path: Path) -> None:
     study.add_trials(make_study(runs).trials)
     best = max(run.loss for run in runs if run.loss is not None)
 
-    assert f" {best:.4g} " in _Parsed(_write(tmp_path, runs, fit, study=study)).words
+    page = _Parsed(_write(tmp_path, runs, fit, study=study))
+
+    assert 2 == page.words.count(f" {best:.4g} ")  # as the best of its rung, and in the list of all runs
 
 
 def test_the_same_study_gives_the_same_file(tmp_path: Path) -> None:
