@@ -46,10 +46,10 @@ def propose(
     for scale, cost in costs.items():
         X = _candidates(surrogate, scale, generator)
         worth = target.regret_drop(X) / (cost + OVERHEAD * mean_cost)
-        risk = surrogate.stability.probability(X)
-        # Where everything is risky the least risky point is tried, not the most informative one.
-        allowed = risk <= max(RISK, float(risk.min()))
-        worth = torch.where(allowed, worth, -math.inf)
+        if surrogate.stability.any_diverged:
+            risk = surrogate.stability.probability(X)
+            # Where everything is risky the least risky point is tried, not the most informative one.
+            worth = torch.where(risk <= max(RISK, float(risk.min())), worth, -math.inf)
         top = int(worth.argmax())
         if best is None or float(worth[top]) > best[0]:
             best = float(worth[top]), scale, X[top]

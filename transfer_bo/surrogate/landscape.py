@@ -83,8 +83,8 @@ class Landscape:
         add("gamma", torch.zeros(a), 0.25 * one)
         add("lnc", *table(kinds, priors.CURVATURE, priors.CURVATURE_OTHER))
         add("kappa", *table(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER))
-        # The optimum may lie anywhere in the searched box: its sd is a quarter of the range.
-        spread = (coordinates.z_high - coordinates.z_low) / 4
+        share = torch.tensor([priors.optimum_spread(dim.name) for dim in coordinates.numeric])
+        spread = (coordinates.z_high - coordinates.z_low) * share.double()
         add("u", torch.zeros(d), (coordinates.mix**2 @ spread**2).sqrt())
         mean_B, sd_B = drift
         add("B", coordinates.mix @ mean_B, (coordinates.mix**2 @ sd_B**2).sqrt())

@@ -15,6 +15,7 @@ __all__ = [
     "MULTIPLIES",
     "drift_prior",
     "hp_kind",
+    "optimum_spread",
 ]
 
 Normal = tuple[float, float]
@@ -45,6 +46,11 @@ def hp_kind(name: str) -> str:
 # them is learned. Learning rates are steep everywhere; betas, eps and decay are shallow.
 CURVATURE: dict[str, Normal] = {"lr": (0.0, 0.8), "batch": (0.0, 0.8), "residual": (-0.5, 1.0)}
 CURVATURE_OTHER: Normal = (-1.5, 1.2)
+
+# How far the optimum may lie from its prior guess: sd as a share of the searched range. Nobody knows the base
+# learning rate or batch size of a new set-up; the usual value of anything else is rarely off by as much.
+OPTIMUM_SPREAD: dict[str, float] = {"lr": 1 / 4, "batch": 1 / 4}
+OPTIMUM_SPREAD_OTHER = 1 / 6
 
 # κ_i: how much steeper the bowl is above the optimum than below (1/octave). Learning rates have a cliff.
 ASYMMETRY: dict[str, Normal] = {"lr": (0.4, 0.3)}
@@ -77,6 +83,11 @@ RAW_DRIFT: dict[tuple[str, str], Normal] = {
     ("batch", "tokens"): (0.46, 0.15),
 }
 RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
+
+
+def optimum_spread(name: str) -> float:
+    """Prior sd of an HP's optimum, as a share of its searched range (in z). A group multiplier is "other"."""
+    return OPTIMUM_SPREAD_OTHER if "." in name else OPTIMUM_SPREAD.get(hp_kind(name), OPTIMUM_SPREAD_OTHER)
 
 
 def drift_prior(

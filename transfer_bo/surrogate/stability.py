@@ -4,7 +4,8 @@
 
 Priors: b ~ N(-4, 2²): divergence is rare; a ~ N(1, .7²) per octave for learning rates, whose cliff lies
 above, N(0, .5²) for other HPs; m ~ N(0, .5²) per doubling. Only typed outcomes are used: a finished or
-stopped run is stable, a diverged one is not, anything else says nothing. The posterior is Laplace's.
+stopped run is stable, a diverged one is not, anything else says nothing. The posterior is Laplace's. Where
+nothing has diverged yet (`any_diverged`), a caller should not be held back by the prior alone.
 
 Symbols: Φ = (1, v, s), n x q; w = (b, a, m).
 """
@@ -40,7 +41,7 @@ class Stability:
         w = self._mean.clone()
         features, target = self._features(X), diverged.double()
         information = precision
-        for _ in range(50 if diverged.any() else 0):  # with no diverged run the prior is the honest answer
+        for _ in range(50):
             chance = torch.sigmoid(features @ w)
             gradient = features.T @ (target - chance) - precision @ (w - self._mean)
             information = (features.T * (chance * (1 - chance))) @ features + precision
