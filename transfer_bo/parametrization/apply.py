@@ -146,16 +146,16 @@ class Parametrization:
         }
         self._folded, self._hooked = self._carriers(fold)
         self._readers = self._find_readers(fold)
-        self._thetas_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+        self._norm_factors_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Parametrization({self.rule.name!r}, alpha={self.alpha:g}, {self.base} -> {self.target})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_thetas_of": None}
+        return {**self.__dict__, "_norm_factors_of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _thetas_of=WeakKeyDictionary())
+        self.__dict__.update(state, _norm_factors_of=WeakKeyDictionary())
 
     # ------------------------------------------------------------------------------------ construction
 
@@ -231,6 +231,14 @@ class Parametrization:
             * of_branch.get(self._folded.get(name, ""), 1.0)
             for name, tensor in self.tensors.items()
         }
+
+    def _norm_factors(self, hps: HPs) -> dict[str, float]:
+        """What each tensor's gradient is multiplied by before its norm counts: see `clip_grad_norm_`."""
+        factors = {name: self._branch_multiplier(path, hps) for name, path in self._folded.items()}
+        for name in self._readers:
+            if self.tensors[name].role is not Role.TIED_EMBEDDING:
+                factors[name] = factors.get(name, 1.0) / self._rule_setting(self.tensors[name]).forward
+        return factors
 
     def _check(self, hps: HPs | None) -> HPs:
         return check_hps(hps, self._labels, self.residual_branches, self._no_branches)
@@ -319,9 +327,12 @@ class Parametrization:
         thetas = self._thetas(hps)
         for name, drawn in parameters_of(native).items():
             tensor = self.tensors[name]
-            factor = thetas[name]
-            if not _is_constant(drawn):
-                factor *= self._rule_setting(tensor).init_std * value_of("init_std", tensor.labels, hps)
+            if _is_constant(drawn):  # a gain of one or a bias of zero: what it is in the forward pass stays
+                path = self._folded.get(name)
+                factor = 1.0 if path is None else self._branch_multiplier(path, hps)
+            else:
+                factor = thetas[name] * self._rule_setting(tensor).init_std
+                factor *= value_of("init_std", tensor.labels, hps)
                 factor *= _rms(base[tensor.base_name]) / _rms(drawn)
             parameters[name].copy_(drawn * factor)
         self._copy_rest(native, model)
@@ -370,7 +381,7 @@ class Parametrization:
         parameters = self._parameters(model)
         self._set_hooks(model, hps)
         thetas = self._thetas(hps)
-        self._thetas_of[unwrap(model)] = thetas
+        self._norm_factors_of[unwrap(model)] = self._norm_factors(hps)
         members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name in parameters:
             tensor = self.tensors[name]
@@ -392,10 +403,12 @@ class Parametrization:
 
     @torch.no_grad()
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> torch.Tensor:
-        """Clip gradients in place to a total norm, as if no multiplier were folded; returns that norm.
+        """Clip gradients in place to a total norm that does not depend on the form; returns that norm.
 
-        Folding a multiplier θ into a tensor divides its gradient by θ, so its norm counts θ times. Where
-        nothing is folded this is `torch.nn.utils.clip_grad_norm_`.
+        Folding a multiplier θ into a tensor divides its gradient by θ. So that both forms train alike, norms
+        are those of one form: branch multipliers in the forward pass (a tensor into which one is folded
+        counts θ times), a rule's multipliers of single tensors folded. Without any this is
+        `torch.nn.utils.clip_grad_norm_`.
 
         Args:
             model: A model that `param_groups` was called with; its HPs at the last call are what counts.
@@ -404,14 +417,16 @@ class Parametrization:
         Raises:
             TransferError: if `param_groups` was not called with this model.
         """
-        thetas = self._thetas_of.get(unwrap(model))
-        if thetas is None:
+        factors = self._norm_factors_of.get(unwrap(model))
+        if factors is None:
             raise TransferError(
                 "clip_grad_norm_ does not know the HPs of this model; call param_groups(model, hps) first."
             )
         with_grad = {name: p for name, p in parameters_of(model).items() if p.grad is not None}
         gradients = [
-            cast(torch.Tensor, p.grad) if thetas[name] == 1 else cast(torch.Tensor, p.grad) * thetas[name]
+            cast(torch.Tensor, p.grad) * factors[name]
+            if factors.get(name, 1) != 1
+            else cast(torch.Tensor, p.grad)
             for name, p in with_grad.items()
         ]
         total = nn.utils.get_total_norm(gradients)

@@ -4,7 +4,9 @@ HP values v (`space.KINDS`), rule factors r, and θ the multiplier folded into t
 
     lr = v_lr · r_lr · θ     ε = v_ε · r_ε / θ     λ = v_λ · r_λ / θ     1-β = v_(1-β) · m_B/m_D (guarded)
 
-and for others with the powers of θ in `rules.SYMMETRIES`. The momentum of SGD and Muon is β1.
+and for others with the powers of θ in `rules.SYMMETRIES`. The momentum of SGD and Muon is β1. Adafactor in
+torch clips lr at 1/√step and floors one of its averages at ε where it means ε²: the rule is exact where
+neither acts.
 """
 
 from __future__ import annotations

@@ -37,8 +37,10 @@ class StudyTask:
         self.file = study_file
         self.ladder = Ladder(study_file.proxies)
         self.space = study_file.hp_space
-        if study_file.parametrization.rule not in RULES:
-            raise study_file.says("parametrization.rule", f"no such rule; use one of {', '.join(RULES)}.")
+        # The reference trainer steps with AdamW.
+        rules = [n for n, rule in RULES.items() if rule.optimizer == "adamw" and rule.matrices is None]
+        if study_file.parametrization.rule not in rules:
+            raise study_file.says("parametrization.rule", f"no such rule; use one of {', '.join(rules)}.")
         try:
             self.corpus = load_text(study_file.data_source, token_dtype=study_file.data.token_dtype)
         except TransferError as error:

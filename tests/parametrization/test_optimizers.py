@@ -1,0 +1,230 @@
+"""Rules for several optimizers on a real model: forms that train alike, a base that is torch's own."""
+
+import dataclasses
+
+import pytest
+import torch
+from small_models import Model, tokens, train
+from test_families import Tied
+
+from transfer_bo.errors import TransferError
+from transfer_bo.parametrization import parametrize
+from transfer_bo.parametrization.residual import MultiplyInput
+from transfer_bo.parametrization.rules import SYMMETRIES, Power, Role
+from transfer_bo.parametrization.tables import RULES
+from transfer_bo.scale import Scale
+
+BASE = Scale(width=8, depth=2)
+WIDE = Scale(width=32, depth=2)
+HPS = {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.5}
+
+
+def build(scale):
+    """Biases in hidden layers only; float64."""
+    return Model(scale, bias=False).double()
+
+
+def losses_of(rule, hps=HPS, build=build, steps=5, target=WIDE, **options):
+    """Losses of a short training, clipped hard, and the model."""
+    p = parametrize(build, BASE, target, rule, **options)
+    model = build(target)
+    p.initialize(model, hps, seed=1)
+    optimizers = p.optimizers(model, hps)
+
+    class All:
+        def zero_grad(self):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+
+        def step(self):
+            for optimizer in optimizers:
+                optimizer.step()
+
+    return train(model, All(), steps, lambda m: p.clip_grad_norm_(m, 0.3)), model
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("form", ["mup_table_8", "mup_table_9"])
+def test_forms_of_mup_train_alike(form, fold):
+    """Every form of muP gives the same losses step by step, its multipliers folded or in the forward pass."""
+    expected, _ = losses_of("mup")
+    actual, model = losses_of(form, fold=fold)
+
+    assert expected == pytest.approx(actual, rel=1e-11)
+    assert expected[-1] < expected[0] - 0.1
+    hooks = [
+        h for m in model.modules() for h in m._forward_pre_hooks.values() if isinstance(h, MultiplyInput)
+    ]
+    assert (not fold) == bool(hooks)
+
+
+def _moved(rule, optimizer):
+    """The rule with multipliers moved into the forward pass of every kind of weight."""
+    powers = {Role.INPUT_EMBEDDING: 0.5, Role.HIDDEN_WEIGHT: -0.25, Role.UNEMBEDDING: -1.0}
+    symmetry = SYMMETRIES[optimizer]
+    rows = {role: symmetry.move(rule.rows[role], Power(width=x)) for role, x in powers.items()}
+    return dataclasses.replace(rule, rows={**rule.rows, **rows})
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "hps"),
+    [
+        ("mup", "adamw", HPS),
+        ("mup_adam", "adam", {"lr": 0.02, "eps": 1e-3}),
+        ("mup_sgd", "sgd", {"lr": 0.1, "weight_decay": 0.1}),
+        ("sp_adafactor", "adafactor", {"lr": 0.05, "eps": 1e-12, "weight_decay": 0.1}),
+    ],
+)
+def test_symmetry_of_each_optimizer(name, optimizer, hps):
+    """A rule trains alike with its multipliers in the forward pass, under each optimizer's own symmetry."""
+    expected, _ = losses_of(RULES[name], hps)
+    moved, _ = losses_of(_moved(RULES[name], optimizer), hps, fold=False)
+
+    assert expected == pytest.approx(moved, rel=1e-9)
+    assert expected[-1] < expected[0] - 0.02
+
+
+@pytest.mark.parametrize(
+    "pair", [("ntk_full", "sp_full"), ("mean_field_full", "mup_everett_full"), ("ntk_none", "sp_none")]
+)
+def test_equivalent_families(pair):
+    """2407.05872: NTK equals SP and mean-field equals muP, given the learning rates of each."""
+    first, second = (losses_of(name)[0] for name in pair)
+
+    assert first == pytest.approx(second, rel=1e-10)
+
+
+def test_families_differ_from_each_other():
+    """SP and muP with the same alignment are different training."""
+    sp, mup = (losses_of(name)[0] for name in ("sp_full", "mup_everett_full"))
+
+    assert abs(sp[-1] - mup[-1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rule", "plain"),
+    [
+        ("complete_d_p_adam", lambda ps: [torch.optim.Adam(ps, lr=0.01, betas=(0.9, 0.95))]),
+        ("mup_sgd", lambda ps: [torch.optim.SGD(ps, lr=0.01, momentum=0.9, weight_decay=0.1)]),
+        ("sp_adafactor", lambda ps: [torch.optim.Adafactor(ps, lr=0.01, eps=(1e-8, 1e-3), weight_decay=0.1)]),
+        (
+            "muon",
+            lambda ps: [
+                torch.optim.Muon(
+                    [p for p in ps if p.dim() == 2 and 11 not in p.shape], lr=0.01, momentum=0.9, eps=1e-8
+                ),
+                torch.optim.AdamW(
+                    [p for p in ps if p.dim() != 2 or 11 in p.shape],
+                    lr=0.01,
+                    betas=(0.9, 0.95),
+                    weight_decay=0.1,
+                ),
+            ],
+        ),
+    ],
+)
+def test_base_is_torchs_own(rule, plain):
+    """At the base every optimizer is torch's own, bit by bit."""
+    torch.manual_seed(1)
+    reference = Model(BASE)
+    optimizers = plain(list(reference.parameters()))
+
+    class All:
+        def zero_grad(self):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+
+        def step(self):
+            for optimizer in optimizers:
+                optimizer.step()
+
+    expected = train(reference, All(), 4, lambda m: torch.nn.utils.clip_grad_norm_(m.parameters(), 0.3))
+    actual, _ = losses_of(rule, {"lr": 0.01}, Model, 4, BASE)
+
+    assert expected == actual
+
+
+def test_muon_takes_hidden_matrices_only():
+    """Embeddings, gains and biases stay with AdamW; torch's factor for tall matrices counts once."""
+
+    def uneven(scale):
+        model = Model(scale)
+        for block in model.blocks:
+            inner = 4 * scale.width + 32
+            block.mlp.gate = torch.nn.Linear(scale.width, inner, bias=False)
+            block.mlp.up = torch.nn.Linear(scale.width, inner, bias=False)
+            block.mlp.down = torch.nn.Linear(inner, scale.width)
+        return model
+
+    p = parametrize(uneven, BASE, WIDE, "muon")
+    model = uneven(WIDE)
+    muon, adamw = sorted(p.optimizers(model, {"lr": 0.1}), key=lambda o: type(o).__name__, reverse=True)
+    lr = {id(q): group["lr"] for group in muon.param_groups for q in group["params"]}
+    block = model.blocks[0]
+    inner_ratio, width_ratio = 160 / 64, 4
+
+    assert {"Muon", "AdamW"} == {type(muon).__name__, type(adamw).__name__}
+    assert 14 == len(lr)
+    assert all(2 == q.dim() for group in muon.param_groups for q in group["params"])
+    effective = lr[id(block.mlp.up.weight)] * (160 / 32) ** 0.5 / (64 / 8) ** 0.5
+    assert 0.1 * (inner_ratio / width_ratio) ** 0.5 == pytest.approx(effective, rel=1e-12)
+    assert 0.1 * (width_ratio / inner_ratio) ** 0.5 == pytest.approx(lr[id(block.mlp.down.weight)], rel=1e-12)
+    with pytest.raises(TransferError, match=r"trains with .* call p\.optimizers"):
+        p.param_groups(model)
+
+
+@pytest.mark.parametrize(
+    ("rule", "hps", "message"),
+    [
+        ("shampoo", {}, "'shampoo', which torch does not have; use the factors of p.table"),
+        ("mup_adam", {"weight_decay.q": 0.1}, "is for Adam, whose weight decay .* set weight_decay to 0"),
+    ],
+)
+def test_what_an_optimizer_cannot_do(rule, hps, message):
+    """Optimizers that torch lacks, and decay that has no rule, are refused in one sentence."""
+    p = parametrize(Model, BASE, WIDE, rule)
+    with pytest.raises(TransferError, match=message):
+        p.optimizers(Model(WIDE), hps)
+    assert len(p.table()) == len(p.tensors)
+
+
+def test_independent_weight_decay():
+    """Then the HP is what a step takes off a weight at the base, whatever the learning rate."""
+    rule = dataclasses.replace(RULES["mup"], independent_weight_decay=True)
+    p = parametrize(Model, BASE, WIDE, rule)
+    for lr in (0.01, 0.03):
+        groups = p.param_groups(Model(WIDE), {"lr": lr, "lr.q": 2.0, "weight_decay": 1e-3})
+        assert all(1e-3 == pytest.approx(g["lr"] * g["weight_decay"], rel=1e-12) for g in groups)
+
+
+def test_ways_of_betas_reach_the_optimizer():
+    """Half-life and fixed betas are settings of a rule; a group's multiplier is no part of them."""
+    target = Scale(width=8, depth=2, tokens=500)
+    base = target.replace(tokens=1000)
+    betas = {}
+    for way in ("linear", "half_life", "fixed"):
+        rule = dataclasses.replace(RULES["complete_d_p"], betas=way)
+        group = parametrize(Model, base, target, rule).param_groups(Model(target))[0]
+        betas[way] = group["betas"]
+
+    assert (0.8, 0.9) == pytest.approx(betas["linear"])
+    assert (0.9**2, 0.95**2) == pytest.approx(betas["half_life"])
+    assert (0.9, 0.95) == pytest.approx(betas["fixed"])
+
+
+def test_a_tied_embedding_has_its_multiplier_on_the_input():
+    """Logits are those of weight times x/m_N, plus the bias as it is; at the base there is no hook."""
+    p = parametrize(Tied, BASE, WIDE)
+    model = Tied(WIDE)
+    p.initialize(model, seed=1)
+    with torch.no_grad():
+        model.unembedding.bias.fill_(3.0)
+    x = torch.randn(2, 32)
+    p.param_groups(model)  # again: a hook is replaced
+    base = Tied(BASE)
+    parametrize(Tied, BASE, BASE).initialize(base)
+
+    torch.testing.assert_close(x @ model.embedding.weight.T / 4 + 3, model.unembedding(x))
+    assert 1 == len(model.unembedding._forward_pre_hooks)
+    assert 0 == len(base.unembedding._forward_pre_hooks)
+    assert model(tokens()).isfinite().all()
