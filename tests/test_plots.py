@@ -47,7 +47,7 @@ def test_a_panel_and_a_strip_per_hp_most_important_first() -> None:
         assert BOUNDS[axes.get_xlabel()] == pytest.approx(axes.get_xlim())
         ticks = np.log2(axes.get_xticks())
         assert ticks.tolist() == np.round(ticks).tolist()
-        assert 3 <= len(ticks) <= 6
+        assert 3 <= len(ticks) <= 4
 
 
 def test_the_strip_shows_where_the_optimum_goes() -> None:

@@ -86,13 +86,13 @@ def _plain(text: object) -> str:
 
 
 def _log2_axis(axes: Axes, values: np.ndarray[Any, Any]) -> None:
-    """Ticks at powers of two, at most about six; a linear axis where a logarithm makes no sense."""
+    """Ticks at powers of two, at most four; a linear axis where a logarithm makes no sense."""
     low, high = float(np.min(values)), float(np.max(values))
     axes.set_xlim(low, high)
     if low <= 0 or high / low < 2:
         return
     first, last = math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9)
-    step = max(1, math.ceil((last - first + 1) / 6))
+    step = max(1, math.ceil((last - first + 1) / 4))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([2.0**k for k in range(first, last + 1, step)]))
     axes.xaxis.set_minor_locator(NullLocator())

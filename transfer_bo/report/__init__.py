@@ -56,7 +56,7 @@ def write_report(
         page.section("drift", "Drift of the optimum", *sections.drift_of_optimum(state)),
         page.section("importance", "Importance", *sections.importance(state)),
         page.section("compute", "Runs and compute", *sections.runs_and_compute(state)),
-        page.section("tensors", "Every tensor at the target", *sections.tensors(state, tensor_table)),
+        page.section("tensors", "Every tensor", *sections.tensors(state, tensor_table)),
         page.section("provenance", "Where this comes from", *provenance_table(state, provenance or {})),
     ]
     path = Path(path).absolute()
