@@ -1,5 +1,6 @@
 """From a study to what to set at the target."""
 
+import itertools
 import json
 import math
 
@@ -18,7 +19,7 @@ DRIFT = -0.5
 
 
 def loss_at(scale: tb.Scale, lr: float) -> float:
-    """A law in width and tokens, and a bowl in lr whose optimum falls by half an octave per doubling of width."""
+    """A law in width and tokens; the best lr falls by half an octave per doubling of width."""
     law = 1 + (scale.width / 32) ** -0.5 + 0.5 * (scale.tokens / 1e5) ** -0.4
     z = math.log2(lr) + 6 - DRIFT * math.log2(scale.width / 32)
     return law * math.exp(0.02 * z**2)
@@ -56,7 +57,7 @@ def test_drift_is_recovered(fitted: Projection) -> None:
 
 
 def test_suggestion_at_an_unseen_scale(fitted: Projection) -> None:
-    """Four times the largest width and tokens: the suggestion costs under 1% and the intervals hold the truth."""
+    """At 4x width and tokens the suggestion costs under 1%, and the intervals hold the truth."""
     suggestion = fitted.suggest()
     best = 2 ** (-6 + DRIFT * 4)
 
@@ -74,7 +75,7 @@ def test_higher_levels_give_wider_intervals(fitted: Projection) -> None:
     suggestion = fitted.suggest()
     levels = [suggestion.interval(level)["lr"] for level in (0.5, 0.8, 0.95)]
 
-    for (inner_low, inner_high), (outer_low, outer_high) in zip(levels, levels[1:], strict=False):
+    for (inner_low, inner_high), (outer_low, outer_high) in itertools.pairwise(levels):
         assert outer_low <= inner_low < inner_high <= outer_high
 
 

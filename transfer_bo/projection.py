@@ -162,11 +162,8 @@ class Projection:
         latent = surrogate.latent(self.target)
         part = surrogate.landscape.part("B")
         shape = (coordinates.d, coordinates.a)
-        B = coordinates.unmix @ latent.mean[part].reshape(shape)
-        draws = latent.draw(DRAWS, torch.Generator().manual_seed(self.settings.seed))[:, part].reshape(
-            -1, *shape
-        )
-        sd = (coordinates.unmix @ draws).std(0)
+        B = latent.mean[part].reshape(shape)
+        sd = latent.covariance.diagonal()[part].clamp(min=0).sqrt().reshape(shape)
         prior_mean, prior_sd = surrogate.drift_prior
         return {
             name: {

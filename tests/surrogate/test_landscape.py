@@ -17,7 +17,7 @@ BASE = Scale(width=32, tokens=1e5)
 
 def landscape(d: int = 3) -> Landscape:
     """A landscape over d HPs and two axes, one of them categorical with two choices."""
-    dimensions = [Dimension(f"hp{i}", "log", 1e-3, 1e3) for i in range(d)]
+    dimensions = [Dimension(name, "log", 1e-3, 1e3) for name in ("lr", "lr.norm", "weight_decay")[:d]]
     dimensions.append(Dimension("kind", "categorical", choices=("a", "b")))
     coordinates = Coordinates(dimensions, BASE, ["width", "tokens"])
     zero = torch.zeros(d, 2, dtype=torch.double)
@@ -56,6 +56,20 @@ def test_the_path_is_the_minimum(seed: int, offset: list[float]) -> None:
         assert float(shape.bowl(theta, optimum + moved, s)) > 0.0
 
 
+def test_belief_about_a_multiplier_does_not_depend_on_the_common_value() -> None:
+    """Moving the optimum of lr moves that of lr x group along, and leaves the multiplier where it is."""
+    dimensions = [Dimension(name, "log", 1e-3, 1e3) for name in ("lr", "lr.embedding", "weight_decay")]
+    coordinates = Coordinates(dimensions, BASE, ["width"])
+    zero = torch.zeros(3, 1, dtype=torch.double)
+    shape = Landscape(coordinates, (zero, zero + 0.1), level=1.0)
+    theta = shape.mean.clone()
+    theta[shape.part("u")] = torch.tensor([3.0, 0.0, 0.0], dtype=torch.double)
+
+    optimum = coordinates.unmix @ shape.path(theta, torch.zeros(1, dtype=torch.double))
+
+    assert optimum.tolist() == [3.0, 0.0, 0.0]
+
+
 def test_path_moves_by_the_drift() -> None:
     """Two doublings of an axis move the optimum by twice its drift."""
     shape = landscape()
@@ -65,7 +79,7 @@ def test_path_moves_by_the_drift() -> None:
 
     moved = shape.path(theta, torch.tensor([2.0, 4.0], dtype=torch.double)) - origin
 
-    assert moved.tolist() == [1.0, -1.0, 0.0]
+    assert (shape.coordinates.unmix @ moved).tolist() == [1.0, -1.0, 0.0]
 
 
 def test_law_follows_its_formula() -> None:

@@ -3,7 +3,7 @@
 The landscape f(x; θ) is linearised at its most probable θ̂ (Gauss-Newton, repeated until it rests). With a
 normal prior on θ that makes y a Gaussian process, with the tangent kernel J(x) Σ0 J(x')ᵀ. To it come
 
-    jitter     τ² (∂f/∂ψ · ∂f'/∂ψ) k(s, s')     each scale's optimum lies a little off the straight path
+    jitter     τ² (∂f/∂u · ∂f'/∂u) k(s, s')     each scale's optimum lies a little off the straight path
     residual   r² RBF(v, s)                     what the bowl cannot say
     level      l² Σ_a min(|s_a|, |s'_a|)        the loss law's own error, growing away from the base
     noise      σ² + (λ · excess)²               far from the optimum the bowl is only roughly right
@@ -11,7 +11,7 @@ normal prior on θ that makes y a Gaussian process, with the tangent kernel J(x)
 so the optimum at a scale nobody has run has a posterior with an honest width: var(u + B s) and at least τ².
 
 Symbols: n runs, X (n x (d+k+a)), y (n) = transformed loss, smaller is better; Σ0 = prior covariance of θ;
-J = ∂f/∂θ (n x p); P = ∂f/∂ψ (n x d); others as in `landscape`. Double precision throughout.
+J = ∂f/∂θ (n x p); others as in `landscape`. Double precision throughout.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class Latent:
         B = self.landscape.part("B")
         T[:, B] = torch.kron(torch.eye(d, dtype=torch.double), self.s[None])
         T[:, p : p + d] = torch.eye(d, dtype=torch.double)
-        return T
+        return self.landscape.coordinates.mix @ T
 
     def optimum(self) -> tuple[Tensor, Tensor]:
         """Posterior mean (d) and covariance (d x d) of the optimum v* at the scale."""
@@ -351,7 +351,7 @@ def _first_guess(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
     """θ at its prior mean, with the optimum moved halfway to where the best quarter of the runs lies."""
     theta = landscape.mean.clone()
     best = X[y.argsort()[: max(1, len(y) // 4)], : landscape.d].mean(0)
-    theta[landscape.part("u")] = (theta[landscape.part("u")] + best) / 2
+    theta[landscape.part("u")] = landscape.coordinates.unmix @ best / 2
     return theta
 
 

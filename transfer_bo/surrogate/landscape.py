@@ -2,13 +2,15 @@
 
     f(x; θ) = L(s) + e^{g + γ·s} Σ_i c_i q(t_i; κ_i) + w·onehot
     L(s)    = l0 + ln( e + (1-e) Σ_a ω_a 2^(-α_a s_a) )            the loss law, in ln loss
-    ψ(s)    = u + B s                                              the optimum's path, octaves
+    ψ(s)    = M (u + B s)                                          the optimum's path, octaves
     t       = D^(-1/2) (I + N) D^(1/2) (v - ψ(s)),  D = diag(c)    HPs as seen from the optimum
     q(t; κ) = 2 (e^{κt} - κt - 1) / κ²  ->  t² for small κt        steeper above the optimum for κ > 0
 
 Symbols: v, s, x as in `coordinates`; e = share of the loss that no scale removes, ω = share of each axis in
 the rest, α = exponents; c = curvature per octave², γ = its change per doubling, κ = asymmetry, N = strictly
-upper triangular coupling of HPs. θ stacks all of them, each with an independent normal prior.
+upper triangular coupling of HPs; u, B = optimum at the base and its drift, in the HPs' own coordinates z:
+what is believed of a multiplier does not depend on what it multiplies, though the loss does (v = M z).
+θ stacks all of them, each with an independent normal prior.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Landscape:
 
     Args:
         coordinates: HPs and axes.
-        drift: prior mean and sd of B, each d x a, in the HPs' own (unmixed) coordinates.
+        drift: prior mean and sd of B, each d x a.
         level: prior mean of l0, the ln loss at the base scale's optimum.
 
     Attributes:
@@ -85,9 +87,8 @@ class Landscape:
         add("kappa", *table(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER))
         share = torch.tensor([priors.optimum_spread(dim.name) for dim in coordinates.numeric])
         spread = (coordinates.z_high - coordinates.z_low) * share.double()
-        add("u", torch.zeros(d), (coordinates.mix**2 @ spread**2).sqrt())
-        mean_B, sd_B = drift
-        add("B", coordinates.mix @ mean_B, (coordinates.mix**2 @ sd_B**2).sqrt())
+        add("u", torch.zeros(d), spread)
+        add("B", *drift)
         pairs = d * (d - 1) // 2 if d <= MAX_COUPLED else 0
         add("N", torch.zeros(pairs), 0.3 * one)
         add("w", torch.zeros(k), 0.1 * one)
@@ -114,7 +115,9 @@ class Landscape:
 
     def path(self, theta: Tensor, s: Tensor) -> Tensor:
         """ψ(s): the optimum in v; θ (... x p), s (... x a) -> (... x d)."""
-        return self.get(theta, "u") + (self.get(theta, "B") * s.unsqueeze(-2)).sum(-1)
+        return (
+            self.get(theta, "u") + (self.get(theta, "B") * s.unsqueeze(-2)).sum(-1)
+        ) @ self.coordinates.mix.T
 
     def curvature(self, theta: Tensor, s: Tensor) -> Tensor:
         """H(s) (d x d): the bowl near its optimum is (v - ψ)ᵀ H (v - ψ), ln loss per octave²; θ (p)."""
@@ -159,7 +162,7 @@ class Landscape:
         q, q_t, q_kappa = _asymmetric(t, self.get(theta, "kappa"))
         by_b = scale * root * q_t  # b = √c t
         by_a = by_b @ coupling
-        by_u = -by_a * root
+        by_u = -(by_a * root) @ self.coordinates.mix
         parts |= {
             "g": scale * (c * q).sum(-1, keepdim=True),
             "gamma": scale * (c * q).sum(-1, keepdim=True) * s,
