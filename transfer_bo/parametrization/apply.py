@@ -240,6 +240,11 @@ class Parametrization:
                 factors[name] = factors.get(name, 1.0) / self._rule_setting(self.tensors[name]).forward
         return factors
 
+    @property
+    def folded(self) -> dict[str, float]:
+        """The rule's branch multiplier that is folded into a tensor, for tensors that have one."""
+        return {name: self._multipliers[path] for name, path in self._folded.items()}
+
     def _check(self, hps: HPs | None) -> HPs:
         return check_hps(hps, self._labels, self.residual_branches, self._no_branches)
 

@@ -1,0 +1,94 @@
+"""The coordinate check passes for the right table and fails for wrong ones, where they are wrong."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from transfer_bo.errors import TransferError
+from transfer_bo.parametrization import COMPLETE_D_P, Power, Role
+from transfer_bo.parametrization.coordcheck import coordinate_check
+from transfer_bo.scale import Scale
+from transfer_bo.training.model import build_transformer
+
+BASE = Scale(width=32, depth=2, batch=4, tokens=100)
+WIDER = {"axes": ("width",), "factors": (1, 2, 8), "hps": {"lr": 2**-7}}
+# ε as large as the embedding's gradients, so that how it scales matters.
+LARGE_EPS = {**WIDER, "hps": {"lr": 2**-7, "eps": 1e-2}}
+# What the embedding learns reaches all blocks, and would hide what they learn themselves.
+DEEPER = {"axes": ("depth",), "factors": (1, 8), "hps": {"lr": 2**-9, "lr.embedding": 0.0}}
+
+
+def build(scale):
+    """Small heads, so that the base can be narrow."""
+    return build_transformer(scale, vocab_size=32, head_size=8)
+
+
+def _with(name, change):
+    rows = {role: change(role, row) for role, row in COMPLETE_D_P.rows.items()}
+    return dataclasses.replace(COMPLETE_D_P, name=name, rows=rows)
+
+
+EMBEDDING_EPS = _with(
+    "no embedding ε",
+    lambda role, row: dataclasses.replace(row, eps=Power()) if role is Role.INPUT_EMBEDDING else row,
+)
+NO_DEPTH_LR = _with(
+    "no depth lr",
+    lambda role, row: dataclasses.replace(row, lr=dataclasses.replace(row.lr, depth=0.0, depth_alpha=0.0)),
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "alpha", "options"),
+    [("complete_d_p", 1.0, LARGE_EPS), ("complete_d_p", 1.0, DEEPER), ("complete_d_p", 0.5, DEEPER)],
+)
+def test_right_tables_pass(rule, alpha, options):
+    """Complete(d)P passes over width and depth, at both ends of α."""
+    check = coordinate_check(build, BASE, rule, alpha, **options)
+
+    assert check.passed, check.table().to_string()
+
+
+@pytest.mark.parametrize(
+    ("rule", "alpha", "options", "failing"),
+    [
+        ("sp", 1.0, WIDER, {"q": "grows", "down": "grows", "unembedding": "grows"}),
+        (EMBEDDING_EPS, 1.0, LARGE_EPS, {"embedding": "vanishes"}),
+        (NO_DEPTH_LR, 0.5, DEEPER, {"attn_norm": "grows", "q": "grows"}),
+    ],
+)
+def test_wrong_tables_fail(rule, alpha, options, failing):
+    """SP, an unscaled embedding ε and a missing depth factor fail, at the layers that they are wrong for."""
+    check = coordinate_check(build, BASE, rule, alpha, **options)
+    verdicts = {growth.module: growth.verdict for growth in check.growths}
+
+    assert not check.passed
+    assert failing.items() <= verdicts.items(), check.table().to_string()
+    assert check.failures[0].verdict != "ok"
+
+
+def test_table_and_plot(tmp_path):
+    """There is a row per axis and kind of layer, and a picture."""
+    check = coordinate_check(build, BASE, factors=(1, 2), seeds=(0, 1), steps=1)
+    table = check.table()
+    check.plot().savefig(tmp_path / "check.png")
+
+    assert {"width", "depth"} == set(table.axis)
+    assert {"embedding", "q", "blocks", "unembedding"} <= set(table.module)
+    assert (table.low <= table.exponent).all()
+    assert (tmp_path / "check.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factors": (1,)}, "with 1 sizes and 3 seeds shows no growth"),
+        ({"axes": ("batch",)}, r"Axes \('batch',\) can't be checked"),
+        ({"inputs": (torch.ones(2, 3),)}, r"can't be called \(calling the model failed"),
+    ],
+)
+def test_what_cannot_be_checked(options, message):
+    """Too few sizes, an axis that is none, or a model that can't be called is an error."""
+    with pytest.raises(TransferError, match=message):
+        coordinate_check(build, BASE, **options)
