@@ -236,7 +236,7 @@ def test_compute_counts_stopped_runs_as_far_as_they_got(tmp_path: Path) -> None:
     page = _Parsed(_write(tmp_path, runs, fit))
 
     assert f" {share:.3f} " in page.words
-    assert "2.0 h" in page.words
+    assert "2.0\N{NO-BREAK SPACE}h" in page.words
 
 
 def test_many_hps_keep_the_most_important_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

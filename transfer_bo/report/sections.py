@@ -354,7 +354,7 @@ def runs_and_compute(state: State) -> list[str]:
     parts = [page.table(head, rows)]
     if settings is not None and settings.budget is not None:
         budget = settings.budget / settings.cost(settings.target)
-        parts.append(page.paragraph(f"Budget of the search: {budget:.3g} target runs.", "quiet"))
+        parts.append(page.paragraph(f"Budget of the search, in runs at the target: {budget:.3g}.", "quiet"))
     parts.append(page.paragraph(ABOUT["effort"], "quiet"))
     hps = list(dict.fromkeys(hp for run in state.runs for hp in run.params))
     every = [
@@ -400,8 +400,8 @@ def _search_effort(settings: Settings, runs: Sequence[Run]) -> float:
 def _duration(seconds: float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"{seconds / size:.1f}\N{NO-BREAK SPACE}{unit}"
+    return f"{seconds:.0f}\N{NO-BREAK SPACE}s"
 
 
 def tensors(state: State, tensor_table: Callable[[Mapping[str, Any]], pd.DataFrame] | None) -> list[str]:
