@@ -1,4 +1,4 @@
-"""The command line: `transfer-bo run | suggest | verify | report | status STUDY.toml`.
+"""The command line: `transfer-bo run | suggest | verify | report | status | coord-check STUDY.toml`.
 
 Bad input ends with one sentence on standard error and exit code 2; Ctrl-C with 130. Heavy imports wait until
 a command needs them, so that help and mistakes in a study file are quick.
@@ -178,6 +178,37 @@ def status(study: StudyArgument) -> None:
     console = _console()
     console.print(rung_table(summarise(runs)))
     console.print(spent_text(opened, runs))
+
+
+@app.command("coord-check")
+@_spoken
+def coord_check(study: StudyArgument) -> None:
+    """Do layers change alike in wider and deeper models under the study's rule? Exit code 1 if not."""
+    study_file = load_study_file(study)
+    _quiet()
+    from rich.table import Table
+
+    from transfer_bo.parametrization.coordcheck import coordinate_check
+    from transfer_bo.runners.trial import StudyTask
+
+    task, rule = StudyTask(study_file), study_file.parametrization
+    base = study_file.base.replace(depth=max(4, study_file.base.depth))  # one block shows nothing of depth
+    check = coordinate_check(
+        task.build, base, rule.rule, rule.alpha, hps=task.space.defaults, factors=(1, 2, 4)
+    )
+    study_file.out.mkdir(parents=True, exist_ok=True)
+    picture = study_file.out / "coord_check.png"
+    check.plot().savefig(picture)
+    console = _console()
+    table = Table("axis", "layer", "growth exponent", "95% interval", "verdict", title=f"Rule {check.rule}")
+    for g in check.growths:
+        table.add_row(g.axis, g.module, f"{g.exponent:+.2f}", f"{g.low:+.2f} to {g.high:+.2f}", g.verdict)
+    console.print(table)
+    console.print(
+        f"{'Passed' if check.passed else 'Failed'}. Picture: {picture}", soft_wrap=True, markup=False
+    )
+    if not check.passed:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

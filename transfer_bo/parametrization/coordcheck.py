@@ -11,6 +11,7 @@ A rule that is wrong for a kind of layer shows an exponent away from 0.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from transfer_bo.errors import TransferError
 from transfer_bo.parametrization.apply import Parametrization, parametrize
 from transfer_bo.parametrization.builds import BuildModel, build_real, modules_of
 from transfer_bo.parametrization.inputs import run_somehow
-from transfer_bo.parametrization.rules import Rule
+from transfer_bo.parametrization.rules import Role, Rule
 from transfer_bo.parametrization.settings import HPs
 from transfer_bo.scale import Scale
 
@@ -130,7 +131,8 @@ def coordinate_check(
 
     Args:
         build_model: As for `parametrize`.
-        base: The smallest scale; batch and tokens do not matter here.
+        base: The smallest scale; batch and tokens do not matter here. Four blocks or more tell most about
+            depth: in a single one the last block has none before it.
         rule: As for `parametrize`.
         alpha: As for `parametrize`.
         hps: In base coordinates. Where ε is to be checked, it must be as large as the gradients' elements.
@@ -201,6 +203,8 @@ def _changes(
     model = build_real(p.build_model, p.target, seed)
     p.initialize(model, hps, seed)
     model.eval()  # dropout is no change
+    readers = _readers(p, model)
+    start = {path: copy.deepcopy(reader) for path, reader in readers.items()}
     before = _outputs(p, model, inputs)
     optimizers = p.optimizers(model, hps)
     for _ in range(steps):
@@ -215,6 +219,50 @@ def _changes(
             (now - then).double().square().mean() for then, now in zip(tensors, after[module], strict=True)
         ]
         changes[module] = float(torch.stack(squares).mean().sqrt())
+    return {**changes, **_readout_changes(p, model, inputs, readers, start)}
+
+
+def _readers(p: Parametrization, model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that map to the outputs, by path."""
+    modules = modules_of(model)
+    paths = [
+        t.reader or t.name.rpartition(".")[0]
+        for t in p.tensors.values()
+        if t.role in (Role.UNEMBEDDING, Role.TIED_EMBEDDING)
+    ]
+    return {path: modules[path] for path in paths if path}
+
+
+@torch.no_grad()
+def _readout_changes(
+    p: Parametrization,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    readers: Mapping[str, nn.Module],
+    start: Mapping[str, nn.Module],
+) -> dict[str, float]:
+    """Rms of what a readout's own change does to its output, by module type.
+
+    What its initial values make of changed inputs vanishes like width^-1/2 under every muP-like rule, as its
+    initial values are smaller than its updates; it would hide whether those have the right size.
+    """
+    types = {t.reader or t.name.rpartition(".")[0]: t.module_type for t in p.tensors.values()}
+    changes: dict[str, float] = {}
+
+    def compare(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # The input has passed the layer's own hooks already: only the layer itself is called.
+            change = _tensor(output) - start[path].forward(*args)
+            changes[types[path]] = float(change.double().square().mean().sqrt())
+
+        return hook
+
+    handles = [reader.register_forward_hook(compare(path)) for path, reader in readers.items()]
+    try:
+        model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return changes
 
 
