@@ -2,8 +2,8 @@
 
 Run it: .venv/bin/python examples/own_objective.py (about a minute on one core).
 
-The model is a two-layer network with a learning rate as torch has it ("raw" coordinates), so the best learning
-rate moves with width. The sampler learns by how much.
+The model is a two-layer network with a learning rate as torch has it ("raw" coordinates), so the best
+learning rate moves with width. The sampler learns by how much.
 """
 
 import optuna

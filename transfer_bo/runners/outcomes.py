@@ -52,6 +52,7 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
         nonlocal errors_in_a_row
         started = time.monotonic()
         error: BaseException | None = None
+        outcome = Outcome.ERROR
         value = math.nan
         try:
             value = float(function(trial))
