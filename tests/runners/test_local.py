@@ -25,11 +25,11 @@ from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
 Start = Callable[[Path], "subprocess.Popen[str]"]
-SECONDS = 120
+SECONDS = 200
 LONG = (  # a trial takes seconds, enough to be caught in the middle
     ("tokens = 512", "tokens = 30_000"),
     ("tokens = 512", "tokens = 30_000"),
-    ("tokens = 1024", "tokens = 600_000"),
+    ("tokens = 1024", "tokens = 300_000"),
 )
 DEFAULTS = {"lr": 0.01, "lr.embedding": 1.0}
 
