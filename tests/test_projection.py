@@ -191,3 +191,61 @@ def test_a_level_is_a_probability(fitted: Projection, level: float) -> None:
     """A level outside (0, 1) is refused with its value."""
     with pytest.raises(tb.TransferError, match=str(level)):
         fitted.suggest().interval(level)
+
+
+def test_an_axis_the_study_never_varied_is_not_ignored() -> None:
+    """A target on an axis that all runs share is another answer, and the reader is told what it rests on."""
+    ladder = tb.Ladder([tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=1e5)])
+    near, far = tb.Scale(width=256, tokens=1e5), tb.Scale(width=256, tokens=1e7)
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=near, seed=0))
+    study.optimize(
+        lambda trial: loss_at(ladder.suggest(trial), trial.suggest_float("lr", 1e-4, 1e-1, log=True)),
+        n_trials=8,
+    )
+    short, long = tb.suggest(study), tb.suggest(study, target=far)
+
+    assert long.predicted_loss.mean < short.predicted_loss.mean
+    assert any("tokens = 1e+07 changes rests on the prior" in warning for warning in long.warnings)
+    assert not short.warnings
+    with pytest.raises(tb.TransferError, match="no value this fit knows"):
+        fit_study(study).suggest(far)
+
+
+def test_suggestion_keeps_to_the_grid() -> None:
+    """An HP with steps is suggested on a step, so that the target can be run with exactly that."""
+    ladder = tb.Ladder(RUNGS)
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=TARGET, seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial)
+        heads = trial.suggest_int("heads", 8, 64, step=8)
+        drop = trial.suggest_float("drop", 0.0, 0.5, step=0.1)
+        return loss_at(scale, 0.01) * (1 + (heads - 27) ** 2 / 1e4 + (drop - 0.23) ** 2)
+
+    study.optimize(objective, n_trials=10)
+    params = tb.suggest(study).params
+
+    assert params["heads"] % 8 == 0
+    assert round(params["drop"] * 10) == pytest.approx(params["drop"] * 10)
+
+
+def test_verification_of_an_objective_with_a_fixed_hp() -> None:
+    """A fixed HP is in the run and not in the suggestion; the run is found all the same, and not repeated."""
+    ladder = tb.Ladder(RUNGS)
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=TARGET, seed=0))
+    calls = []
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial)
+        calls.append(scale)
+        trial.suggest_float("weight_decay", 0.1, 0.1)
+        return loss_at(scale, trial.suggest_float("lr", 1e-4, 1e-1, log=True))
+
+    study.optimize(objective, n_trials=6)
+    suggestion = tb.suggest(study)
+    first = tb.verify(study, objective, suggestion)
+    again = tb.verify(study, objective, suggestion)
+
+    assert first.measured == again.measured == loss_at(TARGET, suggestion.params["lr"])
+    assert calls.count(TARGET) == 1

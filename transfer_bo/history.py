@@ -37,8 +37,6 @@ ERROR_ATTR = "transfer_bo:error"
 """Trial attribute: type and text of the exception that ended it."""
 SECONDS_ATTR = "transfer_bo:seconds"
 """Trial attribute: wall-clock seconds in the objective."""
-COST_ATTR = "transfer_bo:cost"
-"""Trial attribute: what a run to the end costs, in the unit of the study's cost function."""
 PURPOSE_ATTR = "transfer_bo:purpose"
 """Trial attribute: "search" (when absent), "verify" or "control"."""
 SETTINGS_ATTR = "transfer_bo:settings"
@@ -218,6 +216,7 @@ def read_dimensions(
                 low,
                 high,
                 None if default is None else min(max(float(default), low), high),
+                step=distribution.step,
                 integer=isinstance(low, int),
             )
         )

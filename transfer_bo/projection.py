@@ -7,6 +7,7 @@ optimum itself. Symbols: as in `surrogate.landscape` and `surrogate.gp`; ξ = on
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -157,7 +158,10 @@ class Projection:
         return {name: spread / total for name, spread in zip(self.hps, spreads, strict=True)}
 
     def drift(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Drift of each HP's optimum along each axis, octaves per doubling, beside its prior."""
+        """Drift of each HP's optimum along each axis, octaves per doubling, beside its prior.
+
+        For an HP on a linear scale an "octave" is a quarter of its range.
+        """
         surrogate, coordinates = self.surrogate, self.surrogate.coordinates
         latent = surrogate.latent(self.target)
         part = surrogate.landscape.part("B")
@@ -182,6 +186,12 @@ class Projection:
         """The setting with the least expected loss at the target, and what is known about it."""
         scale = self.target if target is None else target
         surrogate = self.surrogate
+        for axis, ratio in scale.log2_ratio(self.settings.base).items():
+            if ratio and axis not in surrogate.coordinates.axes:
+                raise TransferError(
+                    f"{axis} = {scale[axis]:g} is no value this fit knows of, for all its scales have "
+                    f"{axis} = {self.settings.base[axis]:g}; fit with fit_study(study, target)."
+                )
         generator = torch.Generator().manual_seed(self.settings.seed)
         latent = surrogate.latent(scale)
         v = self._least_expected_loss(scale, latent, latent.draw(DRAWS, generator))
@@ -261,7 +271,7 @@ class Projection:
     def _warnings(self, scale: Scale) -> list[str]:
         """What a careful reader of the suggestion should know."""
         surrogate, said = self.surrogate, []
-        finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.scale != scale]
+        finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED]
         for axis in surrogate.coordinates.axes:
             seen = sorted({run.scale[axis] for run in finished if run.scale})
             if not seen:
@@ -316,13 +326,20 @@ def _central(draws: np.ndarray[Any, np.dtype[np.float64]], level: float) -> tupl
     return float(low), float(high)
 
 
-def fit_study(study: Any) -> Projection:
+def fit_study(study: Any, target: Scale | None = None) -> Projection:
     """Fit the surrogate to all runs of an Optuna study.
 
+    Args:
+        study: an Optuna study that a `TransferSampler` with a ladder has worked on.
+        target: another scale than the sampler's target.
+
     Raises:
-        TransferError: if the study holds no ladder or no finished run.
+        TransferError: if the study holds no ladder or no finished run, or the target has other axes.
     """
     settings = read_settings(study)
+    if target is not None:
+        target.log2_ratio(settings.base)  # refuses other axes
+        settings = dataclasses.replace(settings, target=target)
     runs = read_runs(study)
     trials = study.get_trials(deepcopy=False)
     dimensions = read_dimensions((trial.distributions for trial in trials), settings.defaults)
@@ -340,4 +357,4 @@ def suggest(study: Any, target: Scale | None = None) -> Suggestion:
     Raises:
         TransferError: if the study holds no ladder or no finished run.
     """
-    return fit_study(study).suggest(target)
+    return fit_study(study, target).suggest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +86,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if budget is not None and not budget > 0:
             raise TransferError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
         self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
+        self._any_seed = seed is None
         self._ladder, self._target, self._budget = ladder, target, budget
         self._cost = cost or default_cost
         self._coordinates, self._drift_prior = coordinates, dict(drift_prior or {})
@@ -178,7 +180,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """An HP the study has not seen before: a low-discrepancy draw indexed by the trial's number."""
+        """An HP the study has not seen before: a random draw that depends on seed, trial number and name."""
         if self._plain is not None:
             return self._plain.sample_independent(study, trial, param_name, param_distribution)
         self._raise_error_if_multi_objective(study)
@@ -232,6 +234,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
         stored = study.user_attrs.get(SETTINGS_ATTR)
         if stored is not None:
             self._ladder.align(Settings.from_json(stored).scales)
+            if self._any_seed:  # workers without a seed of their own share the study's
+                self._seed = stored["seed"]
         settings = Settings(
             scales=tuple(self._ladder),
             proxies=tuple(self._ladder.index(scale) for scale in self._ladder.proxies),
@@ -243,8 +247,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
             budget=self._budget,
             seed=self._seed,
         )
-        if stored is None or Settings.from_json(stored) != settings:
-            study.set_user_attr(SETTINGS_ATTR, settings.to_json())
+        plain = json.loads(json.dumps(settings.to_json()))  # as it comes back: JSON knows no tuples
+        if stored != plain:
+            study.set_user_attr(SETTINGS_ATTR, plain)
         return settings
 
 
@@ -268,5 +273,5 @@ def spent(settings: Settings, runs: Sequence[Run]) -> float:
             continue
         cost = settings.cost(run.scale)
         partly = run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
-        total += cost * max(run.curve) if partly else cost
+        total += cost * min(1.0, max(run.curve)) if partly else cost
     return total

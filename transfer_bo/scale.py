@@ -6,6 +6,7 @@ Symbols: s = log2(axis / base), the coordinate in which the surrogate sees a sca
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -47,7 +48,7 @@ class Scale(Mapping[str, float]):
         if not merged:
             raise TransferError("A scale needs at least one axis, e.g. Scale(width=64, tokens=2e6).")
         for axis, value in merged.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not is_number or not math.isfinite(value) or value <= 0:
                 raise TransferError(f"Scale axis {axis!r} is {value!r}; set it to a positive finite number.")
         object.__setattr__(
@@ -148,7 +149,7 @@ class Ladder(Sequence[Scale]):
 
     @property
     def base(self) -> Scale:
-        """The first rung: where s = 0 and where, by default, base coordinates are defined."""
+        """The first rung given: where, by default, base coordinates are defined."""
         return self.proxies[0]
 
     def register(self, scale: Scale) -> int:
@@ -165,10 +166,7 @@ class Ladder(Sequence[Scale]):
     def align(self, stored: Iterable[Scale]) -> None:
         """Take over the indices that a study already uses; own scales it does not know follow after."""
         known = list(stored)
-        mine = [scale for scale in self._scales if scale not in known]
-        self._scales = known
-        for scale in mine:
-            self.register(scale)
+        self._scales = known + [scale for scale in self._scales if scale not in known]
 
     def suggest(self, trial: _Trial) -> Scale:
         """Ask the trial for its rung; the scale's axes are kept as a trial attribute.
@@ -178,6 +176,7 @@ class Ladder(Sequence[Scale]):
         forced = trial.user_attrs.get(SCALE_ATTR)
         if forced is not None:
             self.register(Scale(forced))
-        scale = self._scales[trial.suggest_int(RUNG, 0, len(self._scales) - 1)]
+        index = trial.suggest_int(RUNG, 0, len(self._scales) - 1)
+        scale = self._scales[index] if forced is None else Scale(forced)
         trial.set_user_attr(SCALE_ATTR, dict(scale))
         return scale

@@ -63,6 +63,8 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
         except (KeyboardInterrupt, SystemExit):
             outcome = Outcome.PREEMPTED
             raise
+        except TransferError:
+            raise  # a sentence for the user, from the sampler or the parametrization: not about these HPs
         except Diverged as caught:
             error, outcome = caught, Outcome.DIVERGED
         except Exception as caught:

@@ -275,6 +275,9 @@ def projection_table(suggestion: Any, level: float = 0.9) -> Table:
     table.add_column(f"{level:.0%} interval", justify="right")
     intervals = suggestion.interval(level)
     for name, value in suggestion.params.items():
+        if name not in intervals:  # a categorical HP
+            table.add_row(name, str(value), "")
+            continue
         low, high = intervals[name]
         table.add_row(name, f"{value:.4g}", f"{low:.3g} to {high:.3g}")
     low, high = suggestion.predicted_loss.interval(level)

@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from transfer_bo.errors import TransferError
-from transfer_bo.history import PURPOSE_ATTR, Outcome, Run, read_runs, read_settings
+from transfer_bo.history import PURPOSE_ATTR, Outcome, Run, read_run, read_settings
 from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
 
 __all__ = [
@@ -63,12 +63,14 @@ class Job:
     def find(self, study: optuna.Study) -> Run | None:
         """The latest run of exactly this job that says something about its HPs, if there is one."""
         wanted = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
-        same = [
-            run
-            for run in read_runs(study)
-            if run.purpose == self.purpose and run.scale == self.scale and run.params == self.params
-        ]
-        return next((run for run in reversed(same) if run.outcome in wanted), None)
+        for trial in reversed(study.get_trials(deepcopy=False)):
+            run = read_run(trial)
+            # What was asked for counts: an objective may have HPs that are fixed, or that it did not ask for.
+            asked = {k: v for k, v in trial.system_attrs.get("fixed_params", {}).items() if k != RUNG}
+            same = run.purpose == self.purpose and run.scale == self.scale and asked == self.params
+            if same and run.outcome in wanted:
+                return run
+        return None
 
 
 @dataclass(frozen=True)

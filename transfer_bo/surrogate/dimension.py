@@ -27,7 +27,8 @@ class Dimension:
         high: largest value searched.
         default: prior guess of the optimum; the middle of the range in z if None.
         choices: the values of a categorical HP.
-        integer: round to whole numbers.
+        step: values lie at `low` plus multiples of this, if given.
+        integer: values are whole numbers.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Dimension:
     high: float = math.nan
     default: float | None = None
     choices: tuple[Any, ...] = ()
+    step: float | None = None
     integer: bool = False
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class Dimension:
         return LINEAR_OCTAVES * value / max(self.high - self.low, 1e-300)
 
     def backward(self, z: float) -> float | int:
-        """Natural coordinate -> value, clipped to the range and rounded if whole."""
+        """Natural coordinate -> value, clipped to the range and moved onto the grid, if there is one."""
         if self.transform == "log":
             value = math.exp2(z)
         elif self.transform == "one_minus":
@@ -69,4 +71,6 @@ class Dimension:
         else:
             value = z * (self.high - self.low) / LINEAR_OCTAVES
         value = min(max(value, self.low), self.high)
+        if self.step is not None:
+            value = min(self.low + round((value - self.low) / self.step) * self.step, self.high)
         return round(value) if self.integer else value

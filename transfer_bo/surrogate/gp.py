@@ -263,12 +263,12 @@ class Latent:
         J = self.kernel.jacobian(X)
         _, _, s = self.landscape.split(X)
         near = self.kernel.near(s, self.s[None])
-        slopes = -J[:, self.landscape.part("u")]
-        parts = [J * self.landscape.sd**2, -(self.kernel.jitter**2) * near * slopes]
+        slopes = J[:, self.landscape.part("u")]
+        parts = [J * self.landscape.sd**2, self.kernel.jitter**2 * near * slopes]
         if self.x is not None:
             x = self.x[None]
             slope = self.kernel.jacobian(x)[:, self.landscape.part("u")]
-            jitter = self.kernel.jitter**2 * near * (-slopes @ slope.T)
+            jitter = self.kernel.jitter**2 * near * (slopes @ slope.T)
             parts.append(self.kernel.nuisance(X, x) - jitter)
         return torch.cat(parts, -1)
 

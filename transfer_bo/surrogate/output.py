@@ -19,7 +19,7 @@ _SPREAD_IN_Y = 0.1
 
 @dataclass(frozen=True)
 class Output:
-    """y = ln(value), or y = (sign · value - centre) / scale; smaller y is better."""
+    """y = ln(value), or y = (sign · value - centre) / scale, compressed above 1; smaller y is better."""
 
     log: bool
     sign: float = 1.0
@@ -38,8 +38,17 @@ class Output:
 
     def forward(self, value: float) -> float:
         """Metric -> y."""
-        return math.log(value) if self.log else (self.sign * value - self.centre) / self.scale
+        if self.log:
+            return math.log(value)
+        y = (self.sign * value - self.centre) / self.scale
+        return y if y < 1 else 1 + math.log(y)  # ten times the middle spread: only "bad" is left to say
+
+    def takes(self, value: float) -> bool:
+        """Whether a metric value can be transformed."""
+        return math.isfinite(value) and (value > 0 or not self.log)
 
     def backward(self, y: float) -> float:
         """Y -> metric."""
-        return math.exp(min(y, 700.0)) if self.log else self.sign * (y * self.scale + self.centre)
+        if self.log:
+            return math.exp(min(y, 700.0))
+        return self.sign * ((y if y < 1 else math.exp(min(y - 1, 700.0))) * self.scale + self.centre)

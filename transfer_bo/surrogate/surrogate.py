@@ -54,7 +54,10 @@ class Surrogate:
         self.settings = settings
         finished = [run for run in self.runs if run.outcome is Outcome.FINISHED]
         if not finished:
-            raise TransferError("No run has finished yet, so there is nothing to fit; run some trials first.")
+            raise TransferError(
+                "No run has finished with a scale, so there is nothing to fit; run some trials whose "
+                "objective calls ladder.suggest(trial)."
+            )
         scales = [*settings.scales, settings.target, *(run.scale for run in self.runs if run.scale)]
         axes = [axis for axis in settings.base if len({scale[axis] for scale in scales}) > 1]
         self.coordinates = Coordinates(dimensions, settings.base, axes)
@@ -104,11 +107,8 @@ class Surrogate:
         return flags
 
     def pending(self) -> Tensor:
-        """Rows of running trials whose HPs and rung are known (m x (d+k+a))."""
-        names = set(self.coordinates.names)
-        rows = [
-            self.row(run) for run in self.runs if run.outcome is Outcome.RUNNING and names <= set(run.params)
-        ]
+        """Rows of running trials whose rung and HPs have been asked for (m x (d+k+a))."""
+        rows = [self.row(run) for run in self.runs if run.outcome is Outcome.RUNNING and run.params]
         return torch.stack(rows) if rows else self.X[:0]
 
     def latent(self, scale: Scale, x: Tensor | None = None, pending: bool = False) -> gp.Latent:
@@ -148,9 +148,9 @@ class Surrogate:
         if run.outcome is not Outcome.PRUNED or not run.curve:
             return None
         progress, last = max(run.curve.items())
-        peers = [peer for peer in finished if peer.scale == run.scale and progress in peer.curve]
-        usable = math.isfinite(last) and (last > 0 or not self.output.log)
-        if not peers or not usable:
+        takes = self.output.takes
+        peers = [p for p in finished if p.scale == run.scale and takes(p.curve.get(progress, math.nan))]
+        if not peers or not takes(last):
             return None
         best = min(self.output.forward(peer.curve[progress]) for peer in peers)
         end = min(self.output.forward(peer.loss) for peer in peers if peer.loss is not None)

@@ -1,0 +1,46 @@
+"""The transform of the metric."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_bo.surrogate.output import Output
+
+VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30)
+
+
+@given(VALUES, st.floats(-1e6, 1e6), st.booleans())
+def test_backward_inverts_forward(values: list[float], value: float, maximise: bool) -> None:
+    """Every metric value comes back, whichever transform the study's values call for."""
+    output = Output.of(values, maximise)
+    if not output.takes(value):
+        return
+
+    assert output.backward(output.forward(value)) == pytest.approx(value, rel=1e-6, abs=1e-6 * output.scale)
+
+
+@given(VALUES, st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.booleans())
+def test_better_metrics_have_smaller_y(values: list[float], a: float, b: float, maximise: bool) -> None:
+    """The order of metric values is kept, turned around for a maximised one."""
+    output = Output.of(values, maximise)
+    if not (output.takes(a) and output.takes(b)):
+        return
+    better, worse = (max(a, b), min(a, b)) if maximise else (min(a, b), max(a, b))
+
+    assert output.forward(better) <= output.forward(worse)
+
+
+def test_positive_losses_are_seen_in_ln() -> None:
+    """A positive loss that is minimised is seen in ln; a zero or a maximised metric is not."""
+    assert Output.of([1.0, 2.0]).forward(math.e) == 1.0
+    assert not Output.of([0.0, 2.0]).log
+    assert not Output.of([1.0, 2.0], maximise=True).log
+
+
+def test_one_extreme_value_stays_one_point() -> None:
+    """A metric of 1e300 among values about 1 is only "bad"."""
+    output = Output.of([-1.0, -0.5, 0.0, 0.5, 1e300])
+
+    assert 1 < output.forward(1e300) < 1000
