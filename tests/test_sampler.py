@@ -45,7 +45,7 @@ class TestWithoutLadder(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnl
     @pytest.fixture
     def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
         """A fresh sampler."""
-        return lambda: tb.TransferSampler(seed=0)
+        return lambda: tb.TransferSampler(seed=0, n_startup_trials=0)
 
 
 def loss_at(scale: tb.Scale, lr: float, decay: float) -> float:

@@ -95,7 +95,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._surrogate: Any = None
         self._lock = threading.RLock()
         self.exhausted = False
-        self._plain = optuna.samplers.GPSampler(seed=seed) if ladder is None else None
+        startup = 10 if n_startup_trials is None else n_startup_trials
+        self._plain = (
+            optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup) if ladder is None else None
+        )
         if ladder is not None and target is not None:
             ladder.register(target)
             cheapest = min(ladder.proxies, key=self._price)
@@ -120,10 +123,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Take over the study's rung indices and leave the settings with the study."""
+        self._raise_error_if_multi_objective(study)
         if self._plain is not None:
             self._plain.before_trial(study, trial)
             return
-        self._raise_error_if_multi_objective(study)
         with self._lock:
             self._share_settings(study)
 
@@ -146,9 +149,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Rung and HPs of the next run."""
+        self._raise_error_if_multi_objective(study)
         if self._plain is not None:
             return self._plain.sample_relative(study, trial, search_space)
-        self._raise_error_if_multi_objective(study)
         if not search_space:
             return {}
         from transfer_bo.surrogate import design  # torch loads when the first proposal is made
@@ -181,9 +184,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """An HP the study has not seen before: a random draw that depends on seed, trial number and name."""
+        self._raise_error_if_multi_objective(study)
         if self._plain is not None:
             return self._plain.sample_independent(study, trial, param_name, param_distribution)
-        self._raise_error_if_multi_objective(study)
         if param_name == RUNG:
             settings = self._share_settings(study)
             runs = [run for run in read_runs(study) if run.number != trial.number]
