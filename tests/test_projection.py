@@ -10,7 +10,7 @@ import pytest
 
 import transfer_bo as tb
 from transfer_bo.history import OUTCOME_ATTR, Outcome
-from transfer_bo.projection import Projection, fit_study
+from transfer_bo.projection import PredictedLoss, Projection, fit_study
 
 RUNGS = [tb.Scale(width=w, tokens=t) for w, t in [(32, 1e5), (64, 1e5), (128, 1e5), (64, 4e5), (128, 4e5)]]
 TARGET = tb.Scale(width=512, tokens=1.6e6)
@@ -249,3 +249,12 @@ def test_verification_of_an_objective_with_a_fixed_hp() -> None:
 
     assert first.measured == again.measured == loss_at(TARGET, suggestion.params["lr"])
     assert calls.count(TARGET) == 1
+
+
+def test_a_heavy_tail_does_not_make_the_mean() -> None:
+    """A few absurd draws leave the predicted loss inside its own interval."""
+    draws = np.sort(np.concatenate([np.linspace(1.0, 2.0, 98), [1e6, 1e9]]))
+    predicted = PredictedLoss(draws)
+    low, high = predicted.interval(0.9)
+
+    assert low < predicted.mean < high
