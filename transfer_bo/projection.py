@@ -118,7 +118,7 @@ class Projection:
 
     def optimum(self, scale: Scale, level: float = 0.9) -> dict[str, tuple[float, float, float]]:
         """`{hp: (median, low, high)}` of the optimum at a scale."""
-        z = self._optima(scale, np.random.default_rng(self.settings.seed))
+        z = self._optima(scale)
         return {
             name: (float(np.median(draws)), *_central(draws, level))
             for name, draws in self._values(z).items()
@@ -133,9 +133,7 @@ class Projection:
         """
         surrogate, coordinates = self.surrogate, self.surrogate.coordinates
         i = self.hps.index(hp)
-        centre, _ = surrogate.latent(scale).optimum()
-        z = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(n, 1)
-        z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), n)
+        z = self._line(i, scale, n)
         posterior = surrogate.model.posterior(surrogate.rows(z @ coordinates.mix.T, scale))
         mean = posterior.mean.detach().squeeze(-1)
         band = 1.645 * posterior.variance.detach().clamp(min=0).sqrt().squeeze(-1)
@@ -153,11 +151,9 @@ class Projection:
         """
         surrogate, coordinates = self.surrogate, self.surrogate.coordinates
         s = coordinates.s(scale)
-        centre, _ = surrogate.latent(scale).optimum()
         spreads = []
         for i in range(coordinates.d):
-            z = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(33, 1)
-            z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), 33)
+            z = self._line(i, scale, 33)
             spreads.append(float(surrogate.landscape.bowl(surrogate.theta, z @ coordinates.mix.T, s).var()))
         total = sum(spreads)
         return {name: spread / total for name, spread in zip(self.hps, spreads, strict=True)}
@@ -200,11 +196,10 @@ class Projection:
         generator = torch.Generator().manual_seed(self.settings.seed)
         latent = surrogate.latent(scale)
         v = self._least_expected_loss(scale, latent, latent.draw(DRAWS, generator))
-        rng = np.random.default_rng(self.settings.seed)
         return Suggestion(
             target=scale,
             params=surrogate.coordinates.params(v, surrogate.best_flags()),
-            optimum=self._values(self._optima(scale, rng)),
+            optimum=self._values(self._optima(scale)),
             predicted_loss=self.predict(scale, v),
             drift=self.drift(),
             warnings=self._warnings(scale),
@@ -261,9 +256,18 @@ class Projection:
         landscape, theta = self.surrogate.landscape, self.surrogate.theta
         return landscape.bowl(theta, v - optima + landscape.path(theta, s), s)
 
-    def _optima(self, scale: Scale, rng: np.random.Generator) -> Tensor:
-        """Draws of the optimum in natural coordinates (DRAWS x d)."""
+    def _line(self, i: int, scale: Scale, n: int) -> Tensor:
+        """HPs in natural coordinates (n x d): the i-th over its range, the others at their optimum."""
+        coordinates = self.surrogate.coordinates
+        centre, _ = self.surrogate.latent(scale).optimum()
+        z: Tensor = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(n, 1)
+        z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), n)
+        return z
+
+    def _optima(self, scale: Scale) -> Tensor:
+        """Draws of the optimum in natural coordinates (DRAWS x d), the same ones at every call."""
         latent = self.surrogate.latent(scale)
+        rng = np.random.default_rng(self.settings.seed)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         return self.surrogate.draws_in_z(latent.draw(DRAWS, generator), latent)
 
@@ -305,7 +309,7 @@ class Projection:
     def _at_edge(self, scale: Scale) -> list[bool]:
         """Whether at least half of the draws of each HP's optimum are cut by its range."""
         coordinates = self.surrogate.coordinates
-        z = self._optima(scale, np.random.default_rng(self.settings.seed))
+        z = self._optima(scale)
         cut = (z <= coordinates.z_low + 1e-9) | (z >= coordinates.z_high - 1e-9)
         return [bool(share >= 0.5) for share in cut.double().mean(0)]
 
