@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transfer_bo.errors import Diverged, TransferError
     from transfer_bo.parametrization import parametrize
     from transfer_bo.projection import Suggestion, suggest
+    from transfer_bo.run_table import suggest_from_runs
     from transfer_bo.runners.outcomes import Outcome, objective
     from transfer_bo.runners.verify import verify
     from transfer_bo.sampler import TransferSampler
@@ -26,6 +27,7 @@ _HOME = {
     "parametrize": "parametrization",
     "Suggestion": "projection",
     "suggest": "projection",
+    "suggest_from_runs": "run_table",
     "Outcome": "runners.outcomes",
     "objective": "runners.outcomes",
     "verify": "runners.verify",
@@ -49,6 +51,7 @@ __all__ = [
     "objective",
     "parametrize",
     "suggest",
+    "suggest_from_runs",
     "verify",
 ]
 

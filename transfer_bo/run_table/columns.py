@@ -1,0 +1,166 @@
+"""Which column of a table is what: an axis of scale, an HP, the loss, the status. Checked, or guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from transfer_bo.errors import TransferError
+from transfer_bo.surrogate.dimension import TRANSFORMS
+from transfer_bo.surrogate.priors import hp_kind
+
+__all__ = ["Columns", "guess_columns", "numbers"]
+
+STATUS_NAMES = ("status", "state", "outcome")
+"""Columns that are taken for the status when none is named, if all their words are known."""
+
+_LOSS_NAMES = (
+    "loss", "val_loss", "valid_loss", "validation_loss", "eval_loss", "final_loss", "test_loss",
+    "train_loss", "value",
+)  # fmt: skip
+# Each group is one axis under several names; the first that varies is taken. The number of parameters says
+# what width and depth say, so these are axes only where it is absent.
+_SIZE_NAMES = ("n_params", "num_params", "params", "parameters", "non_embedding_params", "model_size")
+_SHAPE_NAMES = (
+    ("width", "d_model", "hidden_size", "hidden", "n_embd", "dim"),
+    ("depth", "n_layers", "num_layers", "n_layer", "layers"),
+)
+_DURATION_NAMES = (
+    ("tokens", "n_tokens", "train_tokens", "num_tokens", "total_tokens", "steps", "num_steps", "epochs"),
+    ("data_fraction", "fraction"),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table mean.
+
+    Attributes:
+        axes: columns that are axes of scale.
+        hps: column -> "log", "linear", "one_minus" or "categorical".
+        loss: the column of the metric.
+        status: the column that says how a run ended, or None.
+    """
+
+    axes: tuple[str, ...]
+    hps: Mapping[str, str]
+    loss: str
+    status: str | None = None
+
+    def check(self, table: pd.DataFrame) -> None:
+        """Whether the table has these columns, each with one meaning.
+
+        Raises:
+            TransferError: naming the column at fault.
+        """
+        if not self.axes:
+            raise TransferError("No axis of scale is named; give at least one, e.g. axes=['n_params'].")
+        if not self.hps:
+            raise TransferError("No HP is named; give at least one, e.g. hps={'lr': 'log'}.")
+        for name, kind in self.hps.items():
+            if kind not in TRANSFORMS:
+                raise TransferError(f"HP {name!r} has the kind {kind!r}; use one of {', '.join(TRANSFORMS)}.")
+        used = [*self.axes, *self.hps, self.loss, *([self.status] if self.status else [])]
+        for name in used:
+            if not isinstance(name, str) or name not in table.columns:
+                held = ", ".join(map(str, table.columns[:12])) + (", ..." if table.shape[1] > 12 else "")
+                raise TransferError(f"The table has no column {name!r}; it has {held}.")
+            if used.count(name) > 1:
+                raise TransferError(
+                    f"Column {name!r} is named for two things at once (axes, HPs, loss, status); "
+                    "name it once."
+                )
+
+
+def numbers(table: pd.DataFrame, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A column as numbers (rows); an empty cell or the word nan is nan.
+
+    Raises:
+        TransferError: for text, naming the first such row.
+    """
+    column = table[name]
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
+        raise TransferError(f"Column {name!r} holds {column.dtype} values; numbers are needed.")
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(dtype=float, na_value=np.nan)
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
+        raise TransferError(f"Column {name!r} holds dates; numbers are needed.")
+    values = pd.to_numeric(column.map(_stripped), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    said_nan = column.map(lambda cell: _is_empty(cell) or str(cell).strip().lower() in ("nan", "-nan"))
+    wrong = np.flatnonzero(np.isnan(values) & ~said_nan.to_numpy(dtype=bool))
+    if len(wrong):
+        raise TransferError(
+            f"Column {name!r} holds {str(column.iloc[wrong[0]])[:40]!r} in row {wrong[0] + 1}, which is no "
+            "number; mend or drop the row."
+        )
+    return values
+
+
+def _stripped(cell: Any) -> Any:
+    return cell.strip() if isinstance(cell, str) else (None if isinstance(cell, bool | list | dict) else cell)
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell)) or cell == ""
+
+
+def guess_columns(
+    table: pd.DataFrame, axes: Sequence[str] = (), hps: Mapping[str, str] | None = None, loss: str = ""
+) -> Columns:
+    """What the columns mean, by their names, where it has not been said.
+
+    Args:
+        table: of past runs.
+        axes: known axes; guessed if empty.
+        hps: known HPs; guessed if empty. One HP per kind: of `lr` and `lr_grid` the first is taken.
+        loss: known loss; guessed if empty.
+
+    Raises:
+        TransferError: if nothing can be guessed.
+    """
+    lowered = {str(name).lower(): str(name) for name in reversed(list(table.columns))}
+
+    def first(names: Sequence[str]) -> str | None:
+        found = [lowered[name] for name in names if name in lowered]
+        varying = [name for name in found if table[name].astype(str).nunique() > 1]
+        return next(iter([*varying, *found]), None)
+
+    held = ", ".join(map(str, table.columns[:12]))
+    loss = loss or first(_LOSS_NAMES) or ""
+    if not loss:
+        raise TransferError(f"No column looks like a loss; name it. The columns are {held}.")
+    if not axes:
+        groups = [_SIZE_NAMES] if first(_SIZE_NAMES) else [*_SHAPE_NAMES]
+        axes = [name for names in (*groups, *_DURATION_NAMES) if (name := first(names)) is not None]
+        if not axes:
+            raise TransferError(
+                f"No column looks like an axis of scale; name one or more. The columns are {held}."
+            )
+    if not hps:
+        hps = _guess_hps(table, {loss, *axes})
+        if not hps:
+            raise TransferError(f"No column looks like an HP; name one or more. The columns are {held}.")
+    return Columns(tuple(axes), dict(hps), loss)
+
+
+def _guess_hps(table: pd.DataFrame, taken: set[str]) -> dict[str, str]:
+    """One HP for each kind that a name speaks of; of two batch columns the one in tokens."""
+    candidates = [str(name) for name in table.columns if str(name) not in taken]
+    candidates.sort(key=lambda name: hp_kind(name) == "batch" and "token" not in name.lower())
+    found: dict[str, str] = {}
+    for name in candidates:
+        kind = hp_kind(name)
+        key = name if kind == "beta" else kind
+        if kind == "other" or key in found or not pd.api.types.is_numeric_dtype(table[name]):
+            continue
+        if table[name].nunique() > 1:
+            found[key] = name
+    order = {str(name): i for i, name in enumerate(table.columns)}
+    return {
+        name: "one_minus" if hp_kind(name) == "beta" else "log"
+        for name in sorted(found.values(), key=order.__getitem__)
+    }

@@ -1,0 +1,80 @@
+"""Where past runs come from: a DataFrame, a CSV or Parquet file, or an Optuna study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from transfer_bo.errors import TransferError
+
+__all__ = ["STATUS", "read_table"]
+
+STATUS = "transfer_bo:outcome"
+"""Column in which the outcome of an Optuna trial is kept."""
+
+
+def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.DataFrame:
+    """Past runs as a table, a row per run.
+
+    Args:
+        runs: a DataFrame, the path of a CSV (.csv, .csv.gz, .tsv) or Parquet file, or an Optuna storage URL.
+        study: name of the Optuna study, if the storage holds several.
+        loss: the column that the value of an Optuna trial is put into.
+
+    Raises:
+        TransferError: if there is no such file or study, or it holds no table or no row.
+    """
+    if isinstance(runs, pd.DataFrame):
+        table = runs.reset_index(drop=True)
+    elif isinstance(runs, str) and "://" in runs:
+        # The only part that needs Optuna.
+        from transfer_bo.runners.past_study import read_past_study
+
+        table = read_past_study(runs, study, loss, STATUS)
+    elif isinstance(runs, str | Path):
+        table = _read_file(Path(runs), loss)
+    else:
+        raise TransferError(
+            f"runs is a {type(runs).__name__}; give a pandas DataFrame, the path of a CSV or Parquet file, "
+            "or an Optuna storage URL."
+        )
+    if table.empty:
+        raise TransferError(f"{_named(runs)} holds no rows; give at least two finished runs.")
+    twice = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+    if twice:
+        raise TransferError(f"{_named(runs)} has more than one column {twice[0]!r}; rename one of them.")
+    return table.rename(columns=str)
+
+
+def _named(runs: Any) -> str:
+    if isinstance(runs, pd.DataFrame):
+        return "The table of runs"
+    return f"The study in {runs}" if "://" in str(runs) else str(runs)
+
+
+def _read_file(path: Path, loss: str) -> pd.DataFrame:
+    if not path.is_file():
+        raise TransferError(
+            f"{path} is no file; give a CSV or Parquet file, or a storage URL such as sqlite:///x.db."
+        )
+    try:
+        if ".parquet" in path.suffixes or ".pq" in path.suffixes:
+            return pd.read_parquet(path)
+        # An empty cell (nothing known) and the word nan (the loss was nan) are told apart.
+        return pd.read_csv(
+            path,
+            sep="\t" if ".tsv" in path.suffixes else ",",
+            keep_default_na=False,
+            na_values=[""],
+            low_memory=False,
+            dtype={loss: str},
+        )
+    except ImportError:
+        raise TransferError(f"Reading {path} needs pyarrow; pip install pyarrow, or give a CSV.") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise TransferError(
+            f"{path} can't be read as a table ({reason}); give a CSV with a header line, or Parquet."
+        ) from None

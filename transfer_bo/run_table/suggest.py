@@ -1,0 +1,126 @@
+"""`suggest_from_runs`: what to set at the target, from runs that somebody has already made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transfer_bo.projection import Projection, Suggestion
+from transfer_bo.run_table.columns import Columns
+from transfer_bo.run_table.fit import Beliefs, check_target, project
+from transfer_bo.run_table.read import read_table
+from transfer_bo.run_table.rows import RunTable, read_rows
+from transfer_bo.scale import Scale
+
+__all__ = ["RunsFit", "RunsSuggestion", "fit_runs", "suggest_from_runs"]
+
+
+@dataclass(frozen=True)
+class RunsSuggestion(Suggestion):
+    """What to set at the target, from a table of runs.
+
+    Attributes:
+        evidence: what the answer rests on, as plain JSON values (see `suggestion.schema.json`).
+    """
+
+    evidence: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the intervals are at 90%."""
+        return super().to_json() | {"evidence": self.evidence}
+
+
+@dataclass(frozen=True)
+class RunsFit:
+    """A fitted table of runs.
+
+    Attributes:
+        projection: answers questions about any scale.
+        rows: the runs as they were understood.
+        columns: what the columns mean.
+        beliefs: coordinates, drift prior, direction, seed.
+    """
+
+    projection: Projection
+    rows: RunTable
+    columns: Columns
+    beliefs: Beliefs
+
+    def suggest(self) -> RunsSuggestion:
+        """What to set at the target, and what that rests on."""
+        plain = self.projection.suggest()
+        fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(Suggestion)}
+        fields["params"] = {
+            name: self.rows.constants.get(name, plain.params.get(name)) for name in self.columns.hps
+        }
+        fields["warnings"] = [*plain.warnings, *self._outside(plain.params), *self.rows.notes]
+        return RunsSuggestion(**fields)
+
+    def _outside(self, params: Mapping[str, Any]) -> list[str]:
+        """Which suggested values no run has come near."""
+        said = []
+        for dim in self.rows.dimensions:
+            if dim.transform == "categorical" or dim.low <= params[dim.name] <= dim.high:
+                continue
+            side = "below" if params[dim.name] < dim.low else "above"
+            said.append(
+                f"{dim.name} = {params[dim.name]:.4g} lies {side} all values in the runs ({dim.low:.4g} to "
+                f"{dim.high:.4g}): the drift of the optimum carries it there, no run has tried it."
+            )
+        return said
+
+
+def fit_runs(
+    runs: Any,
+    axes: Sequence[str],
+    hps: Mapping[str, str],
+    loss: str = "loss",
+    *,
+    target: Scale | Mapping[str, float],
+    coordinates: str = "raw",
+    drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    maximise: bool = False,
+    seed: int = 0,
+    status: str | None = None,
+    study: str | None = None,
+    diverged_above: float | None = None,
+) -> RunsFit:
+    """The fit behind `suggest_from_runs`, with the same arguments."""
+    table = read_table(runs, study, loss)
+    columns = Columns(tuple(axes), dict(hps), loss, status)
+    beliefs = Beliefs(coordinates, drift_prior or {}, bool(table.attrs.get("maximise", maximise)), seed)
+    beliefs.check(list(columns.hps), columns.axes)
+    rows = read_rows(table, columns, maximise=beliefs.maximise, seed=seed, diverged_above=diverged_above)
+    scale = check_target(target, rows, columns.axes)
+    return RunsFit(project(rows.runs, rows.dimensions, scale, beliefs), rows, columns, beliefs)
+
+
+def suggest_from_runs(
+    runs: Any, axes: Sequence[str], hps: Mapping[str, str], loss: str = "loss", **options: Any
+) -> RunsSuggestion:
+    """What to set at the target, from runs that somebody has already made.
+
+    Repeats of a setting are repeats; failed runs say nothing, diverged ones teach stability; from more than
+    a few hundred runs a selection is fitted (a warning says which).
+
+    Args:
+        runs: a pandas DataFrame, the path of a CSV or Parquet file, or an Optuna storage URL.
+        axes: columns that are axes of scale, e.g. ["n_params", "tokens"].
+        hps: column -> "log", "linear", "one_minus" (log of 1 - value) or "categorical".
+        loss: column of the metric.
+        options: `target` (needed): the scale to project to, with the same axes.
+            `coordinates`: "raw" (the default: the optimum drifts as the literature says, until the runs say
+            more) or "base" (HPs in base coordinates of a parametrization that claims transfer).
+            `drift_prior`: the user's own, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
+            `maximise`: whether larger metrics are better; an Optuna study says so itself.
+            `seed`: of the draws.
+            `status`: column that says how a run ended; "status", "state" or "outcome" is found by itself.
+            `study`: name of the Optuna study.
+            `diverged_above`: a loss from which a run counts as diverged, instead of a rule of thumb.
+
+    Raises:
+        TransferError: for input that has no answer: one sentence.
+    """
+    return fit_runs(runs, axes, hps, loss, **options).suggest()
