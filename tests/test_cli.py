@@ -17,7 +17,8 @@ import typer
 from typer.testing import CliRunner
 
 from transfer_bo import Outcome, Scale
-from transfer_bo.cli import _interruptible, app
+from transfer_bo.cli import app
+from transfer_bo.cli.common import interruptible
 from transfer_bo.runners.outcomes import objective
 from transfer_bo.runners.storage import open_study
 from transfer_bo.sampler import TransferSampler
@@ -164,7 +165,7 @@ def test_suggest_prints_a_table_or_json(write_study: WriteStudy, monkeypatch: py
 
 def test_sigterm_ends_a_command_like_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     """A machine that is taken away leaves a study that can go on."""
-    with pytest.raises(typer.Exit) as caught, _interruptible("run", Path("my.toml")):
+    with pytest.raises(typer.Exit) as caught, interruptible("run", Path("my.toml")):
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert 130 == caught.value.exit_code
