@@ -1,17 +1,45 @@
 """Errors that a user can act on."""
 
-__all__ = ["Diverged", "TransferError"]
+from __future__ import annotations
+
+import re
+
+__all__ = ["Diverged", "Preempted", "TransferError", "hide_passwords"]
+
+_IN_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@'\"]*):[^\s'\"]*@")
+_IN_QUERY = re.compile(
+    r"([?&\s](?:password|passwd|pwd|sslpassword)\s*=\s*)('[^']*'|[^&\s'\"]+)", re.IGNORECASE
+)
+
+
+def hide_passwords(text: str) -> str:
+    """A text with the passwords of database addresses in it replaced by `***`.
+
+    Greedy on purpose: a password may itself hold `@` or `/`, and hiding a piece of a host name is no harm.
+    """
+    return _IN_QUERY.sub(r"\1***", _IN_ADDRESS.sub(r"\1:***@", text))
 
 
 class TransferError(ValueError):
     """Bad input: one sentence that says what is wrong, the value, and what to do.
 
     The command line prints the sentence and ends with exit code 2; it never shows a traceback for it.
+    Passwords in addresses are never shown.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(hide_passwords(sentence))
 
 
 class Diverged(RuntimeError):
     """A training run blew up (loss not finite, or far above where it started).
 
     Raise it from an objective under `transfer_bo.objective` to say "these HPs are unstable at this scale".
+    """
+
+
+class Preempted(BaseException):
+    """A run was stopped from outside before its end: it says nothing about its HPs and may go on elsewhere.
+
+    No `Exception`, like `KeyboardInterrupt`: an objective that catches all errors must not swallow it.
     """

@@ -39,10 +39,19 @@ A study file in full (every section and key; those with a value after `#` may be
     trials = 100                      # (no limit)
 
     [run]
-    workers = 2                       # 1; local processes
+    workers = 2                       # 1; local processes, each with GPUs of its own if there are any
     threads = 1                       # 1; per worker
     out = "runs/sotu_lm"              # "runs/<name>"
-    storage = "sqlite:///study.db"    # study.db in `out`
+    storage = "sqlite:///study.db"    # study.db in `out`; or postgresql://, journal:///, grpc://host:port
+    checkpoints = "checkpoints"       # "checkpoints" in `out`; to resume elsewhere, on a shared disk
+    checkpoint_seconds = 60.0         # 60; between two checkpoints of a trial
+    ranks = 1                         # 1; processes (and GPUs) per trial, started by torchrun
+    parallel = "ddp"                  # "ddp"; or "fsdp2"
+
+    # [command]                       # train with a program of your own in the place of the reference trainer
+    # run = ["python", "train.py", "--lr", "{lr}", "--trial", "{input}"]   # see `transfer_bo.runners.command`
+    # shell = false                   # true: `run` is one string for the shell
+    # env = { WANDB_MODE = "offline" }
 
     [verify]
     control = true                    # true: also run the defaults at the target, to judge the claim
@@ -53,6 +62,7 @@ Relative paths are relative to the study file, so that every command finds the s
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from functools import cached_property
 from pathlib import Path
@@ -147,6 +157,18 @@ class RunSection(_Section):
     threads: Whole = 1
     out: str | None = None
     storage: str | None = None
+    checkpoints: str | None = None
+    checkpoint_seconds: Positive = 60.0
+    ranks: Whole = 1
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+
+
+class CommandSection(_Section):
+    """A training program of the user's own."""
+
+    run: list[str] | str
+    shell: bool = False
+    env: dict[str, str] = {}
 
 
 class VerifySection(_Section):
@@ -161,13 +183,14 @@ class StudyFile(_Section):
     path: Path
     name: Name
     seed: Annotated[int, Field(ge=0)] = 0
-    data: Data
+    data: Data = Data()
     model: Model = Model()
     ladder: LadderSection
     parametrization: ParametrizationSection = ParametrizationSection()
     space: dict[str, Bounds]
     budget: Budget
     run: RunSection = RunSection()
+    command: CommandSection | None = None
     verify: VerifySection = VerifySection()
 
     @property
@@ -196,14 +219,32 @@ class StudyFile(_Section):
         return (self.path.parent / (self.run.out or f"runs/{self.name}")).resolve()
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder for checkpoints of running trials."""
+        return (self.out / (self.run.checkpoints or "checkpoints")).resolve()
+
+    @property
     def storage_url(self) -> str:
-        """Optuna's storage; a relative SQLite file is relative to the study file, the default is in `out`."""
+        """Optuna's storage; a relative file is relative to the study file, the default is in `out`."""
         url = self.run.storage
         if url is None:
             return f"sqlite:///{self.out / 'study.db'}"
-        if url.startswith("sqlite:///"):
-            return f"sqlite:///{(self.path.parent / url.removeprefix('sqlite:///')).resolve()}"
+        for scheme in ("sqlite:///", "journal:///"):
+            if url.startswith(scheme):
+                return f"{scheme}{(self.path.parent / url.removeprefix(scheme)).resolve()}"
         return url
+
+    def stored_in(self, url: str) -> StudyFile:
+        """The same study in another storage; a relative file is relative to the current folder."""
+        for scheme in ("sqlite:///", "journal:///"):
+            if url.startswith(scheme):
+                url = f"{scheme}{Path(url.removeprefix(scheme)).resolve()}"
+        return self.model_copy(update={"run": self.run.model_copy(update={"storage": url})})
+
+    def shared(self) -> str:
+        """The study file as JSON, to be kept with the study; its storage, with its password, stays out."""
+        plain = self.model_dump(mode="json", exclude={"path": True, "run": {"storage"}})
+        return json.dumps({**plain, "path": f"{self.name}.toml"}, sort_keys=True)
 
     @property
     def data_source(self) -> str:
@@ -224,7 +265,13 @@ class StudyFile(_Section):
 
         The ladder may grow at its end; target, budget, ranges, workers and folders may change.
         """
-        sections = {"data": self.data, "model": self.model, "parametrization": self.parametrization}
+        sections: dict[str, BaseModel] = {
+            "data": self.data,
+            "model": self.model,
+            "parametrization": self.parametrization,
+        }
+        if self.command is not None:
+            sections = {"command": self.command, "parametrization": self.parametrization}
         flat = {f"{s}.{key}": v for s, section in sections.items() for key, v in section.model_dump().items()}
         return {
             "seed": self.seed,
@@ -252,6 +299,8 @@ def load_study_file(path: str | Path) -> StudyFile:
         raise TransferError(f"{path}: this study file is not UTF-8 text; give a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise TransferError(f"{path}: not valid TOML: {error}.") from None
+    if "data" not in content and "command" not in content:
+        raise TransferError(f"{path}: data is missing; add it.")
     if "path" in content:
         raise TransferError(_unknown(path, ("path",), content["path"]))
     try:
@@ -278,7 +327,15 @@ def _check_together(study: StudyFile) -> None:
             raise TransferError(f"{study.path}: {key}: {error}") from None
     scales = {f"ladder.rungs[{i}]": scale for i, scale in enumerate(study.proxies)}
     scales |= {"ladder.target": study.target, "ladder.base": study.base}
+    if study.command is not None:
+        _check_command(study, study.command)
+        scales = {}  # what a program of the user's own can do is not known here
     for key, scale in scales.items():
+        if scale.batch % study.run.ranks:
+            raise TransferError(
+                f"{study.path}: {key}.batch = {scale.batch}: set it to a multiple of "
+                f"run.ranks = {study.run.ranks}, so that every process gets as much."
+            )
         if scale.width % study.model.head_size:
             raise TransferError(
                 f"{study.path}: {key}.width = {scale.width}: set it to a multiple of "
@@ -295,6 +352,19 @@ def _check_together(study: StudyFile) -> None:
             f"{study.path}: ladder.target = {dict(study.target)}: no rung is cheaper than "
             "the target; add a rung with less width, depth or tokens."
         )
+
+
+def _check_command(study: StudyFile, command: CommandSection) -> None:
+    """A list for a program, one string for the shell, and not by accident the other one."""
+    if command.shell != isinstance(command.run, str):
+        raise study.says(
+            "command.run",
+            "with shell = true give one string."
+            if command.shell
+            else "give a list of arguments, or shell = true if the shell is meant to read it.",
+        )
+    if not command.run:
+        raise study.says("command.run", "it is empty; give a program and its arguments.")
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -20,7 +20,8 @@ from rich.console import Console
 from transfer_bo import Outcome, TransferError
 from transfer_bo.history import Run, read_runs
 from transfer_bo.runners import local
-from transfer_bo.runners.storage import WORKER_ATTR, open_study
+from transfer_bo.runners.liveness import DEATHS_ATTR, WORKER_ATTR
+from transfer_bo.runners.storage import open_study
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -118,7 +119,7 @@ def test_a_study_runs_verifies_and_is_not_repeated(write_study: WriteStudy) -> N
 
 
 def test_a_killed_worker_costs_one_trial_only(write_study: WriteStudy) -> None:
-    """Its trial is preempted, planned HPs run again, and a new worker makes the rest."""
+    """Its trial is given back and runs again under its number, and a new worker makes the rest."""
     path = write_study(*LONG, ("trials = 4", "trials = 2"))
     killed: list[int] = []
 
@@ -135,8 +136,9 @@ def test_a_killed_worker_costs_one_trial_only(write_study: WriteStudy) -> None:
     runs = read(path)
     assert [0] == killed
     assert "A worker died (exit code -9)" in said
-    assert [Outcome.PREEMPTED, Outcome.FINISHED, Outcome.FINISHED] == [run.outcome for run in runs]
-    assert DEFAULTS == runs[1].params
+    assert [Outcome.FINISHED, Outcome.FINISHED] == [run.outcome for run in runs]
+    assert DEFAULTS == runs[0].params
+    assert 1 == open_study(load_study_file(path)).trials[0].user_attrs[DEATHS_ATTR]
 
 
 def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start) -> None:
@@ -151,7 +153,8 @@ def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start)
     assert 130 == process.returncode
     assert f"Stopped. Finished trials are kept; go on with: transfer-bo run {path}\n" == said
     assert not is_alive(pid)
-    assert [Outcome.PREEMPTED] == [run.outcome for run in read(path)]
+    assert [Outcome.WAITING] == [run.outcome for run in read(path)]
+    assert DEATHS_ATTR not in open_study(load_study_file(path)).trials[0].user_attrs
 
 
 @pytest.mark.slow
@@ -166,8 +169,8 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(write_study: WriteStudy, star
     search(path)
 
     assert not is_alive(pid)
-    assert [Outcome.PREEMPTED, Outcome.FINISHED] == [run.outcome for run in read(path)]
-    assert DEFAULTS == read(path)[1].params
+    assert [Outcome.FINISHED] == [run.outcome for run in read(path)]
+    assert DEFAULTS == read(path)[0].params
 
 
 def test_a_study_runs_once_at_a_time(write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,9 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-import optuna
 import pytest
-from optuna.trial import TrialState, create_trial
-
-from transfer_bo import Outcome, TransferError
-from transfer_bo.history import PURPOSE_ATTR, read_runs
-from transfer_bo.runners.storage import WORKER_ATTR, open_study, reap, requeue, worker_identity
+from transfer_bo import TransferError
+from transfer_bo.runners.storage import open_study
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -128,56 +124,3 @@ def test_a_ladder_may_grow_at_its_end_only(write_study: WriteStudy) -> None:
         open_study(shifted, definition=shifted.definition())
     with pytest.raises(TransferError, match=r"ladder\.rungs = "):
         open_study(richer, definition=richer.definition())  # a rung that was there is gone
-
-
-def running(study: optuna.Study, *, here: bool = True, purpose: str | None = None) -> int:
-    """Add a running trial with fixed HPs; its number."""
-    worker = worker_identity() if here else {"host": "elsewhere", "pid": worker_identity()["pid"]}
-    attrs = {WORKER_ATTR: worker, **({} if purpose is None else {PURPOSE_ATTR: purpose})}
-    fixed = {"fixed_params": {"lr": 0.5}}
-    study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs, system_attrs=fixed))
-    return len(study.get_trials(deepcopy=False)) - 1
-
-
-def test_trials_of_the_dead_are_preempted(write_study: WriteStudy) -> None:
-    """A dead worker's trial says nothing about its HPs; those of other machines may well be alive."""
-    study_file = load_study_file(write_study())
-    study = open_study(study_file, definition=study_file.definition())
-    own = running(study)
-    foreign = running(study, here=False)
-    check = running(study, purpose="verify")
-
-    marked = reap(study)
-
-    runs = read_runs(study)
-    assert 2 == marked
-    assert Outcome.PREEMPTED == runs[own].outcome
-    assert Outcome.PREEMPTED == runs[check].outcome
-    assert Outcome.RUNNING == runs[foreign].outcome
-
-
-def test_only_the_dead_worker_is_reaped(write_study: WriteStudy) -> None:
-    """Given a process id, trials of other processes go on."""
-    study_file = load_study_file(write_study())
-    study = open_study(study_file, definition=study_file.definition())
-    own = running(study)
-
-    assert 0 == reap(study, pid=worker_identity()["pid"] + 1)
-    assert Outcome.RUNNING == read_runs(study)[own].outcome
-    assert 1 == reap(study, pid=worker_identity()["pid"])
-
-
-def test_planned_trials_are_queued_again_once(write_study: WriteStudy) -> None:
-    """Preemption must not lose the defaults' place; a verification is queued again by `verify` itself."""
-    study_file = load_study_file(write_study())
-    study = open_study(study_file, definition=study_file.definition())
-    running(study)
-    running(study, purpose="verify")
-    reap(study)
-
-    requeue(study)
-    requeue(study)
-
-    outcomes = [run.outcome for run in read_runs(study)]
-    assert [Outcome.PREEMPTED, Outcome.PREEMPTED, Outcome.WAITING] == outcomes
-    assert {"lr": 0.5} == study.trials[2].system_attrs["fixed_params"]

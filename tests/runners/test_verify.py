@@ -170,7 +170,7 @@ def test_an_error_is_no_answer() -> None:
 
 
 def test_an_interrupted_run_is_closed() -> None:
-    """Ctrl-C in the middle leaves no trial that looks as if it ran."""
+    """Ctrl-C in the middle leaves a trial that waits, and the next verification takes it up."""
     world = World()
     (job,) = plan(SUGGESTION)
 
@@ -181,8 +181,10 @@ def test_an_interrupted_run_is_closed() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_job(world.study, interrupted, job)
 
-    assert Outcome.PREEMPTED == read_runs(world.study)[-1].outcome
+    assert Outcome.WAITING == read_runs(world.study)[-1].outcome
     assert job.find(world.study) is None
+    assert run_job(world.study, world.objective, job) is not None
+    assert [Outcome.FINISHED, Outcome.FINISHED] == [run.outcome for run in read_runs(world.study)]
 
 
 def test_the_suggestion_is_known_until_the_search_goes_on() -> None:

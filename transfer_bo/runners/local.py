@@ -1,8 +1,8 @@
 """Run a study on this machine: start N worker processes, look after them, show how it goes.
 
-The parent trains nothing. A worker that dies is replaced, a bounded number of times, and the trial it was
-running is marked as preempted. On Ctrl-C the workers stop where they are; finished trials are in the storage,
-so the same command goes on from there.
+The parent trains nothing: it beats for its workers' trials. A worker that dies is replaced, a bounded number
+of times, and the trial it was running is given back, to go on from its last checkpoint. On Ctrl-C the workers
+write checkpoints and give their trials back; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -24,20 +25,22 @@ from rich.console import Console
 
 from transfer_bo.errors import TransferError
 from transfer_bo.history import read_runs
+from transfer_bo.runners import worker as worker_process
+from transfer_bo.runners.liveness import Heart, reap
 from transfer_bo.runners.progress import ENDED, Progress
 from transfer_bo.runners.search import enqueue_defaults, search_is_over
-from transfer_bo.runners.storage import check_storage, open_study, reap, requeue
-from transfer_bo.runners.trial import StudyTask
+from transfer_bo.runners.storage import check_storage, open_study
+from transfer_bo.runners.trial import make_task
 from transfer_bo.runners.verify import Job, Verification, judge, known_suggestion, plan
 from transfer_bo.study_file import StudyFile
 
-__all__ = ["Pool", "run_search", "run_verification"]
+__all__ = ["Pool", "devices_of", "join", "run_search", "run_verification"]
 
 MAX_RESTARTS = 3
 """How often a worker that died is replaced: once is bad luck, more often is a fault to look into."""
 POLL_SECONDS = 0.2
 STOP_SECONDS = 15.0
-"""How long workers may take to stop at Ctrl-C before they are killed."""
+"""How long workers may take to stop at Ctrl-C before they are killed: more than they allow themselves."""
 
 
 @contextlib.contextmanager
@@ -77,6 +80,36 @@ class _Worker:
     spec: dict[str, Any]
     process: subprocess.Popen[str]
 
+    @property
+    def owner(self) -> str:
+        """Its name on the trials it runs."""
+        return str(self.spec["owner"])
+
+
+def devices_of(slot: int, ranks: int, visible: str | None) -> str | None:
+    """CUDA_VISIBLE_DEVICES for one worker: `ranks` devices of its own, as far as there are any.
+
+    Args:
+        slot: Which worker it is, from 0.
+        ranks: Devices per trial.
+        visible: The parent's CUDA_VISIBLE_DEVICES, comma separated; None for no GPU.
+
+    Returns:
+        The worker's devices; "" if there are none left for it, None where there is no GPU at all.
+    """
+    if visible is None:
+        return None
+    return ",".join(visible.split(",")[slot * ranks : (slot + 1) * ranks])
+
+
+@functools.cache
+def _visible_devices() -> str | None:
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return os.environ["CUDA_VISIBLE_DEVICES"] or None
+    import torch
+
+    return ",".join(map(str, range(torch.cuda.device_count()))) or None
+
 
 class Pool:
     """The worker processes of one command.
@@ -105,15 +138,23 @@ class Pool:
             "slot": slot,
             "jobs": None if jobs is None else [_job_to_json(job) for job in jobs],
         }
-        self.workers.append(_Worker(slot, spec, self._spawn(spec)))
+        self._spawn(slot, spec)
 
-    def _spawn(self, spec: Mapping[str, Any]) -> subprocess.Popen[str]:
+    def owners(self) -> set[str]:
+        """The names of the workers that are alive."""
+        return {worker.owner for worker in list(self.workers) if worker.process.poll() is None}
+
+    def _spawn(self, slot: int, spec: Mapping[str, Any]) -> None:
+        spec = {**spec, "owner": uuid.uuid4().hex[:12]}
         threads = str(self._file.run.threads)
         environment = {
             **os.environ,
             # Read when the libraries load, so they must be there before Python starts.
             **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
         }
+        devices = devices_of(slot, self._file.run.ranks, _visible_devices())
+        if devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = devices
         with self._log.open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "transfer_bo.runners.worker"],
@@ -129,7 +170,7 @@ class Pool:
         with contextlib.suppress(BrokenPipeError):  # dead already; `wait` will find out
             process.stdin.write(json.dumps(spec) + "\n")
             process.stdin.flush()
-        return process
+        self.workers.append(_Worker(slot, spec, process))
 
     def wait(self, tick: Callable[[], None], note: Callable[[str], None]) -> None:
         """Until all workers are done, replacing those that die.
@@ -150,8 +191,10 @@ class Pool:
         said = _close(worker.process)
         if code == 0:
             return
-        reap(self._study, pid=worker.process.pid)
-        requeue(self._study)
+        reap(self._study, owner_id=worker.owner, died=code != worker_process.STOPPED)
+        if code == worker_process.STOPPED:  # somebody wants this core or GPU back
+            note("A worker was asked to stop; its trial is given back.")
+            return
         if code == 2:
             raise TransferError(said.strip() or f"A worker stopped without saying why; see {self._log}.")
         if self._restarts >= MAX_RESTARTS * self._file.run.workers:
@@ -160,11 +203,11 @@ class Pool:
                 f"look into {self._log}, then run again: finished trials are kept."
             )
         self._restarts += 1
-        note(f"A worker died (exit code {code}); its trial is set aside and a new worker starts.")
-        self.workers.append(_Worker(worker.slot, worker.spec, self._spawn(worker.spec)))
+        note(f"A worker died (exit code {code}); its trial is given back and a new worker starts.")
+        self._spawn(worker.slot, worker.spec)
 
     def stop(self) -> None:
-        """Stop all workers where they are; after `STOP_SECONDS` the hard way. Their trials are preempted."""
+        """Stop all workers; after `STOP_SECONDS` the hard way. Their trials are given back."""
         for worker in self.workers:
             _hang_up(worker.process.stdin)  # tells a worker to stop
         deadline = time.monotonic() + STOP_SECONDS
@@ -175,7 +218,7 @@ class Pool:
                 worker.process.kill()
                 worker.process.wait()
             _close(worker.process)
-            reap(self._study, pid=worker.process.pid)
+            reap(self._study, owner_id=worker.owner, died=False)
         self.workers = []
 
 
@@ -204,6 +247,15 @@ def _project(study_file: StudyFile) -> Any:
     return suggest(open_study(study_file), target=study_file.target)
 
 
+def _run_pool(pool: Pool, study: optuna.Study, start: Callable[[], None], progress: Progress) -> None:
+    with Heart(study, pool.owners).beating(), progress:
+        try:
+            start()
+            pool.wait(progress.update, progress.note)
+        finally:
+            pool.stop()
+
+
 def run_search(study_file: StudyFile, console: Console) -> bool:
     """Search until the budget is spent; goes on where an earlier run stopped.
 
@@ -215,29 +267,49 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
         KeyboardInterrupt: on Ctrl-C, when the workers have stopped.
     """
     check_storage(study_file)
-    task = StudyTask(study_file)
+    task = make_task(study_file)
     study = open_study(study_file, definition=task.definition())
     with _only_one(study_file) as lock:
-        reap(study)
-        requeue(study)
-        enqueue_defaults(study, task)
-        if search_is_over(task, study):
-            return False
-        progress = Progress(
-            study,
-            budget=task.budget,
-            target_cost=task.cost(study_file.target),
-            project=functools.partial(_project, study_file),
-            console=console,
-        )
-        pool = Pool(study_file, study, study_file.out / "workers.log", lock)
-        with progress:
-            try:
-                for slot in range(study_file.run.workers):
-                    pool.start(slot, None)
-                pool.wait(progress.update, progress.note)
-            finally:
-                pool.stop()
+        return _search(study_file, task, study, console, lock)
+
+
+def join(study_file: StudyFile, console: Console) -> bool:
+    """Work on a study that others may be working on, from this or any other machine.
+
+    Returns:
+        Whether there was anything left to do.
+
+    Raises:
+        TransferError: for bad input, or if the study was started with another study file.
+        KeyboardInterrupt: on Ctrl-C, when the workers have stopped.
+    """
+    check_storage(study_file)
+    task = make_task(study_file)
+    study = open_study(study_file, definition=task.definition())
+    return _search(study_file, task, study, console, None)
+
+
+def _search(
+    study_file: StudyFile, task: Any, study: optuna.Study, console: Console, lock: int | None
+) -> bool:
+    reap(study)
+    enqueue_defaults(study, task)
+    if search_is_over(task, study):
+        return False
+    progress = Progress(
+        study,
+        budget=task.budget,
+        target_cost=task.cost(study_file.target),
+        project=functools.partial(_project, study_file),
+        console=console,
+    )
+    pool = Pool(study_file, study, study_file.out / "workers.log", lock)
+
+    def start() -> None:
+        for slot in range(study_file.run.workers):
+            pool.start(slot, None)
+
+    _run_pool(pool, study, start, progress)
     return True
 
 
@@ -259,7 +331,7 @@ def run_verification(
         TransferError: for bad input, or workers that keep failing.
         KeyboardInterrupt: on Ctrl-C, when the workers have stopped.
     """
-    task = StudyTask(study_file)
+    task = make_task(study_file)
     open_study(study_file)  # refuses if there is nothing to verify, before anything is written
     study = open_study(study_file, definition=task.definition())
     with _only_one(study_file) as lock:
@@ -273,12 +345,11 @@ def run_verification(
         progress = Progress(study, budget=None, target_cost=task.cost(study_file.target), console=console)
         pool = Pool(study_file, study, study_file.out / "workers.log", lock)
         if missing:
-            with progress:
-                try:
-                    workers = min(study_file.run.workers, len(missing))
-                    for slot in range(workers):
-                        pool.start(slot, missing[slot::workers])
-                    pool.wait(progress.update, progress.note)
-                finally:
-                    pool.stop()
+            workers = min(study_file.run.workers, len(missing))
+
+            def start() -> None:
+                for slot in range(workers):
+                    pool.start(slot, missing[slot::workers])
+
+            _run_pool(pool, study, start, progress)
         return judge(study, jobs)

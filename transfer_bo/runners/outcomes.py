@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import optuna
 
-from transfer_bo.errors import Diverged, TransferError
+from transfer_bo.errors import Diverged, Preempted, TransferError, hide_passwords
 from transfer_bo.history import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR, Outcome
 
 __all__ = ["Outcome", "objective"]
@@ -40,7 +40,8 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
 
     The wrapped objective never raises for a bad trial: it notes the outcome as a trial attribute and returns
     nan, so that Optuna marks the trial FAIL and `study.optimize` goes on. `TrialPruned` passes through.
-    A `KeyboardInterrupt` or `SystemExit` is noted as preempted, which teaches the surrogate nothing.
+    A `KeyboardInterrupt` or `SystemExit` is noted as preempted, which teaches the surrogate nothing;
+    `Preempted` passes through without a note, for the trial may go on elsewhere.
 
     Raises:
         TransferError: after 5 trials in a row that ended with an unexpected exception; the last is the cause.
@@ -52,13 +53,16 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
         nonlocal errors_in_a_row
         started = time.monotonic()
         error: BaseException | None = None
-        outcome = Outcome.ERROR
+        outcome: Outcome | None = Outcome.ERROR
         value = math.nan
         try:
             value = float(function(trial))
             outcome = Outcome.FINISHED if math.isfinite(value) else Outcome.DIVERGED
         except optuna.TrialPruned:
             outcome = Outcome.PRUNED
+            raise
+        except Preempted:
+            outcome = None  # it may go on: it has not ended
             raise
         except (KeyboardInterrupt, SystemExit):
             outcome = Outcome.PREEMPTED
@@ -71,14 +75,18 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
             error = caught
             outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(caught) else Outcome.ERROR
         finally:
-            trial.set_user_attr(SECONDS_ATTR, time.monotonic() - started)
-            trial.set_user_attr(OUTCOME_ATTR, str(outcome))
+            if outcome is not None:
+                seconds = trial.user_attrs.get(SECONDS_ATTR, 0.0) + time.monotonic() - started
+                trial.set_user_attr(SECONDS_ATTR, seconds)
+                trial.set_user_attr(OUTCOME_ATTR, str(outcome))
             if error is not None:
-                trial.set_user_attr(ERROR_ATTR, f"{type(error).__name__}: {error}"[:2000])
+                said = hide_passwords(f"{type(error).__name__}: {error}")
+                trial.set_user_attr(ERROR_ATTR, said[:2000])
         errors_in_a_row = errors_in_a_row + 1 if outcome is Outcome.ERROR else 0
         if outcome is Outcome.ERROR:
             assert error is not None
-            logger.warning("Trial %d failed: %s", trial.number, "".join(traceback.format_exception(error)))
+            said = hide_passwords("".join(traceback.format_exception(error)))
+            logger.warning("Trial %d failed: %s", trial.number, said)
             if errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
                 raise TransferError(
                     f"The objective failed {errors_in_a_row} times in a row, last with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -11,13 +12,22 @@ from torch import nn
 from transfer_bo.errors import TransferError
 from transfer_bo.history import PROGRESS_STEPS, PURPOSE_ATTR
 from transfer_bo.parametrization import RULES, parametrize
-from transfer_bo.runners.storage import WORKER_ATTR, worker_identity
 from transfer_bo.scale import Ladder, Scale
 from transfer_bo.space import split_name
 from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 
-__all__ = ["StudyTask"]
+__all__ = ["StudyTask", "make_task"]
+
+
+def make_task(study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> StudyTask:
+    """What a study file's trials do.
+
+    Args:
+        study_file: The checked study file.
+        stopping: Whether this process has been asked to end.
+    """
+    return StudyTask(study_file, stopping)
 
 
 class StudyTask:
@@ -27,14 +37,16 @@ class StudyTask:
 
     Args:
         study_file: The checked study file.
+        stopping: Whether this process has been asked to end: the trial then writes a checkpoint and stops.
 
     Raises:
         TransferError: if the text is missing or too short, the rule is not known, or an HP names a group that
             the model does not have.
     """
 
-    def __init__(self, study_file: StudyFile) -> None:
+    def __init__(self, study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> None:
         self.file = study_file
+        self._stopping = stopping
         self.ladder = Ladder(study_file.proxies)
         self.space = study_file.hp_space
         # The reference trainer steps with AdamW.
@@ -111,7 +123,6 @@ class StudyTask:
             optuna.TrialPruned: if the pruner finds its curve hopeless.
             transfer_bo.Diverged: if training blows up.
         """
-        trial.set_user_attr(WORKER_ATTR, worker_identity())
         scale = self.ladder.suggest(trial)
         hps = self.space.suggest(trial)
 
@@ -137,3 +148,6 @@ class StudyTask:
             report=report,
         )
         return float(result.loss)
+
+    def after(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Clear away what a trial that has ended leaves behind."""

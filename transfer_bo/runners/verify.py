@@ -6,8 +6,6 @@ what was predicted before it ran (`PREDICTION_ATTR`), so that predicted and meas
 
 from __future__ import annotations
 
-import math
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from transfer_bo.errors import TransferError
 from transfer_bo.history import PURPOSE_ATTR, Outcome, Run, read_run, read_settings
+from transfer_bo.runners.liveness import Owner
+from transfer_bo.runners.loop import HeldTrial, run_trial
 from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
 
 __all__ = [
@@ -36,7 +36,6 @@ PREDICTION_ATTR = "transfer_bo:prediction"
 CONTROL_ATTR = "transfer_bo:control"
 """Trial attribute of a control run: the name of what it stands for, e.g. "defaults"."""
 LEVEL = 0.9
-_TOKEN_ATTR = "transfer_bo:token"  # finds a trial again that was just added: `add_trial` does not return it
 
 
 class _Suggestion(Protocol):
@@ -65,12 +64,16 @@ class Job:
         wanted = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
         for trial in reversed(study.get_trials(deepcopy=False)):
             run = read_run(trial)
-            # What was asked for counts: an objective may have HPs that are fixed, or that it did not ask for.
-            asked = {k: v for k, v in trial.system_attrs.get("fixed_params", {}).items() if k != RUNG}
-            same = run.purpose == self.purpose and run.scale == self.scale and asked == self.params
-            if same and run.outcome in wanted:
+            if run.outcome in wanted and self.matches(trial):
                 return run
         return None
+
+    def matches(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is this job's."""
+        run = read_run(trial)
+        # What was asked for counts: an objective may have HPs that are fixed, or that it did not ask for.
+        asked = {k: v for k, v in trial.system_attrs.get("fixed_params", {}).items() if k != RUNG}
+        return run.purpose == self.purpose and run.scale == self.scale and asked == self.params
 
 
 @dataclass(frozen=True)
@@ -173,51 +176,54 @@ def known_suggestion(study: optuna.Study, target: Scale, n_search: int) -> _Sugg
     return None
 
 
-class _UnprunableTrial(optuna.Trial):
-    """A trial that runs to its end whatever the study's pruner compares it with."""
-
-    def should_prune(self) -> bool:
-        return False
-
-
 def _rung_of(study: optuna.Study, scale: Scale) -> int:
     """The index of a scale on the study's ladder; `Ladder.suggest` appends a new one after those known."""
     known = read_settings(study).scales
     return known.index(scale) if scale in known else len(known)
 
 
-def run_job(study: optuna.Study, objective: Callable[[optuna.Trial], float], job: Job) -> FrozenTrial:
+def run_job(
+    study: optuna.Study,
+    objective: Callable[[optuna.Trial], float],
+    job: Job,
+    *,
+    owner: Owner | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> FrozenTrial | None:
     """Run exactly this job in this process, now, even if other trials are waiting in the study's queue.
 
-    The trial is added as running, so no other worker can take it; `study.stop()` and a spent budget do not
-    concern it.
+    The trial is added as running, so no other worker can take it; one that was given back is taken up again.
+    `study.stop()`, a spent budget and the pruner do not concern it.
+
+    Returns:
+        The ended trial; None if it was given back.
     """
-    token = uuid.uuid4().hex
-    attrs: dict[str, Any] = {SCALE_ATTR: dict(job.scale), PURPOSE_ATTR: job.purpose, _TOKEN_ATTR: token}
+    owner = owner or Owner.here()
+    attrs: dict[str, Any] = {SCALE_ATTR: dict(job.scale), PURPOSE_ATTR: job.purpose, **owner.mark()}
     if job.control is not None:
         attrs[CONTROL_ATTR] = job.control
     if job.prediction is not None:
         attrs[PREDICTION_ATTR] = job.prediction
-    study.add_trial(
-        optuna.trial.create_trial(
+    trial_id = _take_up(study, job)
+    if trial_id is None:
+        template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             system_attrs={"fixed_params": {RUNG: _rung_of(study, job.scale), **job.params}},
             user_attrs=attrs,
         )
-    )
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    added = next(trial for trial in running if trial.user_attrs.get(_TOKEN_ATTR) == token)
-    trial = _UnprunableTrial(study, added._trial_id)
-    try:
-        value = float(objective(trial))
-    except optuna.TrialPruned:
-        return study.tell(trial, state=TrialState.PRUNED)
-    except BaseException:
-        study.tell(trial, state=TrialState.FAIL)
-        raise
-    if math.isfinite(value):
-        return study.tell(trial, value)
-    return study.tell(trial, state=TrialState.FAIL)
+        trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
+    else:
+        for key, value in attrs.items():
+            study._storage.set_trial_user_attr(trial_id, key, value)
+    return run_trial(study, HeldTrial(study, trial_id, owner, stopping, prunable=False), objective)
+
+
+def _take_up(study: optuna.Study, job: Job) -> int | None:
+    """Take this job's trial out of the queue, if it waits there."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if job.matches(trial) and study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+            return trial._trial_id
+    return None
 
 
 def judge(study: optuna.Study, jobs: list[Job]) -> Verification:
