@@ -1,0 +1,203 @@
+"""Fast or slow transfer: the rates of 2512.22768 from a sweep over sizes, with bootstrap intervals.
+
+Symbols (2512.22768, Definitions): φ_n(ν) the loss at size n with HP ν, ν*(n) its best value;
+a_n = |φ_n* - φ_∞*| the loss gap ~ n^-α, b_n = |ν*(n) - ν*(∞)| the HP gap ~ n^-β,
+c_n = |φ_∞(ν*(n)) - φ_∞*| what transfer costs ~ n^-γ. Transfer is fast when c_n = o(a_n), which is
+b_n = o(√a_n), which is β > α/2. ν is in octaves (log2).
+
+The limits are fitted along with the rates, φ_n* = φ_∞* + A n^-α and ν*(n) = ν*(∞) + D n^-β, rather than
+replaced by the largest size, which would make every gap to it fall too fast. c_n is measured at the
+largest size, where a gap is K (n^-γ/2 - n_max^-γ/2)². The verdict does not depend on the unit of n: taking
+n² for n halves both α and β.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from transfer_bo.diagnostics.curves import Array, Optima, Sweep
+from transfer_bo.diagnostics.intervals import Interval
+from transfer_bo.diagnostics.laws import fit_gap, fit_law
+from transfer_bo.errors import TransferError
+
+__all__ = ["Rates", "transfer_rates"]
+
+Verdict = Literal["fast", "slow", "undecided"]
+
+MIN_SIZES = 3
+"""A law with a limit has three unknowns."""
+SLOW_BELOW = 1.25
+"""Slow when 2β/α, which theory holds at 1 or more, surely lies below this: 1 itself can never be proved."""
+JUMP = 1.5
+"""Octaves of the optimum per doubling of the size beyond which it jumps rather than drifts: no rule of raw
+learning rates moves faster than n^-1."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast an optimum settles compared with the loss, with 90% intervals.
+
+    Attributes:
+        hp: the HP that was swept.
+        axis: what grows.
+        sizes: its values, ascending; the largest stands in for infinity in c_n.
+        optimum: ν*(n) per size, in the HP's own unit.
+        best_loss: φ_n* per size.
+        alpha: rate of the loss gap a_n.
+        beta: rate of the HP gap b_n.
+        gamma: rate of the transfer suboptimality c_n.
+        ratio: 2β/α; above 1 transfer is fast.
+        drift: ν*(largest) - ν*(smallest), octaves.
+        cost_share: c_n / a_n with the largest size for infinity, from the smallest size: the share of what
+            growing gains that transfer without correction gives away.
+        verdict: "fast", "slow" or "undecided".
+        reasons: why, in plain sentences.
+    """
+
+    hp: str
+    axis: str
+    sizes: tuple[float, ...]
+    optimum: tuple[Interval, ...]
+    best_loss: tuple[Interval, ...]
+    alpha: Interval
+    beta: Interval
+    gamma: Interval
+    ratio: Interval
+    drift: Interval
+    cost_share: Interval
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+    def table(self) -> pd.DataFrame:
+        """A row per size: optimum and best loss, each with its interval."""
+        return pd.DataFrame(
+            {
+                self.axis: self.sizes,
+                "optimum": [i.value for i in self.optimum],
+                "optimum_low": [i.low for i in self.optimum],
+                "optimum_high": [i.high for i in self.optimum],
+                "loss": [i.value for i in self.best_loss],
+                "loss_low": [i.low for i in self.best_loss],
+                "loss_high": [i.high for i in self.best_loss],
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; intervals as {"value", "low", "high"}."""
+        named = ("alpha", "beta", "gamma", "ratio", "drift", "cost_share")
+        return {
+            "hp": self.hp,
+            "axis": self.axis,
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+            **{name: getattr(self, name)._asdict() for name in named},
+            "sizes": self.table().to_dict("records"),
+        }
+
+
+def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int = 0) -> Rates:
+    """Rates a_n, b_n, c_n of a sweep and the verdict.
+
+    Args:
+        sweep: of one HP over at least three sizes, the last may be infinite.
+        axis: what grows, for the texts.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        TransferError: if there are fewer than three sizes.
+    """
+    n = sweep.sizes
+    if len(n) < MIN_SIZES:
+        raise TransferError(
+            f"Rates need at least {MIN_SIZES} sizes but the runs have {len(n)} along {axis!r}; "
+            f"sweep {sweep.hp!r} at more sizes."
+        )
+    optima = sweep.optima(draws, seed)
+    loss_law = fit_law(n, optima.loss, _weight(optima.loss))
+    hp_law = fit_law(n, optima.z, _weight(optima.z))
+    excess = np.maximum(optima.at_largest[:, :-1] - optima.loss[:, -1:], 0.0)
+    gamma = 2 * fit_gap(n, np.sqrt(excess))
+    gap = optima.loss[:, 0] - optima.loss[:, -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(gap > 0, excess[:, 0] / gap, np.nan)
+    ratio = Interval.of(2 * hp_law.exponent / loss_law.exponent)
+    drift = Interval.of(optima.z[:, -1] - optima.z[:, 0])
+    cost_share = Interval.of(share)
+    verdict, reasons = _judge(sweep, axis, optima, ratio, drift, Interval.of(gap), cost_share)
+    low_first = [Interval.of(optima.z[:, i]) for i in range(len(n))]
+    return Rates(
+        hp=sweep.hp,
+        axis=axis,
+        sizes=tuple(float(size) for size in n),
+        optimum=tuple(Interval(*(float(sweep.dimension.backward(z)) for z in at)) for at in low_first),
+        best_loss=tuple(Interval.of(optima.loss[:, i]) for i in range(len(n))),
+        alpha=Interval.of(loss_law.exponent),
+        beta=Interval.of(hp_law.exponent),
+        gamma=Interval.of(gamma),
+        ratio=ratio,
+        drift=drift,
+        cost_share=cost_share,
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def _weight(y: Array) -> Array | None:
+    """Inverse variance of each size over the draws; equal weights where there is no noise."""
+    variance = y[1:].var(0) if len(y) > 1 else np.zeros(y.shape[1])
+    return None if variance.min() <= 0 else 1 / variance
+
+
+def _judge(
+    sweep: Sweep,
+    axis: str,
+    optima: Optima,
+    ratio: Interval,
+    drift: Interval,
+    gap: Interval,
+    cost_share: Interval,
+) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict and the sentences that explain it; anything that spoils a law makes it undecided."""
+    spoiled = []
+    two = [f"{n:g}" for n, modes in zip(sweep.sizes, optima.modes, strict=True) if modes > 1]
+    if two:
+        spoiled.append(
+            f"At {axis} {', '.join(two)} the loss has two separate minima in {sweep.hp}, between which the "
+            "optimum may jump; a learning rate per layer or group often removes one of them."
+        )
+    octaves = np.diff(np.log2(sweep.sizes))
+    steps = np.diff(optima.z, axis=1)
+    for i, doublings in enumerate(octaves):
+        step = Interval.of(steps[:, i])
+        surely = max(step.low, -step.high, 0.0)
+        if np.isfinite(doublings) and surely > JUMP * doublings:
+            spoiled.append(
+                f"Between {axis} {sweep.sizes[i]:g} and {sweep.sizes[i + 1]:g} the optimum of {sweep.hp} "
+                f"jumps by {step.value:+.1f} octaves."
+            )
+    if edges := sweep.at_edge():
+        spoiled.append(
+            f"At {axis} {', '.join(f'{n:g}' for n in edges)} the best {sweep.hp} is the last one tried; "
+            "widen the sweep there."
+        )
+    if gap.low <= 0:
+        spoiled.append(f"The best loss does not surely fall from the smallest to the largest {axis}.")
+    if spoiled:
+        return "undecided", tuple(spoiled)
+    if drift.holds(0.0):
+        return "undecided", (
+            f"No drift of {sweep.hp} can be told from noise ({drift.text('+.2f')} octaves in all), so its "
+            f"rate cannot be either; copying the smallest size's optimum costs at most {cost_share.high:.1%} "
+            "of what growing gains.",
+        )
+    text = f"2β/α = {ratio.text()}"
+    if ratio.low > 1:
+        return "fast", (f"{text}, surely above 1: what transfer costs falls faster than the loss gap.",)
+    if ratio.high < SLOW_BELOW:
+        return "slow", (f"{text}, not above 1: what transfer costs falls no faster than the loss gap.",)
+    return "undecided", (f"{text} may lie on either side of 1; more sizes or more seeds would tell.",)
