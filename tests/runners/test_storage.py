@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from transfer_bo import TransferError
 from transfer_bo.runners.storage import open_study
 from transfer_bo.study_file import load_study_file

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from transfer_bo.errors import Diverged, TransferError
+from transfer_bo.errors import Diverged, Preempted, TransferError
 from transfer_bo.scale import Scale
 from transfer_bo.training.data import Corpus
+from transfer_bo.training.ranks import Parallel, Ranks
+from transfer_bo.training.resume import Resume
 
 __all__ = ["Parametrization", "TrainResult", "count_flops", "train"]
 
@@ -91,8 +94,16 @@ def train(
     threads: int | None = None,
     reports: int = 10,
     report: Callable[[float, float], None] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
+    accumulate: int = 1,
+    parallel: Parallel = "ddp",
 ) -> TrainResult:
     """Initialize a model and train it with AdamW; on a CPU the same arguments give the same bits.
+
+    In a `torch.distributed` process group every rank calls this with the same arguments and trains on its
+    share of each batch; the loss is that of one process, to rounding.
 
     The learning rate rises linearly over the first 5% of the steps, then follows a cosine to 0: decay to zero
     makes the final loss less sensitive to the peak than decay to 10% (2502.15938).
@@ -109,14 +120,24 @@ def train(
         device: Default: cuda, else mps, else cpu. On cuda the model is compiled and runs in bfloat16.
         threads: CPU threads while this runs; default: as torch has it.
         reports: Number of reports, evenly spaced over the run, the last at its end.
-        report: Called with (progress, held-out loss of the report windows); what it raises ends the run.
+        report: Called with (progress, held-out loss of the report windows), on the first rank only; what it
+            raises ends the run.
+        checkpoint: File to resume from if it is there, and to write to; the caller removes it.
+        checkpoint_seconds: Between two checkpoints.
+        stop: Asked at every step (every tenth on cuda) whether to write a checkpoint and stop.
+        accumulate: Parts in which a rank's share of the batch goes through the model; the gradient is the
+        same
+            to rounding, and memory for activations shrinks by as much.
+        parallel: How ranks share the model: "ddp" or "fsdp2".
 
     Raises:
         Diverged: when the loss is not finite, or the train loss averaged over about 10 steps lies more than
             1 nat above both the initial loss and ln V: worse than knowing nothing and getting worse. A large
             initial loss that falls is no divergence, nor is a spike of a step or two.
-        TransferError: for a count that is not positive, a negative seed, a device that is not there, or text
-            that is too short.
+        Preempted: when it was stopped; the checkpoint is written.
+        TransferError: for a count that is not positive, a negative seed, a device that is not there, text
+        that
+            is too short, or a batch that the ranks can't share evenly.
     """
     for name, value in {"batch": batch, "tokens": tokens, "context": context, "reports": reports}.items():
         if not 0 < value < math.inf or (name != "tokens" and value != int(value)):
@@ -124,6 +145,7 @@ def train(
     if seed < 0:
         raise TransferError(f"The seed is {seed!r}; set it to 0 or more.")
     device = _checked_device(device)
+    ranks = Ranks(parallel)
     on_cuda = device.type == "cuda"
     steps = max(1, round(tokens / (batch * context)))
     report_at = {max(1, round(steps * (i + 1) / reports)) for i in range(reports)}
@@ -132,50 +154,86 @@ def train(
 
     with _threads(threads):
         started = time.perf_counter()
-        torch.manual_seed(seed)  # only for models that draw numbers as they run, such as dropout
+        # Only for models that draw numbers as they run, such as dropout: each rank has its own.
+        torch.manual_seed(seed + 1_000_003 * ranks.rank)
         if any(parameter.is_meta for parameter in model.parameters()):
             model.to_empty(device="cpu")
         # Before the move to the device, so that every device starts from the same weights.
         parametrization.initialize(model, hps, seed)
         model.to(device)
+        run = ranks.spread(model)
         optimizer = torch.optim.AdamW(merge_groups(parametrization.param_groups(model, hps)), fused=True)
         peaks = [group["lr"] for group in optimizer.param_groups]
-        run: Callable[[Tensor], Tensor] = model
+        identity = {"seed": seed, "batch": batch, "context": context, "steps": steps, "hps": dict(hps)}
+        resume = Resume(checkpoint, checkpoint_seconds, identity, ranks)
+        forward: Callable[[Tensor], Tensor] = run
         if on_cuda:
             # Residual multipliers are constants to the compiler: each trial is a new program, kept apart.
             torch.compiler.reset()
-            run = torch.compile(model, dynamic=False)
+            forward = torch.compile(run, dynamic=False)
         check_every = 10 if on_cuda else 1  # reading the loss waits for the device
 
         model.train()
         curve: dict[float, float] = {}
         losses: list[Tensor] = []
         watch = _DivergenceWatch(corpus.vocab_size)
-        for step in range(1, steps + 1):
-            window = corpus.batch(seed, step, batch, context).to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
-                loss = _loss(run, window)
-            loss.backward()  # type: ignore[no-untyped-call]
+        first, seconds_before = 1, 0.0
+        known = resume.load(model, optimizer)
+        if known is not None:
+            first, seconds_before = known["step"] + 1, known["seconds"]
+            curve = dict(zip(known["progress"], known["losses"], strict=True))
+            watch.limit, watch.smoothed, watch.step = known["limit"], known["smoothed"], known["step"]
+
+        def seconds() -> float:
+            return seconds_before + time.perf_counter() - started
+
+        def save(step: int) -> None:
+            rest = {"step": step, "seconds": seconds(), "limit": watch.limit, "smoothed": watch.smoothed}
+            rest |= {"progress": list(curve), "losses": list(curve.values())}
+            resume.save(model, optimizer, rest)
+
+        for step in range(first, steps + 1):
+            share = ranks.share(corpus.batch(seed, step, batch, context)).to(device, non_blocking=True)
+            parts = []
+            for windows, weight in ranks.micro_batches(run, share, accumulate):
+                with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
+                    loss = _loss(forward, windows) * weight
+                loss.backward()  # type: ignore[no-untyped-call]
+                parts.append(loss.detach())
+            losses.append(torch.stack(parts).sum())
             parametrization.clip_grad_norm_(model, MAX_NORM)
             factor = lr_factor(step, steps)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.detach())
-            if step % check_every == 0 or step in report_at:
-                for value in torch.stack(losses).tolist():
-                    watch.see(value)
-                losses.clear()
-            if step in report_at:
-                curve[step / steps] = watch.check("held-out", evaluate(model, run, report_windows, batch))
-                if report is not None:
-                    report(step / steps, curve[step / steps])
+            if step % check_every and step not in report_at:
+                continue
+            for value in ranks.mean(torch.stack(losses)).tolist():
+                watch.see(value)
+            losses.clear()
+            try:
+                if step in report_at:
+                    curve[step / steps] = watch.check(
+                        "held-out", evaluate(model, forward, report_windows, batch)
+                    )
+                    if report is not None and ranks.rank == 0:
+                        report(step / steps, curve[step / steps])
+            except Preempted:
+                save(step)
+                raise
+            if ranks.any(stop(), device):
+                save(step)
+                raise Preempted(f"Stopped at step {step} of {steps}.")
+            if ranks.any(resume.is_due(), device):
+                save(step)
+        if seconds() > checkpoint_seconds:  # should the result not reach the study, it is not trained again
+            save(steps)
         return TrainResult(
-            loss=watch.check("held-out", evaluate(model, run, final_windows, batch)),
+            loss=watch.check("held-out", evaluate(model, forward, final_windows, batch)),
             curve=curve,
             train_loss=watch.smoothed,
-            seconds=time.perf_counter() - started,
+            seconds=seconds(),
             steps=steps,
             tokens=steps * batch * context,
         )

@@ -1,0 +1,108 @@
+"""The processes that train one model together: each takes its share of every batch.
+
+Symbols: R ranks, r in 0..R-1 this one, B the global batch. A single process is R = 1 and needs no process
+group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from transfer_bo.errors import TransferError
+
+__all__ = ["Parallel", "Ranks"]
+
+Parallel = Literal["ddp", "fsdp2"]
+
+
+class Ranks:
+    """Where this process stands among those that train together, and how the model is spread over them.
+
+    Args:
+        parallel: "ddp": every rank holds the whole model; "fsdp2": each holds a shard of every tensor.
+    """
+
+    def __init__(self, parallel: Parallel = "ddp") -> None:
+        is_group = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if is_group else 0
+        self.size = dist.get_world_size() if is_group else 1
+        self.is_sharded = parallel == "fsdp2" and self.size > 1
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """The module to call in training; `model` itself keeps its tensors and their names.
+
+        With fsdp2 each block of a `ModuleList` is gathered by itself, then what is left over.
+        """
+        if self.size == 1:
+            return model
+        if not self.is_sharded:
+            return nn.parallel.DistributedDataParallel(model)
+        from torch.distributed.fsdp import fully_shard  # slow to load
+
+        for module in model.modules():
+            if isinstance(module, nn.ModuleList):
+                for block in module:
+                    fully_shard(block)
+        fully_shard(model)
+        return model
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This rank's part of a global batch (B x ...): B / R rows.
+
+        Raises:
+            TransferError: if the batch can't be divided evenly; the mean of means would not be the mean.
+        """
+        if len(batch) % self.size:
+            raise TransferError(
+                f"A batch of {len(batch)} can't be shared by {self.size} processes; set it to a multiple."
+            )
+        rows = len(batch) // self.size
+        return batch[self.rank * rows : (self.rank + 1) * rows]
+
+    def micro_batches(self, run: nn.Module, share: Tensor, parts: int) -> Iterator[tuple[Tensor, float]]:
+        """Pieces of the share with their weights; gradients are exchanged at the last one only."""
+        pieces = torch.tensor_split(share, min(parts, len(share)))
+        for i, piece in enumerate(pieces):
+            is_last = i == len(pieces) - 1
+            if self.is_sharded:
+                run.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+            elif self.size > 1:
+                run.require_backward_grad_sync = is_last  # type: ignore[assignment]
+            yield piece, len(piece) / len(share)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over ranks, the same bits on each of them."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+            values /= self.size
+            dist.broadcast(values, src=0)
+        return values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
