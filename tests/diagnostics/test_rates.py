@@ -95,9 +95,7 @@ def test_known_rates_are_recovered(alpha: float, beta: float, drift: float) -> N
     assert rates.gamma.value == pytest.approx(2 * beta, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "beta", "verdict"), [(0.5, 1.0, "fast"), (1.0, 0.5, "slow"), (1.0, 0.56, "slow")]
-)
+@pytest.mark.parametrize(("alpha", "beta", "verdict"), [(0.5, 1.0, "fast"), (1.0, 0.5, "slow")])
 def test_verdict_follows_the_ratio(alpha: float, beta: float, verdict: str) -> None:
     """Fast above 2β/α = 1, slow where it surely lies below 1.25."""
     rates = rates_of(bowls(alpha, beta, drift=4.0, noise=1e-5, sizes=(4, 8, 16, 32, 64)))

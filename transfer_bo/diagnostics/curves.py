@@ -107,14 +107,14 @@ class Sweep:
 
     def _work(self, y: Array) -> Array:
         """Losses as the polynomial sees them."""
-        return np.log(y) if self.in_log else y
+        return np.asarray(np.log(y)) if self.in_log else y
 
     def _back(self, work: Array) -> Array:
-        return np.exp(work) if self.in_log else work
+        return np.asarray(np.exp(work)) if self.in_log else work
 
     def _basis(self, z: Array, degree: int) -> Array:
         """Chebyshev polynomials of z up to a degree (m x (degree + 1))."""
-        return np.polynomial.chebyshev.chebvander((z - self.centre) / self.reach, degree)
+        return np.asarray(np.polynomial.chebyshev.chebvander((z - self.centre) / self.reach, degree))
 
     def _degree_at(self, curve: Curve, degree: int) -> int:
         """A curve of few points keeps a point free for its noise, but is never flatter than a parabola."""
@@ -123,7 +123,7 @@ class Sweep:
     def _map(self, curve: Curve, degree: int) -> Array:
         """From the losses of a curve to its coefficients ((degree + 1) x m)."""
         root = np.sqrt(curve.count)
-        return np.linalg.pinv(root[:, None] * self._basis(curve.z, degree)) * root
+        return np.asarray(np.linalg.pinv(root[:, None] * self._basis(curve.z, degree)) * root)
 
     def _choose_degree(self) -> int:
         highest = max(self._degree_at(curve, MAX_DEGREE) for curve in self.curves)
@@ -157,18 +157,22 @@ class Sweep:
         at = self._degree_at(curve, self.degree)
         return self._back(self._basis(z, at) @ (self._map(curve, at) @ self._work(curve.y)))
 
+    def drawn(self, draws: int, seed: int) -> list[Array]:
+        """Losses per size ((B + 1) x m): those measured, then `draws` bootstrap draws of them."""
+        rng = np.random.default_rng(seed)
+        losses = []
+        for curve in self.curves:
+            mean = self._work(self.fitted(curve, curve.z))
+            noise = self.noise / np.sqrt(curve.count) * rng.standard_normal((draws, len(curve.z)))
+            losses.append(np.vstack([curve.y, self._back(mean + noise)]))
+        return losses
+
     def optima(self, draws: int = 400, seed: int = 0) -> Optima:
         """The lowest point of each curve within its own points, for the fit and `draws` bootstrap draws."""
-        rng = np.random.default_rng(seed)
-        coefficients = []
-        for curve in self.curves:
-            at = self._degree_at(curve, self.degree)
-            linear = self._map(curve, at)
-            y = self._work(curve.y)
-            mean = self._basis(curve.z, at) @ (linear @ y)
-            sd = self.noise / np.sqrt(curve.count)
-            drawn = mean + sd * rng.standard_normal((draws, len(curve.z)))
-            coefficients.append(np.vstack([y, drawn]) @ linear.T)  # (B + 1) x (degree + 1)
+        coefficients = [
+            self._work(losses) @ self._map(curve, self._degree_at(curve, self.degree)).T
+            for curve, losses in zip(self.curves, self.drawn(draws, seed), strict=True)
+        ]  # (B + 1) x (degree + 1) each
         located = [
             self._lowest(curve, of_curve) for curve, of_curve in zip(self.curves, coefficients, strict=True)
         ]
@@ -287,9 +291,9 @@ def read_sweep(
         curves.append(
             Curve(
                 float(n),
-                mean.index[kept].to_numpy(dtype=float),
-                mean[kept].to_numpy(dtype=float),
-                count[kept].to_numpy(dtype=float),
+                np.asarray(mean.index[kept], dtype=float),
+                np.asarray(mean[kept], dtype=float),
+                np.asarray(count[kept], dtype=float),
                 (float(tried.min()), float(tried.max())),
             )
         )
