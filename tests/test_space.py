@@ -79,6 +79,21 @@ def test_per_module_gives_each_module_type_a_multiplier() -> None:
     assert ["lr", "lr.embedding", "lr.q", "residual.attn", "residual.mlp"] == list(space.hps)
 
 
+def test_per_module_with_depth_profiles() -> None:
+    """Each kind gets its knots, evenly spaced over relative depth; `residual` too."""
+    parametrization: Any = SimpleNamespace(module_types=("q",), residual_branches=("attn",))
+    space = Space.per_module(parametrization, ["lr", "residual"], depth_knots=3)
+    four = Space.per_module(parametrization, ["lr"], depth_knots=4)
+
+    assert ["lr", "lr.q", "lr.@0", "lr.@0.5", "lr.@1"] == list(space.hps)[:5]
+    assert ["residual.attn", "residual.@0", "residual.@0.5", "residual.@1"] == list(space.hps)[5:]
+    assert ["lr.@0", "lr.@0.333", "lr.@0.667", "lr.@1"] == list(four.hps)[2:]
+    assert 1.0 == space.defaults["lr.@0.5"]
+    assert ("lr", "@0.5") == split_name("lr.@0.5")
+    with pytest.raises(TransferError, match="depth_knots = 1: give 0 for no depth profile, or 2 or more"):
+        Space.per_module(parametrization, ["lr"], depth_knots=1)
+
+
 def test_suggest_asks_a_trial_in_log_scale() -> None:
     """Every HP reaches the study under its own name, range and log scale."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

@@ -4,6 +4,11 @@ A hyperparameter (HP) is named `kind` or `kind.group`. The plain name holds the 
 (in base coordinates); a grouped name holds a *multiplier* on it for the tensors of that group. A tensor in
 several groups takes the product of their multipliers (2512.22382: value = base x type multiplier x ...).
 
+A group `@x` is a knot of a profile over depth: `lr.@0.5` multiplies the tensors in the middle of a stack of
+blocks. x = 0 is where the first block begins, 1 where the last one ends; between knots the profile is linear
+in x in the logarithm, so that it carries over to any number of blocks (2512.22382: depth multipliers,
+interpolated in relative depth). Both apply: value = kind x multipliers of groups x profile(x).
+
 Symbols: z = the HP in transformed coordinates, log2(value) for every kind in the table.
 """
 
@@ -15,7 +20,10 @@ from typing import Any, Protocol
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["HP", "KINDS", "Kind", "Space", "split_name"]
+__all__ = ["DEPTH", "HP", "KINDS", "Kind", "Space", "split_name"]
+
+DEPTH = "@"
+"""Begins the group of a knot of a depth profile, e.g. "@0.5"."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class _Parametrization(Protocol):
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """`"lr.embedding"` -> `("lr", "embedding")`, `"lr"` -> `("lr", None)`.
+    """`"lr.embedding"` -> `("lr", "embedding")`, `"lr.@0.5"` -> `("lr", "@0.5")`, `"lr"` -> `("lr", None)`.
 
     Raises:
         TransferError: for a kind that is not in `KINDS`.
@@ -128,11 +136,25 @@ class Space:
         return cls(HP.of(name, **bounds) for name, bounds in table.items())
 
     @classmethod
-    def per_module(cls, parametrization: _Parametrization, kinds: Iterable[str]) -> Space:
+    def per_module(
+        cls, parametrization: _Parametrization, kinds: Iterable[str], depth_knots: int = 0
+    ) -> Space:
         """Each kind once for all tensors, and a multiplier of it for each module type of a model.
 
         `residual` has no common value: it gets one multiplier per residual branch type.
+
+        Args:
+            parametrization: Of the model.
+            kinds: Names in `KINDS`.
+            depth_knots: Of each kind's profile over depth, evenly spaced from 0 to 1; 0 for no profile.
+                Types and profile overlap: a profile that is the same everywhere is one of `kind` itself.
+
+        Raises:
+            TransferError: for a number of knots that makes no profile, or an unknown kind.
         """
+        if depth_knots < 0 or depth_knots == 1:
+            raise TransferError(f"depth_knots = {depth_knots}: give 0 for no depth profile, or 2 or more.")
+        knots = [f"{DEPTH}{round(i / (depth_knots - 1), 3):g}" for i in range(depth_knots)]
         hps: list[HP] = []
         for kind in kinds:
             if kind == "residual":
@@ -140,6 +162,7 @@ class Space:
             else:
                 hps.append(HP.of(kind))
                 hps += [HP.of(f"{kind}.{module}") for module in parametrization.module_types]
+            hps += [HP.of(f"{kind}.{knot}") for knot in knots]
         return cls(hps)
 
     @property

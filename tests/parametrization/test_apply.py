@@ -431,7 +431,7 @@ def test_table_has_a_row_per_tensor():
     table = p.table()
     numbers = ["init_std", "lr", "eps", "weight_decay", "one_minus_beta", "forward"]
 
-    assert ["name", "role", "module_type", "shape", *numbers, "applied"] == list(table.columns)
+    assert ["name", "role", "module_type", "shape", "position", *numbers, "applied"] == list(table.columns)
     assert [name for name, _ in Model(BASE).named_parameters()] == list(table.name)
     assert (table[numbers] == 1).all(axis=None)
 

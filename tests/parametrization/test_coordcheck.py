@@ -11,12 +11,13 @@ from transfer_bo.parametrization.coordcheck import coordinate_check
 from transfer_bo.scale import Scale
 from transfer_bo.training.model import build_transformer
 
-BASE = Scale(width=32, depth=2, batch=4, tokens=100)
-WIDER = {"axes": ("width",), "factors": (1, 2, 8), "hps": {"lr": 2**-10}}
-# ε as large as the embedding's gradients, so that how it scales matters.
-LARGE_EPS = {**WIDER, "hps": {"lr": 2**-7, "eps": 1e-2}}
-# What the embedding learns reaches all blocks, and would hide what they learn themselves.
-DEEPER = {"axes": ("depth",), "factors": (1, 8), "hps": {"lr": 2**-9, "lr.embedding": 0.0}}
+BASE = Scale(width=32, depth=4, batch=4, tokens=100)
+WIDER = {"axes": ("width",), "factors": (1, 4), "hps": {"lr": 2**-8}}
+# ε as large as the embedding's gradients, so that how it scales matters. At 1e-2 the final norm fails: its
+# gradients fall with the width too, but the table keeps its ε.
+LARGE_EPS = {**WIDER, "hps": {"lr": 2**-8, "eps": 3e-3}}
+# In a base of two blocks, half of the stream that enters the last one does not learn.
+DEEPER = {"axes": ("depth",), "factors": (1, 4), "hps": {"lr": 2**-8}}
 
 
 def build(scale):
@@ -41,7 +42,12 @@ NO_DEPTH_LR = _with(
 
 @pytest.mark.parametrize(
     ("rule", "alpha", "options"),
-    [("complete_d_p", 1.0, LARGE_EPS), ("complete_d_p", 1.0, DEEPER), ("complete_d_p", 0.5, DEEPER)],
+    [
+        ("complete_d_p", 1.0, WIDER),
+        ("complete_d_p", 1.0, LARGE_EPS),
+        ("complete_d_p", 1.0, DEEPER),
+        ("complete_d_p", 0.5, DEEPER),
+    ],
 )
 def test_right_tables_pass(rule, alpha, options):
     """Complete(d)P passes over width and depth, at both ends of α."""
@@ -53,15 +59,16 @@ def test_right_tables_pass(rule, alpha, options):
 @pytest.mark.parametrize(
     ("rule", "alpha", "options", "failing"),
     [
-        ("sp", 1.0, WIDER, {"down": "grows", "blocks": "grows", "unembedding": "grows"}),
-        (EMBEDDING_EPS, 1.0, LARGE_EPS, {"embedding": "vanishes"}),
-        (NO_DEPTH_LR, 0.5, DEEPER, {"attn_norm": "grows", "q": "grows"}),
+        ("sp", 1.0, WIDER, {("q", "own"): "grows", ("up", "own"): "grows", ("blocks", "stack"): "grows"}),
+        (EMBEDDING_EPS, 1.0, LARGE_EPS, {("embedding", "own"): "vanishes", ("q", "own"): "ok"}),
+        (NO_DEPTH_LR, 0.5, DEEPER, {("attn_norm", "own"): "grows", ("embedding", "own"): "ok"}),
+        ("mup", 1.0, DEEPER, {("attn_norm", "own"): "grows", ("blocks", "stack"): "grows"}),
     ],
 )
 def test_wrong_tables_fail(rule, alpha, options, failing):
     """SP, an unscaled embedding ε and a missing depth factor fail, at the layers that they are wrong for."""
     check = coordinate_check(build, BASE, rule, alpha, **options)
-    verdicts = {growth.module: growth.verdict for growth in check.growths}
+    verdicts = {(growth.module, growth.measure): growth.verdict for growth in check.growths}
 
     assert not check.passed
     assert failing.items() <= verdicts.items(), check.table().to_string()
@@ -76,6 +83,8 @@ def test_table_and_plot(tmp_path):
 
     assert {"width", "depth"} == set(table.axis)
     assert {"embedding", "q", "blocks", "unembedding"} <= set(table.module)
+    assert {"total", "own", "stack"} == set(table.measure)
+    assert ["own"] * 2 == list(table[table.module == "unembedding"].measure)
     assert (table.low <= table.exponent).all()
     assert (tmp_path / "check.png").stat().st_size > 10_000
 
@@ -83,7 +92,7 @@ def test_table_and_plot(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"factors": (1,)}, "with 1 sizes and 3 seeds shows no growth"),
+        ({"factors": (1,)}, "with 1 sizes and 5 seeds shows no growth"),
         ({"axes": ("batch",)}, r"Axes \('batch',\) can't be checked"),
         ({"inputs": (torch.ones(2, 3),)}, r"can't be called \(calling the model failed"),
     ],

@@ -30,9 +30,13 @@ def coord_check(study: StudyArgument) -> None:
     picture = study_file.out / "coord_check.png"
     check.plot().savefig(picture)
     out = console()
-    table = Table("axis", "layer", "growth exponent", "95% interval", "verdict", title=f"Rule {check.rule}")
+    table = Table(
+        "axis", "layer", "change", "growth exponent", "95% interval", "verdict", title=f"Rule {check.rule}"
+    )
     for g in check.growths:
-        table.add_row(g.axis, g.module, f"{g.exponent:+.2f}", f"{g.low:+.2f} to {g.high:+.2f}", g.verdict)
+        table.add_row(
+            g.axis, g.module, g.measure, f"{g.exponent:+.2f}", f"{g.low:+.2f} to {g.high:+.2f}", g.verdict
+        )
     out.print(table)
     out.print(f"{'Passed' if check.passed else 'Failed'}. Picture: {picture}", soft_wrap=True, markup=False)
     if not check.passed:

@@ -40,7 +40,7 @@ from transfer_bo.parametrization.residual import (
 )
 from transfer_bo.parametrization.roles import Anatomy, Tensor, dissect
 from transfer_bo.parametrization.rules import Ratios, Role, Rule, Setting
-from transfer_bo.parametrization.settings import HPs, check_hps, value_of
+from transfer_bo.parametrization.settings import HPs, check_hps, multiplier_of, value_of
 from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
 
@@ -144,6 +144,7 @@ class Parametrization:
             path: multipliers[path.removesuffix(f".{branch.name}").rpartition(".")[0]]
             for path, branch in self._branches.items()
         }
+        self._positions = {t.block: t.position for t in self.tensors.values() if t.block is not None}
         self._folded, self._hooked = self._carriers(fold)
         self._readers = self._find_readers(fold)
         self._norm_factors_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
@@ -221,7 +222,9 @@ class Parametrization:
 
     def _branch_multiplier(self, path: str, hps: HPs) -> float:
         """The multiplier a in x + a·F(x), for the branch at a path of the target."""
-        return self._multipliers[path] * value_of("residual", [self._branches[path].name], hps)
+        branch = self._branches[path].name
+        position = self._positions[path.removesuffix(f".{branch}")]
+        return self._multipliers[path] * value_of("residual", [branch], hps, position)
 
     def _thetas(self, hps: HPs) -> dict[str, float]:
         """The folded multiplier θ of every tensor."""
@@ -246,23 +249,34 @@ class Parametrization:
         return {name: self._multipliers[path] for name, path in self._folded.items()}
 
     def _check(self, hps: HPs | None) -> HPs:
-        return check_hps(hps, self._labels, self.residual_branches, self._no_branches)
+        return check_hps(
+            hps, self._labels, self.residual_branches, self._no_branches, has_blocks=bool(self._positions)
+        )
 
-    def table(self) -> pd.DataFrame:
+    def table(self, hps: HPs | None = None) -> pd.DataFrame:
         """A row per tensor: what the rule makes of it, relative to the base.
 
-        Columns: name, role, module_type, shape; init_std, lr, eps, weight_decay, one_minus_beta, forward:
-            factors in the form of the literature, where multipliers stand in the forward pass; applied: how
-            `forward` is put into effect, "folded" (into the tensor: init_std and lr times it, eps and
-            weight_decay divided by it), "hook" (a multiplier registered on the branch) or "" (there is none).
+        Args:
+            hps: If given, factors include the HPs' multipliers of groups and their depth profiles.
+
+        Columns: name, role, module_type, shape; position: relative depth of its block; init_std, lr, eps,
+            weight_decay, one_minus_beta, forward: factors in the form of the literature, where multipliers
+            stand in the forward pass; applied: how `forward` is put into effect, "folded" (into the tensor:
+            init_std and lr times it, eps and weight_decay divided by it), "hook" (a multiplier registered on
+            the branch) or "" (there is none).
         """
         import pandas as pd  # slow to import, needed here only
+
+        given = self._check(hps)
+
+        def times(kind: str, factor: float, tensor: Tensor) -> float:
+            return factor * multiplier_of(kind, tensor.labels, given, tensor.position)
 
         rows = []
         for name, tensor in self.tensors.items():
             setting = self._rule_setting(tensor)
             branch = self._folded.get(name) or self._hooked.get(name)
-            forward = setting.forward * (self._branch_multiplier(branch, {}) if branch else 1.0)
+            forward = setting.forward * (self._branch_multiplier(branch, given) if branch else 1.0)
             is_hook = name in self._hooked or name in self._readers
             applied = "hook" if is_hook else "folded" if branch or forward != 1 else ""
             rows.append(
@@ -271,10 +285,11 @@ class Parametrization:
                     "role": str(tensor.role),
                     "module_type": tensor.module_type,
                     "shape": tensor.shape,
-                    "init_std": setting.init_std,
-                    "lr": setting.lr,
-                    "eps": setting.eps,
-                    "weight_decay": setting.weight_decay,
+                    "position": tensor.position,
+                    "init_std": times("init_std", setting.init_std, tensor),
+                    "lr": times("lr", setting.lr, tensor),
+                    "eps": times("eps", setting.eps, tensor),
+                    "weight_decay": times("weight_decay", setting.weight_decay, tensor),
                     "one_minus_beta": setting.one_minus_beta,
                     "forward": forward,
                     "applied": applied,
@@ -337,7 +352,7 @@ class Parametrization:
                 factor = 1.0 if path is None else self._branch_multiplier(path, hps)
             else:
                 factor = thetas[name] * self._rule_setting(tensor).init_std
-                factor *= value_of("init_std", tensor.labels, hps)
+                factor *= value_of("init_std", tensor.labels, hps, tensor.position)
                 factor *= _rms(base[tensor.base_name]) / _rms(drawn)
             parameters[name].copy_(drawn * factor)
         self._copy_rest(native, model)

@@ -64,14 +64,14 @@ def options_of(
             "use the factors of p.table() with your own, or another rule."
         )
     folded = SYMMETRIES[optimizer].fold(setting, theta)
-    lr = value_of("lr", tensor.labels, hps)
+    lr = value_of("lr", tensor.labels, hps, tensor.position)
     weight_decay = _weight_decay(rule, optimizer, tensor, hps, lr) * folded.weight_decay
     options = {"lr": lr * folded.lr, "weight_decay": weight_decay}
 
     def beta(kind: str) -> float:
-        return beta_of(kind, tensor.labels, folded.one_minus_beta, hps, rule.betas)
+        return beta_of(kind, tensor.labels, folded.one_minus_beta, hps, tensor.position, rule.betas)
 
-    eps = value_of("eps", tensor.labels, hps) * folded.eps
+    eps = value_of("eps", tensor.labels, hps, tensor.position) * folded.eps
     if optimizer in ("adamw", "adam"):
         return {**options, "betas": (beta("one_minus_beta1"), beta("one_minus_beta2")), "eps": eps}
     if optimizer == "sgd":
@@ -80,7 +80,7 @@ def options_of(
         # torch's Muon multiplies lr by this itself; the rule's factor is all that may change with scale.
         own = _muon_factor(tensor.base_shape) / _muon_factor(tensor.shape)
         return {**options, "lr": options["lr"] * own, "momentum": beta("one_minus_beta1"), "eps": eps}
-    size = folded.init_std * value_of("init_std", tensor.labels, hps)
+    size = folded.init_std * value_of("init_std", tensor.labels, hps, tensor.position)
     return {**options, "eps": (eps, ADAFACTOR_FLOOR * size)}
 
 
@@ -92,7 +92,7 @@ def _weight_decay(rule: Rule, optimizer: str, tensor: Tensor, hps: HPs, lr: floa
                 "no rule; set weight_decay to 0 or use AdamW."
             )
         return 0.0
-    value = value_of("weight_decay", tensor.labels, hps)
+    value = value_of("weight_decay", tensor.labels, hps, tensor.position)
     return value if not rule.independent_weight_decay else value / lr if lr else 0.0
 
 

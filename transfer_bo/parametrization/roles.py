@@ -70,6 +70,8 @@ class Tensor:
     base_shape: tuple[int, ...]
     block: str | None
     """Path of its block, e.g. "blocks.3"; None outside a stack."""
+    position: float | None
+    """Relative depth of its block's middle, (i + 1/2) / L in (0, 1); None outside a stack."""
     branch: str | None
     """Name of the submodule of its block that it lies in, if that may be a residual branch; e.g. "attn"."""
     reader: str | None = None
@@ -154,6 +156,7 @@ def dissect(
             base_name=base_names[name],
             base_shape=base_shapes[base_names[name]],
             block=place.block_path,
+            position=_position(place, stacks),
             branch=branches[name],
             reader=evidence.reader(name) if role is Role.TIED_EMBEDDING else None,
         )
@@ -164,6 +167,13 @@ def dissect(
         if match is not None
     }
     return Anatomy(tensors, base_blocks, {path: stack.depth for path, stack in stacks.items()}, run)
+
+
+def _position(place: Place, stacks: Mapping[str, Stack]) -> float | None:
+    if place.stack is None or place.block is None:
+        return None
+    blocks = sorted(stacks[place.stack].blocks)
+    return (blocks.index(place.block) + 0.5) / len(blocks)
 
 
 def _join(path: str, number: int) -> str:

@@ -1,6 +1,11 @@
-"""HPs by name -> the value each tensor gets, before any rule: `kind` times every `kind.group` it belongs to.
+"""HPs by name -> the value each tensor gets, before any rule.
 
-Names and defaults are those of `transfer_bo.space`.
+    value = kind · Π kind.group (over the tensor's groups) · profile(x)
+
+x is the relative depth of the tensor's block, (i + 1/2) / L for block i = 0..L-1 of L, and the profile goes
+through the knots `kind.@x`: linear in x between them in the logarithm, constant beyond the first and last
+(2512.22382: type multiplier x depth multiplier, interpolated in relative depth). Tensors outside blocks have
+no x and no profile. Names and defaults are those of `transfer_bo.space`.
 """
 
 from __future__ import annotations
@@ -10,16 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from transfer_bo.errors import TransferError
 from transfer_bo.parametrization.rules import scale_one_minus_beta
-from transfer_bo.space import KINDS, split_name
+from transfer_bo.space import DEPTH, KINDS, split_name
 
-__all__ = ["HPs", "beta_of", "check_hps", "value_of"]
+__all__ = ["HPs", "beta_of", "check_hps", "multiplier_of", "value_of"]
 
 HPs = Mapping[str, float]
 
 _MAY_BE_ZERO = frozenset({"lr", "weight_decay", "eps", "init_std"})
 
 
-def check_hps(hps: HPs | None, labels: Sequence[str], branches: Sequence[str], no_branches: str) -> HPs:
+def check_hps(
+    hps: HPs | None, labels: Sequence[str], branches: Sequence[str], no_branches: str, has_blocks: bool
+) -> HPs:
     """The HPs, {} for None.
 
     Args:
@@ -27,15 +34,19 @@ def check_hps(hps: HPs | None, labels: Sequence[str], branches: Sequence[str], n
         labels: The groups of the model's tensors.
         branches: The model's residual branches, the groups of `residual`.
         no_branches: Why some branches are missing, for the message.
+        has_blocks: Whether any tensor lies in a block, so that there is a depth to speak of.
 
     Raises:
-        TransferError: for an unknown kind or group, or a value that is not positive and finite. Learning
-            rate, weight decay, ε and initial spread may also be 0.
+        TransferError: for an unknown kind or group, a knot outside [0, 1], or a value that is not positive
+            and finite. Learning rate, weight decay, ε and initial spread may also be 0, knots may not.
     """
     for name, value in (hps or {}).items():
         kind, group = split_name(name)
         known = branches if kind == "residual" else labels
-        if group is not None and group not in known:
+        is_knot = group is not None and group.startswith(DEPTH)
+        if is_knot:
+            _check_knot(name, group or "", value, bool(branches) if kind == "residual" else has_blocks)
+        elif group is not None and group not in known:
             why = f" ({no_branches})" if kind == "residual" and no_branches else ""
             raise TransferError(
                 f"HP {name!r}: the model has no group {group!r}{why}; "
@@ -46,16 +57,55 @@ def check_hps(hps: HPs | None, labels: Sequence[str], branches: Sequence[str], n
     return hps or {}
 
 
-def _multiplier(kind: str, labels: Iterable[str], hps: HPs) -> float:
-    return math.prod(hps.get(f"{kind}.{label}", 1.0) for label in labels)
+def _check_knot(name: str, group: str, value: float, has_depth: bool) -> None:
+    try:
+        at = float(group.removeprefix(DEPTH))
+    except ValueError:
+        at = math.nan
+    if not 0 <= at <= 1:
+        raise TransferError(
+            f"HP {name!r}: {group.removeprefix(DEPTH)!r} is no relative depth; "
+            f"give a number from 0 to 1, as in {name.partition('.')[0]}.{DEPTH}0.5."
+        )
+    if not has_depth:
+        raise TransferError(f"HP {name!r}: the model has no blocks that have a depth; leave it out.")
+    if value == 0:
+        raise TransferError(
+            f"HP {name!r} is 0, and a profile is interpolated in logarithms; give more than 0."
+        )
 
 
-def value_of(kind: str, labels: Iterable[str], hps: HPs) -> float:
-    """The value of a kind for a tensor with these labels."""
-    return hps.get(kind, KINDS[kind].default) * _multiplier(kind, labels, hps)
+def multiplier_of(kind: str, labels: Iterable[str], hps: HPs, position: float | None) -> float:
+    """The product of the multipliers of a tensor's groups and of the profile at its relative depth."""
+    groups = math.prod(hps.get(f"{kind}.{label}", 1.0) for label in labels)
+    return groups if position is None else groups * _profile(kind, hps, position)
 
 
-def beta_of(kind: str, labels: Iterable[str], factor: float, hps: HPs, betas: str = "linear") -> float:
+def _profile(kind: str, hps: HPs, x: float) -> float:
+    """The depth profile at x; exactly a knot's value on it, beyond the outer ones, and between equal ones."""
+    prefix = f"{kind}.{DEPTH}"
+    knots = sorted((float(n.removeprefix(prefix)), v) for n, v in hps.items() if n.startswith(prefix))
+    if not knots:
+        return 1.0
+    before = [knot for knot in knots if knot[0] <= x] or knots[:1]
+    after = [knot for knot in knots if knot[0] > x] or knots[-1:]
+    (x0, low), (x1, high) = before[-1], after[0]
+    return low if x <= x0 or x1 <= x0 else float(low * (high / low) ** ((x - x0) / (x1 - x0)))
+
+
+def value_of(kind: str, labels: Iterable[str], hps: HPs, position: float | None) -> float:
+    """The value of a kind for a tensor with these labels, at this relative depth (None outside blocks)."""
+    return hps.get(kind, KINDS[kind].default) * multiplier_of(kind, labels, hps, position)
+
+
+def beta_of(
+    kind: str,
+    labels: Iterable[str],
+    factor: float,
+    hps: HPs,
+    position: float | None,
+    betas: str = "linear",
+) -> float:
     """β for a tensor with these labels; `kind` is "one_minus_beta1" or "one_minus_beta2", `factor` a rule's.
 
     `betas` is `Rule.betas`; multipliers of groups are part of the HP, not of the rule.
@@ -63,7 +113,7 @@ def beta_of(kind: str, labels: Iterable[str], factor: float, hps: HPs, betas: st
     Raises:
         TransferError: if no β inside (0, 1) comes out; see `rules.scale_one_minus_beta`.
     """
-    multiplier = _multiplier(kind, labels, hps)
+    multiplier = multiplier_of(kind, labels, hps, position)
     one_minus_beta = hps.get(kind, KINDS[kind].default)
     try:
         if betas == "fixed":

@@ -14,7 +14,7 @@ from transfer_bo.report.state import State
 from transfer_bo.runners.verify import Verification
 from transfer_bo.sampler import spent
 from transfer_bo.scale import Scale
-from transfer_bo.space import KINDS, split_name
+from transfer_bo.space import DEPTH, KINDS, split_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,6 +189,8 @@ def _meaning(hp: str) -> str:
         return ""
     if group is None:
         return KINDS[kind].meaning
+    if group.startswith(DEPTH):
+        return f"multiplier on {kind} at relative depth {group.removeprefix(DEPTH)}"
     return (
         f"multiplier on residual branch {group}" if kind == "residual" else f"multiplier on {kind} of {group}"
     )

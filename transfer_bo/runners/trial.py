@@ -13,7 +13,7 @@ from transfer_bo.errors import TransferError
 from transfer_bo.history import PROGRESS_STEPS, PURPOSE_ATTR
 from transfer_bo.parametrization import RULES, parametrize
 from transfer_bo.scale import Ladder, Scale
-from transfer_bo.space import split_name
+from transfer_bo.space import DEPTH, split_name
 from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 
@@ -73,7 +73,7 @@ class StudyTask:
         for name in self.space.hps:
             kind, group = split_name(name)
             known = sorted(p.residual_branches) if kind == "residual" else of_tensors
-            if group is not None and group not in known:
+            if group is not None and not group.startswith(DEPTH) and group not in known:
                 raise TransferError(
                     f'{self.file.path}: space."{name}": the model has no group {group!r}; '
                     f"use one of {', '.join(known)}."
