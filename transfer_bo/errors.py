@@ -42,4 +42,12 @@ class Preempted(BaseException):
     """A run was stopped from outside before its end: it says nothing about its HPs and may go on elsewhere.
 
     No `Exception`, like `KeyboardInterrupt`: an objective that catches all errors must not swallow it.
+
+    Args:
+        message: What happened.
+        died: A part of it was killed; after a few times the run is not tried again.
     """
+
+    def __init__(self, message: str = "", *, died: bool = False) -> None:
+        super().__init__(message)
+        self.died = died

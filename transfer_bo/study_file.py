@@ -52,6 +52,7 @@ A study file in full (every section and key; those with a value after `#` may be
     # run = ["python", "train.py", "--lr", "{lr}", "--trial", "{input}"]   # see `transfer_bo.runners.command`
     # shell = false                   # true: `run` is one string for the shell
     # env = { WANDB_MODE = "offline" }
+    # coordinates = "raw"             # "raw"; "base" if the program applies a parametrization to its HPs
 
     [verify]
     control = true                    # true: also run the defaults at the target, to judge the claim
@@ -169,6 +170,7 @@ class CommandSection(_Section):
     run: list[str] | str
     shell: bool = False
     env: dict[str, str] = {}
+    coordinates: Literal["base", "raw"] = "raw"
 
 
 class VerifySection(_Section):

@@ -107,7 +107,7 @@ def run_trial(study: optuna.Study, trial: HeldTrial, objective: Objective) -> Fr
         if isinstance(raised, UpdateFinishedTrialError):
             return None  # it was ended elsewhere while the objective wrote to it
     elif state is None:
-        give_back(study, now, died=False)
+        give_back(study, now, died=isinstance(raised, Preempted) and raised.died)
     else:
         with contextlib.suppress(UpdateFinishedTrialError, ValueError):  # lost at the very last moment
             ended = study.tell(trial.number, value if state is TrialState.COMPLETE else None, state=state)

@@ -19,7 +19,7 @@ import optuna
 from transfer_bo.errors import Diverged, Preempted, TransferError, hide_passwords
 from transfer_bo.history import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR, Outcome
 
-__all__ = ["Outcome", "objective"]
+__all__ = ["Outcome", "is_out_of_memory", "objective"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ MAX_ERRORS_IN_A_ROW = 5
 """So many errors with no other outcome in between are a bug in the objective, not bad HPs."""
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or here."""
     # torch.OutOfMemoryError without importing torch; MPS and old CUDA builds say it in a RuntimeError only.
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
@@ -73,7 +74,7 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
             error, outcome = caught, Outcome.DIVERGED
         except Exception as caught:
             error = caught
-            outcome = Outcome.OUT_OF_MEMORY if _is_out_of_memory(caught) else Outcome.ERROR
+            outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(caught) else Outcome.ERROR
         finally:
             if outcome is not None:
                 seconds = trial.user_attrs.get(SECONDS_ATTR, 0.0) + time.monotonic() - started

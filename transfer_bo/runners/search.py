@@ -12,12 +12,12 @@ from transfer_bo.sampler import TransferSampler, spent
 from transfer_bo.scale import RUNG
 
 if TYPE_CHECKING:
-    from transfer_bo.runners.trial import StudyTask
+    from transfer_bo.runners.trial import Task
 
 __all__ = ["enqueue_defaults", "make_sampler", "search_is_over", "spent_so_far"]
 
 
-def make_sampler(task: StudyTask) -> TransferSampler:
+def make_sampler(task: Task) -> TransferSampler:
     """The sampler of a study file, sharing the ladder with the task that trains."""
     return TransferSampler(
         ladder=task.ladder,
@@ -25,12 +25,12 @@ def make_sampler(task: StudyTask) -> TransferSampler:
         seed=task.file.seed,
         cost=task.cost,
         budget=task.budget,
-        coordinates="base",
+        coordinates=task.coordinates,
         defaults=task.space.defaults,
     )
 
 
-def enqueue_defaults(study: optuna.Study, task: StudyTask) -> None:
+def enqueue_defaults(study: optuna.Study, task: Task) -> None:
     """Queue the documented defaults at the cheapest rung as a new study's first trial."""
     if study.get_trials(deepcopy=False):
         return
@@ -45,7 +45,7 @@ def spent_so_far(study: optuna.Study, runs: Sequence[Run]) -> float:
     return spent(read_settings(study), runs)
 
 
-def search_is_over(task: StudyTask, study: optuna.Study) -> bool:
+def search_is_over(task: Task, study: optuna.Study) -> bool:
     """Whether budget or number of trials is used up, counting those that are running."""
     runs = [run for run in read_runs(study) if run.purpose == "search"]
     if any(run.outcome is Outcome.WAITING for run in runs):

@@ -1,43 +1,171 @@
-"""What one trial of a study file does: ask for scale and HPs, parametrize, train, report the curve."""
+"""What one trial of a study file does: ask for scale and HPs, train, report the curve.
+
+It trains in this process with the reference trainer, in several processes under torchrun, or with a program
+of the user's own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 from torch import nn
 
 from transfer_bo.errors import TransferError
 from transfer_bo.history import PROGRESS_STEPS, PURPOSE_ATTR
 from transfer_bo.parametrization import RULES, parametrize
-from transfer_bo.scale import Ladder, Scale
+from transfer_bo.runners.command import Program
+from transfer_bo.runners.liveness import DEATHS_ATTR
+from transfer_bo.runners.outcomes import is_out_of_memory
+from transfer_bo.scale import Ladder, Scale, default_cost
 from transfer_bo.space import DEPTH, split_name
 from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
+from transfer_bo.training.checkpoint import remove_checkpoint
 
-__all__ = ["StudyTask", "make_task"]
+__all__ = ["ACCUMULATE_ATTR", "Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
 
-
-def make_task(study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> StudyTask:
-    """What a study file's trials do.
-
-    Args:
-        study_file: The checked study file.
-        stopping: Whether this process has been asked to end.
-    """
-    return StudyTask(study_file, stopping)
+ACCUMULATE_ATTR = "transfer_bo:accumulate"
+"""Trial attribute: in how many parts a batch goes through the model, once memory has run out."""
 
 
-class StudyTask:
-    """A study file made ready to run: text loaded, model known, every name checked. Writes nothing.
+@dataclass(frozen=True)
+class Attempt:
+    """What is to be trained."""
 
-    Call it with an Optuna trial to train that trial; wrap it in `transfer_bo.objective` first.
+    number: int
+    scale: Scale
+    hps: dict[str, float]
+    seed: int
+    accumulate: int
+    """Parts in which a process's share of the batch goes through the model."""
+    deaths: int
+    report: Callable[[float, float], None]
+    """Called with (progress, loss)."""
+
+
+class Task(ABC):
+    """A study file made ready to run. Writes nothing before it is called.
+
+    Call it with an Optuna trial to run that trial; wrap it in `transfer_bo.objective` first.
 
     Args:
         study_file: The checked study file.
         stopping: Whether this process has been asked to end: the trial then writes a checkpoint and stops.
+    """
+
+    def __init__(self, study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.file = study_file
+        self.ladder = Ladder(study_file.proxies)
+        self.space = study_file.hp_space
+        self.stopping = stopping
+
+    coordinates = "base"
+    """What the HPs are to the surrogate."""
+
+    @abstractmethod
+    def cost(self, scale: Scale) -> float:
+        """What a run at a scale costs."""
+
+    @abstractmethod
+    def run(self, attempt: Attempt) -> float:
+        """Train; the final loss."""
+
+    @property
+    def budget(self) -> float:
+        """What the search may spend, in the unit of the cost."""
+        return self.file.budget.target_runs * self.cost(self.file.target)
+
+    def definition(self) -> dict[str, Any]:
+        """What must not change once trials are stored."""
+        return self.file.definition()
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Run one trial.
+
+        Out of memory, it is run once more with the same global batch in two parts.
+
+        Returns:
+            The final loss.
+
+        Raises:
+            optuna.TrialPruned: if the pruner finds its curve hopeless.
+            transfer_bo.Diverged: if training blows up.
+            transfer_bo.errors.Preempted: if it was stopped.
+        """
+        scale = self.ladder.suggest(trial)
+        hps = self.space.suggest(trial)
+
+        def report(progress: float, loss: float) -> None:
+            trial.report(loss, step=round(PROGRESS_STEPS * progress))
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        # Each trial of the search has weights and data order of its own, so that the surrogate sees the true
+        # noise. Runs at the target share theirs, so that suggestion and control differ in HPs only.
+        attrs = trial.user_attrs
+        seed = 1000 * self.file.seed + (0 if PURPOSE_ATTR in attrs else trial.number + 1)
+        deaths, parts = attrs.get(DEATHS_ATTR, 0), attrs.get(ACCUMULATE_ATTR, 1)
+        try:
+            return self.run(Attempt(trial.number, scale, hps, seed, parts, deaths, report))
+        except Exception as error:
+            if parts > 1 or not is_out_of_memory(error):
+                raise
+        # Only here, behind the exception, are the tensors that its traceback held free.
+        _free_memory()
+        trial.set_user_attr(ACCUMULATE_ATTR, 2)
+        return self.run(Attempt(trial.number, scale, hps, seed, 2, deaths, report))
+
+    def after(self, trial: FrozenTrial) -> None:
+        """Clear away what a trial that has ended leaves behind."""
+        remove_checkpoint(self.checkpoint(trial.number))
+        shutil.rmtree(self.checkpoint(trial.number).with_suffix(""), ignore_errors=True)
+
+    def checkpoint(self, number: int) -> Path:
+        """The file for a trial's checkpoint; a program's folder has the same name without its ending."""
+        return self.file.checkpoints / f"trial-{number}.pt"
+
+    def run_program(self, program: Program, attempt: Attempt, more: Mapping[str, Any]) -> float:
+        """Run a program as a trial; its loss."""
+        folder = self.checkpoint(attempt.number).with_suffix("")
+        with contextlib.suppress(OSError):  # it may do without
+            folder.mkdir(parents=True, exist_ok=True)
+        plain = {
+            "trial": attempt.number,
+            "seed": attempt.seed,
+            "attempt": attempt.deaths + 1,
+            "accumulate": attempt.accumulate,
+        }
+        return program(
+            {**plain, **attempt.scale, **attempt.hps},
+            {**plain, "scale": dict(attempt.scale), "hps": attempt.hps, **more},
+            report=attempt.report,
+            stop=self.stopping,
+            checkpoint=folder,
+        )
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class StudyTask(Task):
+    """The reference transformer on text, parametrized, here or under torchrun.
 
     Raises:
         TransferError: if the text is missing or too short, the rule is not known, or an HP names a group that
@@ -45,10 +173,7 @@ class StudyTask:
     """
 
     def __init__(self, study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> None:
-        self.file = study_file
-        self._stopping = stopping
-        self.ladder = Ladder(study_file.proxies)
-        self.space = study_file.hp_space
+        super().__init__(study_file, stopping)
         # The reference trainer steps with AdamW.
         rules = [n for n, rule in RULES.items() if rule.optimizer == "adamw" and rule.matrices is None]
         if study_file.parametrization.rule not in rules:
@@ -98,11 +223,6 @@ class StudyTask:
             self._costs[scale] = count_flops(self.build, scale, self.file.data.context)
         return self._costs[scale]
 
-    @property
-    def budget(self) -> float:
-        """What the search may spend, in FLOPs."""
-        return self.file.budget.target_runs * self.cost(self.file.target)
-
     def definition(self) -> dict[str, Any]:
         """What must not change once trials are stored: the study file's definition and the text itself."""
         digest = hashlib.sha256()
@@ -111,43 +231,71 @@ class StudyTask:
             # A few windows tell texts apart, and a token file may be too large to read whole.
             for start in range(0, len(part), max(1, len(part) // 64)):
                 digest.update(part[start : start + 1024].tobytes())
-        return {**self.file.definition(), "data.fingerprint": digest.hexdigest()[:16]}
+        return {**super().definition(), "data.fingerprint": digest.hexdigest()[:16]}
 
-    def __call__(self, trial: optuna.Trial) -> float:
-        """Train one trial.
+    def run(self, attempt: Attempt) -> float:
+        """Train here, or in several processes under torchrun; held-out loss in nats per token."""
+        if self.file.run.ranks == 1:
+            return self.train_here(attempt, self.checkpoint(attempt.number))
+        study = {"study": self.file.model_dump(mode="json")}
+        return self.run_program(_torchrun(self.file), attempt, study)
 
-        Returns:
-            The final loss on held-out text, in nats per token.
-
-        Raises:
-            optuna.TrialPruned: if the pruner finds its curve hopeless.
-            transfer_bo.Diverged: if training blows up.
-        """
-        scale = self.ladder.suggest(trial)
-        hps = self.space.suggest(trial)
-
-        def report(progress: float, loss: float) -> None:
-            trial.report(loss, step=round(PROGRESS_STEPS * progress))
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        # Each trial of the search has weights and data order of its own, so that the surrogate sees the true
-        # noise. Runs at the target share theirs, so that suggestion and control differ in HPs only.
-        is_search = PURPOSE_ATTR not in trial.user_attrs
-        seed = 1000 * self.file.seed + (trial.number + 1 if is_search else 0)
+    def train_here(self, attempt: Attempt, checkpoint: Path) -> float:
+        """Train in this process, as one of a process group if there is one."""
         result = train(
-            self.build(scale),
-            self.parametrization(scale),
-            hps,
+            self.build(attempt.scale),
+            self.parametrization(attempt.scale),
+            attempt.hps,
             self.corpus,
-            batch=scale.batch,
-            tokens=scale.tokens,
+            batch=attempt.scale.batch,
+            tokens=attempt.scale.tokens,
             context=self.file.data.context,
-            seed=seed,
+            seed=attempt.seed,
             threads=self.file.run.threads,
-            report=report,
+            report=attempt.report,
+            checkpoint=checkpoint,
+            checkpoint_seconds=self.file.run.checkpoint_seconds,
+            stop=self.stopping,
+            accumulate=attempt.accumulate,
+            parallel=self.file.run.parallel,
         )
         return float(result.loss)
 
-    def after(self, trial: optuna.trial.FrozenTrial) -> None:
-        """Clear away what a trial that has ended leaves behind."""
+
+def _torchrun(study_file: StudyFile) -> Program:
+    """The trainer in several processes of this machine; one that dies ends them all."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    run += [f"--nproc-per-node={study_file.run.ranks}", sys.executable, "-m", "transfer_bo.runners.rank"]
+    return Program(run, shell=False, env={}, folder=Path.cwd())
+
+
+class CommandTask(Task):
+    """A training program of the user's own: see `transfer_bo.runners.command`."""
+
+    coordinates = "raw"
+
+    def __init__(self, study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(study_file, stopping)
+        assert study_file.command is not None
+        command = study_file.command
+        self.coordinates = command.coordinates
+        self._program = Program(command.run, command.shell, command.env, study_file.path.parent)
+        names = ("trial", "seed", "attempt", "accumulate", "input", "output", "checkpoint")
+        values = dict.fromkeys([*names, *study_file.target, *study_file.space], "")
+        try:
+            self._program.command(values)  # a misspelt {name} is found out before the first trial
+        except TransferError as error:
+            raise TransferError(f"{study_file.path}: {error}") from None
+
+    def cost(self, scale: Scale) -> float:
+        """Training FLOPs up to a constant."""
+        return default_cost(scale)
+
+    def run(self, attempt: Attempt) -> float:
+        """Run the program; the loss it says."""
+        return self.run_program(self._program, attempt, {})
+
+
+def make_task(study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> Task:
+    """What a study file's trials do."""
+    return (StudyTask if study_file.command is None else CommandTask)(study_file, stopping)

@@ -6,6 +6,7 @@ group.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -41,7 +42,10 @@ class Ranks:
         if self.size == 1:
             return model
         if not self.is_sharded:
-            return nn.parallel.DistributedDataParallel(model)
+            # Otherwise DDP regroups its gradients after the first step, sums are taken in another order from
+            # then on, and a resumed run, whose first step comes later, differs in the last bits.
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+            return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
         from torch.distributed.fsdp import fully_shard  # slow to load
 
         for module in model.modules():

@@ -188,8 +188,13 @@ def train(
             return seconds_before + time.perf_counter() - started
 
         def save(step: int) -> None:
-            rest = {"step": step, "seconds": seconds(), "limit": watch.limit, "smoothed": watch.smoothed}
-            rest |= {"progress": list(curve), "losses": list(curve.values())}
+            rest: dict[str, Any] = {
+                "step": step,
+                "seconds": seconds(),
+                "limit": watch.limit,
+                "smoothed": watch.smoothed,
+            }
+            rest = rest | {"progress": list(curve), "losses": list(curve.values())}
             resume.save(model, optimizer, rest)
 
         for step in range(first, steps + 1):
