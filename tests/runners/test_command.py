@@ -28,9 +28,8 @@ def python(code: str, *arguments: str, shell: bool = False, env: dict[str, str] 
     """A program of one line of Python."""
     head = "import json, os, signal, subprocess, sys, time\n"
     head += "say = lambda **what: print(json.dumps(what), file=open(sys.argv[1], 'a'))"
-    return Program(
-        [sys.executable, "-c", f"{head}\n{code}", "{output}", *arguments], shell, env or {}, Path("/tmp")
-    )
+    escaped = f"{head}\n{code}".replace("{", "{{").replace("}", "}}")
+    return Program([sys.executable, "-c", escaped, "{output}", *arguments], shell, env or {}, Path("/tmp"))
 
 
 def run(program: Program, tmp_path: Path, **more: Any) -> tuple[float, list[tuple[float, float]]]:

@@ -1,14 +1,14 @@
-"""The command line: `transfer-bo run | suggest | verify | report | status | coord-check | ...`.
+"""The command line: `transfer-bo run | worker | suggest | verify | report | status | coord-check | ...`.
 
 Bad input ends with one sentence on standard error and exit code 2; Ctrl-C with 130. Heavy imports wait until
 a command needs them, so that help and mistakes in a study file are quick. A file per group of commands; each
 adds its own to `common.app`, in the order of the imports below.
 """
 
-from transfer_bo.cli import study, suggest, coord_check  # isort: skip
+from transfer_bo.cli import study, suggest, coord_check, diagnose  # isort: skip
 from transfer_bo.cli.common import app
 
-__all__ = ["app", "coord_check", "main", "study", "suggest"]
+__all__ = ["app", "coord_check", "diagnose", "main", "study", "suggest", "worker"]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transfer_bo.cli.common import StudyArgument, app, console, interruptible, quiet, spoken
+from transfer_bo.errors import hide_passwords
 from transfer_bo.study_file import load_study_file
 
 __all__: list[str] = []
@@ -54,8 +55,8 @@ def report(study: StudyArgument) -> None:
         title=study_file.name,
         provenance={
             "seed": study_file.seed,
-            "storage": study_file.storage_url,
-            "study file": study_file.path.read_text(encoding="utf-8"),
+            "storage": hide_passwords(study_file.storage_url),
+            "study file": hide_passwords(study_file.path.read_text(encoding="utf-8")),
         },
         tensor_table=lambda hps: tensor_settings(task.parametrization(target), task.build(target), hps),
     )

@@ -90,7 +90,7 @@ def fill(template: str, values: Mapping[str, Any], quote: Callable[[str], str] =
             return found.group()[0]
         if name not in values:
             raise TransferError(
-                f"command.run: {{{name}}} in {template!r} is no value of a trial; use one of "
+                f"command.run: {found.group()!r} is no value of a trial; use one of "
                 f"{', '.join(sorted(values))}, or double the braces."
             )
         value = values[name]
