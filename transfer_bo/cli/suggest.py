@@ -1,13 +1,15 @@
-"""The command `suggest`: what to set at the target."""
+"""The command `suggest`: what to set at the target, from a study or from a table of past runs."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from transfer_bo.cli.common import StudyArgument, app, console, quiet, spoken
+from transfer_bo.cli.common import app, console, quiet, spoken
+from transfer_bo.errors import TransferError
 from transfer_bo.study_file import StudyFile, load_study_file
 
 __all__: list[str] = []
@@ -16,11 +18,87 @@ __all__: list[str] = []
 @app.command()
 @spoken
 def suggest(
-    study: StudyArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    study_file: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY.toml]", help="The study file; without it give --runs.")
+    ] = None,
+    runs: Annotated[
+        str | None, typer.Option(help="Past runs: CSV, Parquet, or an Optuna storage URL.", metavar="RUNS")
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the Optuna study in that storage.")] = None,
+    axis: Annotated[list[str] | None, typer.Option(help="Column that is an axis of scale.")] = None,
+    hp: Annotated[
+        list[str] | None,
+        typer.Option(help="Column that is an HP: NAME:log, :linear, :one_minus or :categorical."),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Column of the metric.")] = None,
+    status: Annotated[str | None, typer.Option(help="Column that says how a run ended.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="AXIS=VALUE, once for each axis.")] = None,
+    coordinates: Annotated[str, typer.Option(help="Of the HPs in --runs: raw or base.")] = "raw",
+    drift: Annotated[
+        list[str] | None, typer.Option(help="Own drift prior, HP:AXIS=MEAN,SD in octaves per doubling.")
+    ] = None,
+    maximise: Annotated[bool, typer.Option("--maximise", help="Larger metrics are better.")] = False,
+    diverged_above: Annotated[
+        float | None, typer.Option(help="Loss from which a run counts as diverged.")
+    ] = None,
+    held_out: Annotated[bool, typer.Option(help="Test on the largest scales, which takes two fits.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """What to set at the target, with intervals, from the trials so far."""
-    study_file = load_study_file(study)
+    """What to set at the target, with intervals, from the trials of a study or from past runs."""
+    if (runs is None) == (study_file is None):
+        raise TransferError("Give either a study file or --runs, as in: transfer-bo suggest --runs runs.csv.")
+    if study_file is not None:
+        given: dict[str, Any] = {
+            "--axis": axis,
+            "--hp": hp,
+            "--loss": loss,
+            "--target": target,
+            "--study": study,
+        }
+        given |= {"--status": status, "--drift": drift, "--diverged-above": diverged_above}
+        for flag, value in given.items():
+            if value is not None:
+                raise TransferError(f"{flag} goes with --runs; a study file says these things itself.")
+        _from_study(load_study_file(study_file), as_json)
+        return
+    quiet()
+    from transfer_bo.run_table.columns import guess_columns
+    from transfer_bo.run_table.read import read_table
+    from transfer_bo.run_table.suggest import fit_runs
+
+    table = read_table(runs, study, loss or "loss")
+    hps = dict(_hp(text) for text in hp or [])
+    columns = guess_columns(table, axis or [], hps, loss or "")
+    if not (axis and hps and loss):
+        flags = [f"--axis {name}" for name in columns.axes]
+        flags += [f"--hp {name}:{kind}" for name, kind in columns.hps.items()] + [f"--loss {columns.loss}"]
+        typer.echo(f"Columns guessed; to say so yourself: {' '.join(flags)}", err=True)
+    if not target:
+        raise TransferError(f"Say where to: {' '.join(f'--target {name}=...' for name in columns.axes)}.")
+    fit = fit_runs(
+        table,
+        columns.axes,
+        columns.hps,
+        columns.loss,
+        target=dict(_pair(text, "--target", "n_params=1.07e9") for text in target),
+        coordinates=coordinates,
+        drift_prior=_drift_prior(drift or []),
+        maximise=maximise,
+        seed=seed,
+        status=status,
+        diverged_above=diverged_above,
+    )
+    suggestion = fit.suggest(held_out)
+    if as_json:
+        typer.echo(json.dumps(suggestion.to_json(), indent=2))
+        return
+    from transfer_bo.run_table.text import show
+
+    show(fit, suggestion, console())
+
+
+def _from_study(study_file: StudyFile, as_json: bool) -> None:
     quiet()
     suggestion = _suggestion(study_file)
     if as_json:
@@ -39,3 +117,33 @@ def _suggestion(study_file: StudyFile) -> Any:
     from transfer_bo.runners.storage import open_study
 
     return suggest(open_study(study_file), target=study_file.target)
+
+
+def _hp(text: str) -> tuple[str, str]:
+    name, colon, kind = text.rpartition(":")
+    if not colon or not name:
+        raise TransferError(f"--hp {text} names no kind; write e.g. --hp {text.strip(':') or 'lr'}:log.")
+    return name, kind
+
+
+def _pair(text: str, flag: str, example: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise TransferError(f"{flag} {text} is no AXIS=NUMBER; write e.g. {flag} {example}.") from None
+
+
+def _drift_prior(texts: list[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    prior: dict[str, dict[str, tuple[float, float]]] = {}
+    for text in texts:
+        place, _, numbers = text.partition("=")
+        hp, _, axis = place.rpartition(":")
+        mean, _, sd = numbers.partition(",")
+        try:
+            prior.setdefault(hp, {})[axis] = float(mean), float(sd)
+        except ValueError:
+            raise TransferError(
+                f"--drift {text} is no HP:AXIS=MEAN,SD; write e.g. --drift lr:n_params=-0.4,0.2."
+            ) from None
+    return prior

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transfer_bo.projection import Projection, Suggestion
+from transfer_bo.reference_laws import compare
 from transfer_bo.run_table.columns import Columns
-from transfer_bo.run_table.fit import Beliefs, check_target, project
+from transfer_bo.run_table.evidence import cliff_shift, largest_scale, prior_warnings, uncorrected
+from transfer_bo.run_table.fit import Beliefs, check_target, doublings_beyond, project
+from transfer_bo.run_table.held_out import leave_largest_out
+from transfer_bo.run_table.ranks import rank_preservation, rank_warnings
 from transfer_bo.run_table.read import read_table
 from transfer_bo.run_table.rows import RunTable, read_rows
 from transfer_bo.scale import Scale
@@ -48,28 +52,65 @@ class RunsFit:
     columns: Columns
     beliefs: Beliefs
 
-    def suggest(self) -> RunsSuggestion:
-        """What to set at the target, and what that rests on."""
-        plain = self.projection.suggest()
+    def suggest(self, held_out: bool = True) -> RunsSuggestion:
+        """What to set at the target, and what that rests on.
+
+        Args:
+            held_out: whether to leave the largest scales out in turn, which takes two more fits.
+        """
+        projection, rows = self.projection, self.rows
+        plain = projection.suggest()
         fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(Suggestion)}
         fields["params"] = {
-            name: self.rows.constants.get(name, plain.params.get(name)) for name in self.columns.hps
+            name: rows.constants.get(name, plain.params.get(name)) for name in self.columns.hps
         }
-        fields["warnings"] = [*plain.warnings, *self._outside(plain.params), *self.rows.notes]
+        ranks = rank_preservation(
+            rows.table, self.columns.axes, list(self.columns.hps), self.beliefs.maximise
+        )
+        largest = largest_scale(projection)
+        medians = {name: median for name, (median, _, _) in projection.optimum(largest).items()}
+        fields["evidence"] = {
+            "rows": rows.counts,
+            "base": dict(projection.settings.base),
+            "largest": dict(largest),
+            "beyond": doublings_beyond(rows.scales, projection.target),
+            "excess": uncorrected(projection, plain),
+            "cliff_shift": cliff_shift(projection, plain),
+            "held_out": leave_largest_out(rows, self.beliefs) if held_out else [],
+            "rank_preservation": ranks,
+            "reference_laws": compare(plain.params, projection.target, largest, medians),
+        }
+        fields["warnings"] = [
+            *plain.warnings,
+            *prior_warnings(projection),
+            *self._outside(plain),
+            *rank_warnings(ranks),
+            *rows.notes,
+        ]
         return RunsSuggestion(**fields)
 
-    def _outside(self, params: Mapping[str, Any]) -> list[str]:
-        """Which suggested values no run has come near."""
-        said = []
+    def _outside(self, plain: Suggestion) -> list[str]:
+        """Which suggested values no run has come near, or lie off the optimum's own interval."""
+        said, params, interval = [], plain.params, plain.interval()
         for dim in self.rows.dimensions:
-            if dim.transform == "categorical" or dim.low <= params[dim.name] <= dim.high:
+            if dim.transform == "categorical":
                 continue
-            side = "below" if params[dim.name] < dim.low else "above"
-            said.append(
-                f"{dim.name} = {params[dim.name]:.4g} lies {side} all values in the runs ({dim.low:.4g} to "
-                f"{dim.high:.4g}): the drift of the optimum carries it there, no run has tried it."
-            )
+            value, (low, high) = params[dim.name], interval[dim.name]
+            if not dim.low <= value <= dim.high:
+                said.append(
+                    f"{dim.name} = {value:.4g} lies {_side(value, dim.low)} all values in the runs "
+                    f"({dim.low:.4g} to {dim.high:.4g}): drift carries the optimum there, no run tried it."
+                )
+            if not low <= value <= high:
+                said.append(
+                    f"{dim.name} = {value:.4g} is set {_side(value, low)} the optimum's 90% interval "
+                    f"({low:.4g} to {high:.4g}), to be safe from divergence or a steep side."
+                )
         return said
+
+
+def _side(value: float, low: float) -> str:
+    return "below" if value < low else "above"
 
 
 def fit_runs(
@@ -119,8 +160,10 @@ def suggest_from_runs(
             `status`: column that says how a run ended; "status", "state" or "outcome" is found by itself.
             `study`: name of the Optuna study.
             `diverged_above`: a loss from which a run counts as diverged, instead of a rule of thumb.
+            `held_out`: False leaves the test on the largest scales out, and with it two more fits.
 
     Raises:
         TransferError: for input that has no answer: one sentence.
     """
-    return fit_runs(runs, axes, hps, loss, **options).suggest()
+    held_out = bool(options.pop("held_out", True))
+    return fit_runs(runs, axes, hps, loss, **options).suggest(held_out)

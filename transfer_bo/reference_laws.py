@@ -1,0 +1,133 @@
+"""Published laws for the learning rate and the batch size, to compare a suggestion with; never priors.
+
+    optimum = coefficient · n_params^a · tokens^b         n_params without embeddings, tokens of the whole run
+
+A law without a coefficient says only how the optimum moves, so it is anchored at another scale's optimum.
+Batch sizes are in tokens. Fitted on other data, models and schedules, these laws differ from each other by
+factors; they tell whether a suggestion is out of the ordinary, not whether it is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transfer_bo.scale import Scale
+from transfer_bo.surrogate.priors import hp_kind
+
+__all__ = ["LAWS", "Law", "axis_kind", "compare"]
+
+_AXES: dict[str, tuple[str, ...]] = {
+    "n_params": ("n", "params", "num_params", "parameters", "non_embedding_params", "model_size"),
+    "tokens": (
+        *("d", "n_tokens", "num_tokens", "train_tokens", "total_tokens"),
+        *("steps", "n_steps", "num_steps", "iterations", "epochs"),
+    ),
+    "width": ("d_model", "hidden_size", "hidden", "n_embd", "dim"),
+    "depth": ("n_layers", "num_layers", "n_layer", "layers"),
+    "batch": ("batch_size", "bs"),
+}
+
+
+def axis_kind(name: str) -> str:
+    """The kind of a freely named axis: "d_model" -> "width"; a name of no known kind stays as it is."""
+    return next((kind for kind, names in _AXES.items() if name.lower() in names), name)
+
+
+@dataclass(frozen=True)
+class Law:
+    """One published law.
+
+    Attributes:
+        name: of the work.
+        hp: kind of HP: "lr" or "batch" (in tokens).
+        exponents: axis -> exponent.
+        coefficient: value of the HP where all axes are 1; None if the law only says how it moves.
+        source: paper.
+        remark: when it holds.
+    """
+
+    name: str
+    hp: str
+    exponents: Mapping[str, float]
+    coefficient: float | None
+    source: str
+    remark: str = ""
+
+    def growth(self, axes: Mapping[str, float]) -> float:
+        """The factor by which the optimum differs from where all axes (by kind) are 1."""
+        return math.exp(
+            sum(exponent * math.log(axes.get(axis, 1)) for axis, exponent in self.exponents.items())
+        )
+
+
+def _of_compute(coefficient: float, exponent: float) -> tuple[dict[str, float], float]:
+    """A law in C = 6 N D as one in N and D."""
+    return {"n_params": exponent, "tokens": exponent}, coefficient * 6**exponent
+
+
+LAWS: tuple[Law, ...] = (
+    Law("Complete(d)P", "lr", {"n_params": -0.5, "tokens": -0.5}, None, "2512.22382", "theory: N as width²"),
+    Law("Complete(d)P", "lr", {"width": -1.0, "depth": 0.0, "tokens": -0.5}, None, "2512.22382", "theory"),
+    Law("Step Law", "lr", {"n_params": -0.713, "tokens": 0.307}, 1.79, "2503.04715", "batch at its optimum"),
+    Law("Step Law", "batch", {"tokens": 0.571}, 0.58, "2503.04715"),
+    Law("DeepSeek", "lr", *_of_compute(0.3188, -0.125), "2401.02954", "compute-optimal runs"),
+    Law("DeepSeek", "batch", *_of_compute(0.2920, 0.3271), "2401.02954", "compute-optimal runs"),
+    Law("Porian et al.", "lr", {"n_params": -0.36}, 3.7, "2406.19146", "compute-optimal runs"),
+    Law("Porian et al.", "batch", {"n_params": 0.703}, 0.7576, "2406.19146", "compute-optimal runs"),
+    Law("Bjorck et al., mildest", "lr", {"tokens": -0.3}, None, "2409.19913", "fixed batch"),
+    Law("Bjorck et al., steepest", "lr", {"tokens": -0.7}, None, "2409.19913", "fixed batch"),
+    Law("Lingle", "lr", {"n_params": -0.48, "tokens": 0.26}, None, "2404.05728", "batch at its optimum"),
+    Law("Lingle", "batch", {"n_params": 0.0, "tokens": 0.57}, None, "2404.05728"),
+)
+"""The laws, as `literature` states them; Porian's unit of the batch is read as tokens (not certain)."""
+
+
+def compare(
+    params: Mapping[str, Any], target: Scale, anchor: Scale, optimum: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """What the laws that apply say at the target, beside a suggestion.
+
+    A law applies to an HP of its kind (a batch size only if its name says "tokens") if the scale has its
+    axes; one without a coefficient applies if nothing but its axes differs between anchor and target.
+
+    Args:
+        params: the suggestion.
+        target: where.
+        anchor: the scale at which the optimum is taken as known.
+        optimum: the optimum there, by HP.
+
+    Returns:
+        A dict per law and HP: law, source, hp, value, octaves (suggestion above the law), anchored, remark.
+    """
+    at_target = {axis_kind(axis): value for axis, value in target.items()}
+    at_anchor = {axis_kind(axis): value for axis, value in anchor.items()}
+    moved = {axis for axis, value in at_target.items() if value != at_anchor[axis]}
+    found = []
+    for hp, suggested in params.items():
+        comparable = isinstance(suggested, int | float) and not isinstance(suggested, bool) and suggested > 0
+        for law in LAWS:
+            if not comparable or "." in hp or law.hp != hp_kind(hp):
+                continue
+            if law.hp == "batch" and "token" not in hp.lower():
+                continue
+            if law.coefficient is not None and law.exponents.keys() <= at_target.keys():
+                value = law.coefficient * law.growth(at_target)
+            elif law.coefficient is None and hp in optimum and moved <= law.exponents.keys():
+                value = optimum[hp] * law.growth(at_target) / law.growth(at_anchor)
+            else:
+                continue
+            found.append(
+                {
+                    "law": law.name,
+                    "source": f"arXiv {law.source}",
+                    "hp": hp,
+                    "value": value,
+                    "octaves": math.log2(suggested / value),
+                    "anchored": law.coefficient is None,
+                    "remark": law.remark,
+                }
+            )
+    return found

@@ -1,0 +1,115 @@
+"""What a suggestion from runs rests on: how far away, on which belief, at which price; all as plain values.
+
+Excess is what a setting is expected to cost above the best one at the target: the bowl's mean over draws of
+the optimum, without the outer tenth of them, for the far tail of a bowl is exponential and rests on no run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from transfer_bo.history import Outcome
+from transfer_bo.projection import Projection, Suggestion
+from transfer_bo.run_table.fit import doublings_beyond
+from transfer_bo.scale import Scale
+
+__all__ = ["cliff_shift", "excess", "prior_warnings", "uncorrected"]
+
+PRIOR_RULES, MATTERS = 0.8, 0.25
+"""A drift rests on its prior if its sd is still this share of the prior's; that matters from so many octaves
+of the optimum at the target."""
+DRAWS = 512
+
+
+def excess(projection: Projection, scale: Scale, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a setting costs at a scale: {"mean", "interval"} (90%) in the metric's unit, and "percent"."""
+    surrogate = projection.surrogate
+    landscape, theta = surrogate.landscape, surrogate.theta
+    latent = surrogate.latent(scale)
+    draws = latent.draw(DRAWS, torch.Generator().manual_seed(projection.settings.seed))
+    s = surrogate.coordinates.s(scale)
+    v = surrogate.coordinates.row(params, scale)[: landscape.d]
+    optima = draws @ latent.path_map().T
+    bowl = np.sort(landscape.bowl(theta, v - optima + landscape.path(theta, s), s).numpy())
+    low, high = np.quantile(bowl, [0.05, 0.95])
+    level = float(landscape.law(theta, s))
+    backward = surrogate.output.backward
+
+    def price(y: float) -> float:
+        return abs(backward(level + y) - backward(level))
+
+    central = bowl[(bowl >= low) & (bowl <= high)]
+    mean = float(central.mean())
+    said: dict[str, Any] = {"mean": price(mean), "interval": [price(float(low)), price(float(high))]}
+    if surrogate.output.log:
+        said["percent"] = 100 * math.expm1(min(mean, 700.0))
+    return said
+
+
+def uncorrected(projection: Projection, suggestion: Suggestion) -> dict[str, Any]:
+    """What copying settings from smaller scales would cost at the target, beside the suggestion's own price.
+
+    Keys: `suggestion`; `copy_best` (the best run of the largest scale), `copy_largest` and `copy_base` (the
+    fitted optimum of the largest and of the smallest scale); each {"params", "excess"}.
+    """
+    surrogate = projection.surrogate
+    finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.loss is not None]
+    largest = [run for run in finished if run.scale == largest_scale(projection)]
+    best = min(largest, key=lambda run: surrogate.output.forward(run.loss or math.nan))
+    settings = {
+        "suggestion": dict(suggestion.params),
+        "copy_best": best.params,
+        "copy_largest": _optimum(projection, largest_scale(projection)),
+        "copy_base": _optimum(projection, projection.settings.base),
+    }
+    return {
+        name: {"params": params, "excess": excess(projection, projection.target, params)}
+        for name, params in settings.items()
+    }
+
+
+def largest_scale(projection: Projection) -> Scale:
+    """The dearest scale with a finished run."""
+    finished = {run.scale for run in projection.surrogate.runs if run.outcome is Outcome.FINISHED}
+    return [scale for scale in projection.settings.scales if scale in finished][-1]
+
+
+def _optimum(projection: Projection, scale: Scale) -> dict[str, Any]:
+    """The fitted optimum of a scale, best categories included."""
+    surrogate = projection.surrogate
+    centre, _ = surrogate.latent(scale).optimum()
+    return surrogate.coordinates.params(surrogate.coordinates.clip(centre), surrogate.best_flags())
+
+
+def cliff_shift(projection: Projection, suggestion: Suggestion) -> dict[str, float]:
+    """By how many octaves the suggestion lies above the median of the optimum, for each numeric HP.
+
+    Least expected loss is not the likeliest optimum: beyond a cliff a miss costs more than on the safe side.
+    """
+    shift = {}
+    for dim in projection.surrogate.coordinates.numeric:
+        median = float(np.median(suggestion.optimum[dim.name]))
+        shift[dim.name] = dim.forward(float(suggestion.params[dim.name])) - dim.forward(median)
+    return shift
+
+
+def prior_warnings(projection: Projection) -> list[str]:
+    """A sentence for each drift that these runs hardly narrow, where the answer depends on it."""
+    scales = [run.scale for run in projection.surrogate.runs if run.outcome is Outcome.FINISHED and run.scale]
+    beyond = doublings_beyond(scales, projection.target)
+    said = []
+    for hp, by_axis in projection.drift().items():
+        for axis, drift in by_axis.items():
+            ruled = drift["sd"] > PRIOR_RULES * drift["prior_sd"]
+            if ruled and drift["sd"] * abs(beyond[axis]) > MATTERS:
+                said.append(
+                    f"How {hp} drifts along {axis} rests on the prior ({drift['prior_mean']:+.2f} ± "
+                    f"{drift['prior_sd']:.2f} octaves per doubling; with the runs {drift['mean']:+.2f} ± "
+                    f"{drift['sd']:.2f}), and the target lies {abs(beyond[axis]):.1f} doublings beyond them."
+                )
+    return said
