@@ -99,6 +99,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     accumulate: int = 1,
     parallel: Parallel = "ddp",
+    after_step: Callable[[int, nn.Module], None] | None = None,
 ) -> TrainResult:
     """Initialize a model and train it with AdamW; on a CPU the same arguments give the same bits.
 
@@ -129,6 +130,8 @@ def train(
         same
             to rounding, and memory for activations shrinks by as much.
         parallel: How ranks share the model: "ddp" or "fsdp2".
+        after_step: Called with (0, model) before the first step and with (step, model) after each, for
+            diagnostics; it must leave the weights as they are.
 
     Raises:
         Diverged: when the loss is not finite, or the train loss averaged over about 10 steps lies more than
@@ -197,6 +200,8 @@ def train(
             rest = rest | {"progress": list(curve), "losses": list(curve.values())}
             resume.save(model, optimizer, rest)
 
+        if after_step is not None and first == 1:
+            after_step(0, model)
         for step in range(first, steps + 1):
             share = ranks.share(corpus.batch(seed, step, batch, context)).to(device, non_blocking=True)
             parts = []
@@ -212,6 +217,8 @@ def train(
                 group["lr"] = factor * peak
             optimizer.step()
             optimizer.zero_grad()
+            if after_step is not None:
+                after_step(step, model)
             if step % check_every and step not in report_at:
                 continue
             for value in ranks.mean(torch.stack(losses)).tolist():
