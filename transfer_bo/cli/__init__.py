@@ -5,7 +5,7 @@ a command needs them, so that help and mistakes in a study file are quick. A fil
 adds its own to `common.app`, in the order of the imports below.
 """
 
-from transfer_bo.cli import study, suggest, coord_check, diagnose  # isort: skip
+from transfer_bo.cli import study, worker, suggest, coord_check, diagnose  # isort: skip
 from transfer_bo.cli.common import app
 
 __all__ = ["app", "coord_check", "diagnose", "main", "study", "suggest", "worker"]

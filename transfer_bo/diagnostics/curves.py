@@ -229,7 +229,13 @@ class Sweep:
 
 
 def read_sweep(
-    frame: pd.DataFrame, *, size: str, hp: str, loss: str = "loss", transform: str = "log"
+    frame: pd.DataFrame,
+    *,
+    size: str,
+    hp: str,
+    loss: str = "loss",
+    transform: str = "log",
+    noise: tuple[float, int] | None = None,
 ) -> Sweep:
     """The sweep in a table of runs: a row per run, repeated rows (seeds) are averaged.
 
@@ -242,6 +248,8 @@ def read_sweep(
         hp: column of the HP.
         loss: column of the loss, smaller is better.
         transform: of the HP, as in `Dimension`.
+        noise: standard deviation of a run (of ln loss where all losses are positive) and its degrees of
+            freedom, where they are known better than from repeated rows.
 
     Raises:
         TransferError: for a missing column, values that are no numbers, an HP that never changes, or fewer
@@ -302,5 +310,5 @@ def read_sweep(
             f"Only {len(curves)} value(s) of {size!r} have {MIN_POINTS} or more finished values of {hp!r} "
             "near their best; run more values of it at two or more sizes."
         )
-    noise = math.sqrt(squares / freedom) if freedom else math.nan
-    return Sweep(curves, hp, dimension, (noise, freedom))
+    repeated = (math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+    return Sweep(curves, hp, dimension, noise or repeated)

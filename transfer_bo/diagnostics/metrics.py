@@ -8,12 +8,12 @@ here is stated in full:
     joint law   L(n, η) = L∞ + A n^-α + ½ h n^g (z - z*(n))²,    z*(n) = z₁ - β log2 n
     E           root mean square of ln L - ln(law) over the points within `LOSS_FILTER` of their size's best
                 loss: how well one law describes all sizes. Relative, so that tasks compare
-    κ           α - 2β + γ = α + g, as in the authors' code: with curvature ∝ n^γ in η itself, g = γ - 2β is its
-                exponent in octaves. A fixed relative error of η costs a share ∝ n^κ of the reducible loss:
-                κ < 0 means that errors matter less with size. α comes from the best losses, g and β from
-                curvature and place of the bowls' lowest points
-    R(∞)        L∞ of this parametrization minus the lowest L∞ among those compared, in the loss's unit: what the
-                parametrization costs however large the model. Only differences have a meaning
+    κ           α - 2β + γ = α + g, as in the authors' code: with curvature ∝ n^γ in η itself, g = γ - 2β
+                is its exponent in octaves. A fixed relative error of η costs a share ∝ n^κ of the
+                reducible loss: κ < 0 means that errors matter less with size. α comes from the best losses,
+                g and β from curvature and place of the bowls' lowest points
+    R(∞)        L∞ of this parametrization minus the lowest L∞ among those compared, in the loss's unit: what
+                the parametrization costs however large the model. Only differences have a meaning
 
 The guide lines of the paper's figures are E = .01, κ = 0, R(∞) = .1. In its own data κ jumps from -3.4 to +.6
 between neighbouring weight decays: it is the least certain of the three.

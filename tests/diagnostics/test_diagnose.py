@@ -1,0 +1,151 @@
+"""One answer from runs: what grows is found, other HPs are taken out, lacks are said; and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from transfer_bo import Scale, TransferError
+from transfer_bo.cli import app
+from transfer_bo.diagnostics.diagnose import COST, diagnose
+from transfer_bo.diagnostics.pictures import draw_diagnosis
+from transfer_bo.history import Outcome, Run
+from transfer_bo.surrogate.dimension import Dimension
+
+LR = Dimension("lr", "log", 2.0**-9, 2.0**-1)
+DECAY = Dimension("weight_decay", "log", 1e-3, 1.0)
+KIND = Dimension("activation", "categorical", choices=("relu", "gelu"))
+WIDTHS = (16, 32, 64, 128)
+
+
+def searched(
+    widths: tuple[int, ...] = WIDTHS, count: int = 60, other: float = 0.1, noise: float = 0.002, sign: int = 1
+) -> list[Run]:
+    """A random search: the best lr falls as n^-1/2 octaves do, the other HPs act alike at every width."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for n in widths:
+        for _ in range(count):
+            z = rng.uniform(-9, -1)
+            decay = 10 ** rng.uniform(-3, 0)
+            kind = str(rng.choice(["relu", "gelu"]))
+            loss = 2 + 4 * n**-0.5 + 0.03 * (z + 6 - 8 * n**-0.5) ** 2
+            loss += other * (np.log10(decay) + 1.5) ** 2 + other * (kind == "gelu")
+            loss *= np.exp(noise * rng.standard_normal())
+            params = {"lr": 2.0**z, "weight_decay": decay, "activation": kind}
+            scale = Scale(width=n, tokens=1e6)
+            runs.append(Run(len(runs), params, scale, Outcome.FINISHED, sign * float(loss)))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid over lr at four widths, as a CSV."""
+    rows = [
+        (n, 2.0**z, 2 + 4 * n**-0.5 + 0.03 * (z + 6 - 8 * n**-0.5) ** 2)
+        for n in WIDTHS
+        for z in np.arange(-9.0, -0.9, 0.5)
+    ]
+    path = tmp_path_factory.mktemp("runs") / "runs.csv"
+    pd.DataFrame(rows, columns=["width", "lr", "loss"]).to_csv(path, index=False)
+    return path
+
+
+def test_other_hps_are_taken_out() -> None:
+    """Of a search over three HPs the optimum of lr at each width comes back, and what matters comes first."""
+    found = diagnose(searched(), [LR, DECAY, KIND], draws=40)
+    rates = found.rates["lr"]
+
+    assert "width" == found.axis
+    for n, at in zip(rates.sizes, rates.optimum, strict=True):
+        assert at.low / 1.1 <= 2 ** (-6 + 8 * n**-0.5) <= at.high * 1.1
+    assert rates.drift.holds(8 * (128**-0.5 - 16**-0.5))
+    assert found.importance is not None
+    assert "lr" == found.importance.table("fANOVA").index[0]
+    assert 3 == len(draw_diagnosis(found).axes) - 2 * (len(found.rates) - 1)
+
+
+def test_larger_is_better_is_turned_round() -> None:
+    """Maximising the negative loss gives the same optima."""
+    least = diagnose(searched(), [LR, DECAY, KIND], draws=2).rates["lr"]
+    most = diagnose(searched(sign=-1), [LR, DECAY, KIND], maximise=True, draws=2).rates["lr"]
+
+    for one, other in zip(least.optimum, most.optimum, strict=True):
+        assert np.log2(one.value) == pytest.approx(np.log2(other.value), abs=0.3)
+
+
+def test_axes_that_grow_together_become_a_cost() -> None:
+    """Where no axis has three levels by itself, the cost of a run is the size, and that is said."""
+    runs = [
+        Run(
+            i,
+            {"lr": 2.0**z},
+            Scale(width=n, depth=n // 8),
+            Outcome.FINISHED,
+            2 + n**-0.5 + 0.03 * (z + 4) ** 2,
+        )
+        for i, (n, z) in enumerate((n, z) for n in WIDTHS for z in range(-8, 0))
+    ]
+    found = diagnose(runs, [LR], draws=2)
+
+    assert COST == found.axis
+    assert "cost of a run" in found.notes[0]
+
+
+def test_few_runs_leave_importance_alone() -> None:
+    """Too few runs to tell HPs apart: a note says how many are needed."""
+    runs = [*searched(widths=(16, 32, 64, 128, 256), count=5), *searched(widths=(512,), count=12)]
+    found = diagnose(runs, [LR, DECAY, KIND], draws=2)
+
+    assert {} == found.rates
+    assert any("37 finished runs are too few to tell 3 HPs apart" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("runs", "axis", "message"),
+    [
+        ([], None, "No run has finished"),
+        (searched(count=3), "depth", "no axis 'depth'; they have width, tokens"),
+        (searched(widths=(16, 32), count=3), None, "2 sizes along 'width', 3 are needed"),
+    ],
+)
+def test_bad_input_is_named(runs: list[Run], axis: str | None, message: str) -> None:
+    """Each lack has a sentence of its own."""
+    with pytest.raises(TransferError, match=message):
+        diagnose(runs, [LR, DECAY, KIND], axis=axis)
+
+
+def test_command_on_a_table(table: Path, tmp_path: Path) -> None:
+    """A table of runs gives a verdict, its numbers as JSON, and a picture."""
+    picture = tmp_path / "d.svg"
+    flags = ["diagnose", "--runs", str(table), "--axis", "width", "--hp", "lr:log", "--loss", "loss"]
+    shown = CliRunner().invoke(app, [*flags, "--picture", str(picture)])
+    plain = CliRunner().invoke(app, [*flags, "--json"])
+    found = json.loads(plain.stdout)
+
+    assert (0, 0) == (shown.exit_code, plain.exit_code), shown.output
+    assert "Transfer of lr: " in shown.stdout
+    assert picture.read_text().startswith("<?xml")
+    assert found["rates"]["lr"]["beta"]["value"] == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "Give either a study file or --runs"),
+        (["--runs", "nowhere.csv"], "nowhere.csv"),
+        (["--runs", "x.csv", "--picture", "p.xyz"], "no known ending"),
+        (["nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_command_speaks_of_mistakes(flags: list[str], message: str) -> None:
+    """One sentence, exit code 2."""
+    result = CliRunner().invoke(app, ["diagnose", *flags])
+
+    assert 2 == result.exit_code
+    assert message in result.output

@@ -1,0 +1,224 @@
+"""Which HPs matter at each scale, by several methods, and whether their order is the same at all scales.
+
+The only module of the diagnostics that imports Optuna: its fANOVA and PED-ANOVA evaluators are well kept and
+take a study, so one is made in memory from the runs of a scale. Scales are never mixed.
+
+Runs of an adaptive search crowd around good values, so what is measured is importance *where the search
+looked*; a sweep or random draws tell about the whole range.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from transfer_bo.diagnostics.curves import Array
+from transfer_bo.diagnostics.intervals import Interval
+from transfer_bo.diagnostics.relief import relief
+from transfer_bo.errors import TransferError
+from transfer_bo.history import Outcome, Run
+from transfer_bo.scale import Scale
+from transfer_bo.surrogate.dimension import Dimension
+
+__all__ = ["METHODS", "Importance", "hp_importance"]
+
+METHODS = ("N-RReliefF", "fANOVA", "PED-ANOVA")
+MIN_RUNS = 10
+"""Finished runs of a scale below which no method says anything."""
+DRAWS = {"N-RReliefF": 100, "fANOVA": 0, "PED-ANOVA": 30}
+"""Bootstrap draws of the rank correlation: fANOVA grows a forest for each, which would take minutes."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Importance of every HP at every scale with enough runs, and how alike the scales are.
+
+    Attributes:
+        scales: those with enough runs, in the order first seen.
+        hps: the HPs that vary at all of them.
+        shares: `{method: array (scales x HPs)}`, each row summing to 1.
+        agreement: `{method: Spearman correlation between the scales' importances}`, mean over pairs of scales
+            with a 90% bootstrap interval (fANOVA: no interval); empty with one scale.
+        left_out: sentences about scales or HPs that could not be judged.
+    """
+
+    scales: tuple[Scale, ...]
+    hps: tuple[str, ...]
+    shares: Mapping[str, Array]
+    agreement: Mapping[str, Interval]
+    left_out: tuple[str, ...]
+
+    def table(self, method: str) -> pd.DataFrame:
+        """A row per HP, a column per scale, the most important on top."""
+        frame = pd.DataFrame(
+            self.shares[method].T, index=list(self.hps), columns=[str(s) for s in self.scales]
+        )
+        return frame.loc[frame.mean(axis=1).sort_values(ascending=False).index]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; a bound that is not known is null."""
+        return {
+            "scales": [dict(scale) for scale in self.scales],
+            "shares": {
+                method: [dict(zip(self.hps, map(float, row), strict=True)) for row in rows]
+                for method, rows in self.shares.items()
+            },
+            "agreement": {
+                method: {key: None if math.isnan(v) else v for key, v in interval._asdict().items()}
+                for method, interval in self.agreement.items()
+            },
+            "left_out": list(self.left_out),
+        }
+
+
+def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: int = 0) -> Importance:
+    """Importance of HPs per scale from the finished runs.
+
+    Args:
+        runs: of any scales and outcomes.
+        dimensions: the searched HPs.
+        seed: of the bootstrap and of fANOVA's forest.
+
+    Raises:
+        TransferError: if only one HP varies, or no scale has enough finished runs.
+    """
+    by_scale: dict[Scale, list[Run]] = {}
+    for run in runs:
+        if run.outcome is Outcome.FINISHED and run.scale is not None and run.loss is not None:
+            by_scale.setdefault(run.scale, []).append(run)
+    if not by_scale:
+        raise TransferError("No run has finished with a finite loss; there is nothing to diagnose.")
+    left_out = []
+    enough = {scale: of for scale, of in by_scale.items() if len(of) >= MIN_RUNS}
+    for scale, of in by_scale.items():
+        if scale not in enough:
+            left_out.append(f"{scale} has {len(of)} finished runs, importance needs {MIN_RUNS}.")
+    if not enough:
+        most = max(map(len, by_scale.values()))
+        raise TransferError(
+            f"Importance needs {MIN_RUNS} finished runs at one scale, but no scale has more than {most}; "
+            "run more trials."
+        )
+    dimensions = [
+        dim
+        for dim in dimensions
+        if all(
+            len({run.params[dim.name] for run in of if dim.name in run.params}) > 1 for of in enough.values()
+        )
+    ]
+    if len(dimensions) < 2:
+        names = ", ".join(dim.name for dim in dimensions) or "none"
+        raise TransferError(
+            f"Importance compares HPs, but {len(dimensions)} of them varies ({names}); search two or more."
+        )
+    tables = {
+        scale: _table([r for r in of if _complete(r, dimensions)], dimensions) for scale, of in enough.items()
+    }
+    rng = np.random.default_rng(seed)
+    shares = {
+        method: np.array([_METHODS[method](t, dimensions, seed) for t in tables.values()])
+        for method in METHODS
+    }
+    agreement = {}
+    if len(tables) > 1:
+        for method in METHODS:
+            draws = [_agreement(shares[method])]
+            for _ in range(DRAWS[method]):
+                drawn = [t.take(rng.integers(len(t.y), size=len(t.y))) for t in tables.values()]
+                draws.append(_agreement(np.array([_METHODS[method](t, dimensions, seed) for t in drawn])))
+            known = Interval.of(np.array(draws))
+            agreement[method] = known if DRAWS[method] else Interval(known.value, math.nan, math.nan)
+    hps = tuple(dim.name for dim in dimensions)
+    return Importance(tuple(tables), hps, shares, agreement, tuple(left_out))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The runs of one scale: HPs in [0, 1] or as codes (m x d), losses (m), number of the run (m)."""
+
+    X: Array
+    y: Array
+    origin: np.ndarray[Any, np.dtype[np.int64]]
+
+    def take(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> _Table:
+        return _Table(self.X[rows], self.y[rows], self.origin[rows])
+
+
+def _complete(run: Run, dimensions: Sequence[Dimension]) -> bool:
+    return all(dim.name in run.params for dim in dimensions)
+
+
+def _table(runs: Sequence[Run], dimensions: Sequence[Dimension]) -> _Table:
+    columns = []
+    for dim in dimensions:
+        values = [run.params[dim.name] for run in runs]
+        if dim.transform == "categorical":
+            columns.append([float(dim.choices.index(value)) for value in values])
+        else:
+            low, high = dim.forward(dim.low), dim.forward(dim.high)
+            columns.append([(dim.forward(float(value)) - low) / (high - low) for value in values])
+    losses = np.array([run.loss for run in runs], dtype=float)
+    return _Table(np.array(columns).T, losses, np.arange(len(runs)))
+
+
+def _agreement(shares: Array) -> float:
+    """Mean Spearman correlation over pairs of scales; nan where a method sees no difference at a scale."""
+    correlations = []
+    for one, other in itertools.combinations(shares, 2):
+        if np.ptp(one) > 0 and np.ptp(other) > 0:
+            correlations.append(float(spearmanr(one, other).statistic))
+    return float(np.mean(correlations)) if correlations else math.nan
+
+
+def _relief(table: _Table, dimensions: Sequence[Dimension], seed: int) -> Array:
+    categorical = np.array([dim.transform == "categorical" for dim in dimensions])
+    return relief(table.X, table.y, categorical, table.origin)
+
+
+def _with_optuna(evaluator: str, table: _Table, dimensions: Sequence[Dimension], seed: int) -> Array:
+    """An evaluator of Optuna on a study in memory that holds the rows of one scale."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study()
+        distributions: dict[str, Any] = {
+            dim.name: optuna.distributions.CategoricalDistribution(dim.choices)
+            if dim.transform == "categorical"
+            else optuna.distributions.FloatDistribution(-0.5, 1.5)  # rounding may leave [0, 1]
+            for dim in dimensions
+        }
+        for row, loss in zip(table.X, table.y, strict=True):
+            params = {
+                dim.name: dim.choices[int(value)] if dim.transform == "categorical" else float(value)
+                for dim, value in zip(dimensions, row, strict=True)
+            }
+            study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=distributions, value=float(loss))
+            )
+        kinds: dict[str, Any] = {
+            "fANOVA": lambda: optuna.importance.FanovaImportanceEvaluator(seed=seed),
+            "PED-ANOVA": optuna.importance.PedAnovaImportanceEvaluator,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(study, evaluator=kinds[evaluator]())
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    return np.array([found.get(dim.name, 0.0) for dim in dimensions])
+
+
+_METHODS: dict[str, Any] = {
+    "N-RReliefF": _relief,
+    "fANOVA": lambda *args: _with_optuna("fANOVA", *args),
+    "PED-ANOVA": lambda *args: _with_optuna("PED-ANOVA", *args),
+}
