@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-slow demo clean
+.PHONY: help install lint test test-slow chaos demo clean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [WORKERS=2] [STUDY=studies/sotu_lm.toml]"
@@ -46,6 +46,12 @@ test: lint ## lint, then the test suite (under 10 minutes on 2 cores)
 
 test-slow: $(STAMP) ## the longer checks that `make test` leaves out
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+chaos: $(STAMP) ## kill workers and restart the database while studies run, and count what is lost (10 minutes)
+	$(TEST_ENV) $(BIN)/python tests/runners/chaos.py --storage postgresql --trials 500
+	$(TEST_ENV) $(BIN)/python tests/runners/chaos.py --storage sqlite --trials 150
+	$(TEST_ENV) $(BIN)/python tests/runners/chaos.py --storage grpc --trials 150
+	$(TEST_ENV) $(BIN)/python tests/runners/chaos.py --storage journal --trials 150
 
 demo: $(STAMP) ## tune on proxies, project to the target, verify there, write a report (12 minutes on 2 cores)
 	$(BIN)/transfer-bo run $(STUDY)
