@@ -59,7 +59,7 @@ def test_right_tables_pass(rule, alpha, options):
 @pytest.mark.parametrize(
     ("rule", "alpha", "options", "failing"),
     [
-        ("sp", 1.0, WIDER, {("q", "own"): "grows", ("up", "own"): "grows", ("blocks", "stack"): "grows"}),
+        ("sp", 1.0, WIDER, {("q", "own"): "grows", ("up", "own"): "grows", ("embedding", "own"): "ok"}),
         (EMBEDDING_EPS, 1.0, LARGE_EPS, {("embedding", "own"): "vanishes", ("q", "own"): "ok"}),
         (NO_DEPTH_LR, 0.5, DEEPER, {("attn_norm", "own"): "grows", ("embedding", "own"): "ok"}),
         ("mup", 1.0, DEEPER, {("attn_norm", "own"): "grows", ("blocks", "stack"): "grows"}),

@@ -177,6 +177,7 @@ def test_muon_takes_hidden_matrices_only():
     ("rule", "hps", "message"),
     [
         ("shampoo", {}, "'shampoo', which torch does not have; use the factors of p.table"),
+        ("soap", {}, "'soap', which torch does not have"),
         ("mup_adam", {"weight_decay.q": 0.1}, "is for Adam, whose weight decay .* set weight_decay to 0"),
     ],
 )

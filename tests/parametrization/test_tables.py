@@ -9,7 +9,7 @@ import math
 import pytest
 
 from transfer_bo.parametrization.rules import Power, Ratios, Role, Row
-from transfer_bo.parametrization.tables import COMPLETE_D_P, RULES
+from transfer_bo.parametrization.tables import COMPLETE_D_P, KFAC_DAMPING, RULES
 
 M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7)
 
@@ -86,6 +86,17 @@ LITERATURE = {
     "soap": {"hidden_weight": (1 / 2, math.sqrt(7 / 4), math.sqrt(4 / 7) / 3, math.sqrt(4 / 7) / 4, 1)},
     "shampoo": {"hidden_weight": (1 / 2, math.sqrt(7 / 4), 4 / 7 / 9, math.sqrt(4 / 7) / 4, 1)},
     "shampoo_half": {"hidden_weight": (1 / 2, 1 / 3, 4 / 7 / 9, 3 / 4, 1)},
+    # 2312.12226; ε is the damping, of K-FAC that of both factors
+    "kfac": {
+        "input_embedding": (1, 1, 1 / 4, 1, 1),
+        "hidden_weight": (1 / 2, 1, 1, 1, 1),
+        "unembedding": (1 / 4, 1, 4, 1, 1),
+    },
+    "shampoo_width": {
+        "input_embedding": (1, 2, 1 / 4, 1 / 2, 1),
+        "hidden_weight": (1 / 2, 1, 1, 1, 1),
+        "unembedding": (1 / 4, 1 / 2, 4, 2, 1),
+    },
 }
 TIMED = ("muon", "soap", "shampoo", "shampoo_half")
 
@@ -155,6 +166,15 @@ def test_everett(name):
     for i, role in enumerate(("input_embedding", "hidden_weight", "unembedding")):
         expected = (4.0 ** -b[i], 4.0 ** -c[i], 4.0 ** -g[i], 4.0 ** c[i], 4.0 ** -a[i])
         assert pytest.approx(expected, rel=1e-12) == _numbers(RULES[name], role)
+
+
+def test_damping_of_each_factor():
+    """K-FAC: ρ_A ∝ (1, M, M) of the inputs, ρ_B ∝ (1/M, 1/M, 1) of the output gradients."""
+    layers = ("input_embedding", "hidden_weight", "unembedding")
+
+    assert {"input_embedding": (1, 1 / 4), "hidden_weight": (4, 1 / 4), "unembedding": (4, 1)} == {
+        role: tuple(power.at(M, 1.0) for power in KFAC_DAMPING[Role(role)]) for role in layers
+    }
 
 
 def test_everett_vectors():

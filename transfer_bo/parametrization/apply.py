@@ -41,6 +41,7 @@ from transfer_bo.parametrization.residual import (
 from transfer_bo.parametrization.roles import Anatomy, Tensor, dissect
 from transfer_bo.parametrization.rules import Ratios, Role, Rule, Setting
 from transfer_bo.parametrization.settings import HPs, check_hps, multiplier_of, value_of
+from transfer_bo.parametrization.sharding import total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
 
@@ -86,7 +87,8 @@ class Parametrization:
     """What `parametrize` found: roles, groups, and the settings of every tensor at the target.
 
     It refers to tensors by name only, so one object serves any number of models built at the target, wrapped
-    (torch.compile, DDP) or not.
+    (torch.compile, DDP, fully_shard) or not. Set a model up before its first forward pass: what torch.compile
+    has compiled does not see multipliers that are registered later.
     """
 
     def __init__(
@@ -331,7 +333,8 @@ class Parametrization:
         mean square is that of the base model's own draw (deeper blocks: the block at the same relative depth)
         times the rule's and the HPs' factors. So the model's own way of initialising is kept, at the base bit
         by bit. Constants (gains of one, biases of zero) stay as they are; `init_std` does not move them.
-        Buffers are recomputed. Draws are made on the CPU, so that they are the same on every device.
+        Buffers are recomputed. Draws are made on the CPU, so that they are the same on every device; a model
+        sharded by `fully_shard` gets its shards of the same values, without communication.
 
         Raises:
             TransferError: for a model of another scale or without memory, or an HP that it has no group for.
@@ -354,7 +357,7 @@ class Parametrization:
                 factor = thetas[name] * self._rule_setting(tensor).init_std
                 factor *= value_of("init_std", tensor.labels, hps, tensor.position)
                 factor *= _rms(base[tensor.base_name]) / _rms(drawn)
-            parameters[name].copy_(drawn * factor)
+            write_values(parameters[name], drawn * factor)
         self._copy_rest(native, model)
         self._set_hooks(model, hps)
 
@@ -363,10 +366,10 @@ class Parametrization:
         modules = modules_of(model)
         for path, source in modules_of(native).items():
             for name, buffer in source.named_buffers(recurse=False):
-                modules[path].get_buffer(name).copy_(buffer)
+                write_values(modules[path].get_buffer(name), buffer)
             for name, parameter in source.named_parameters(recurse=False):
                 if not parameter.requires_grad:
-                    modules[path].get_parameter(name).copy_(parameter)
+                    write_values(modules[path].get_parameter(name), parameter)
 
     def param_groups(self, model: nn.Module, hps: HPs | None = None) -> list[dict[str, Any]]:
         """Parameter groups for the rule's optimizer, `torch.optim.AdamW` for most rules.
@@ -428,7 +431,7 @@ class Parametrization:
         Folding a multiplier θ into a tensor divides its gradient by θ. So that both forms train alike, norms
         are those of one form: branch multipliers in the forward pass (a tensor into which one is folded
         counts θ times), a rule's multipliers of single tensors folded. Without any this is
-        `torch.nn.utils.clip_grad_norm_`.
+        `torch.nn.utils.clip_grad_norm_`. Under `fully_shard` the norm is over all shards.
 
         Args:
             model: A model that `param_groups` was called with; its HPs at the last call are what counts.
@@ -449,7 +452,7 @@ class Parametrization:
             else cast(torch.Tensor, p.grad)
             for name, p in with_grad.items()
         ]
-        total = nn.utils.get_total_norm(gradients)
+        total = total_norm(gradients)
         nn.utils.clip_grads_with_norm_(list(with_grad.values()), max_norm, total)
         return total
 

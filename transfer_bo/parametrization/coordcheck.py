@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["CoordCheck", "Growth", "coordinate_check"]
+__all__ = ["CoordCheck", "Growth", "coordinate_check", "random_classes"]
 
 TOLERANCE = 0.25
 """Exponents up to here pass. Wrong tables are off by 1/2 or so, small models by up to .2 of their own."""
@@ -176,7 +176,7 @@ def coordinate_check(
             scale = base.replace(**{axis: base[axis] * factor})
             p = parametrize(build_model, base, scale, rule, alpha, roles=roles, inputs=run.arguments)
             for seed in seeds:
-                found = measure_changes(p, hps, seed, run.arguments, steps, loss or _loss(seed))
+                found = measure_changes(p, hps, seed, run.arguments, steps, loss or random_classes(seed))
                 for (module, measure), change in found.items():
                     changes[axis, module, measure][scale[axis]].append(change)
     sizes = {key: dict(points) for key, points in changes.items()}
@@ -185,7 +185,9 @@ def coordinate_check(
     return CoordCheck(name, tuple(growths), sizes)
 
 
-def _loss(seed: int) -> Loss:
+def random_classes(seed: int) -> Loss:
+    """Cross-entropy of a model's outputs (or their `logits`) against classes drawn at random, by a seed."""
+
     def cross_entropy(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         out = model(*inputs)
         out = getattr(out, "logits", out)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from transfer_bo.errors import TransferError
 from transfer_bo.parametrization.rules import ONE, SYMMETRIES, Power, Role, Row, Rule
 
-__all__ = ["COMPLETE_D_P", "RULES", "find_rule"]
+__all__ = ["COMPLETE_D_P", "KFAC_DAMPING", "RULES", "find_rule"]
 
 
 def _width(exponent: float) -> Power:
@@ -369,6 +369,47 @@ _PRECONDITIONED = [
     _preconditioned("soap", "soap", _RATIO**0.5, _RATIO**-0.5 * _depth(-1), "SOAP, both sides"),
 ]
 
+# 2312.12226, as recalled and re-derived (its table was not at hand): initial std n^-b with b = (0, 1/2, 1)
+# for (embedding, hidden, readout), learning rates and damping so that every layer learns alike. Derived: λ
+# such that lr·λ stays. Nothing for vectors, depth, batch and duration. The paper starts the readout at zero.
+
+KFAC_DAMPING: Mapping[Role, tuple[Power, Power]] = {
+    Role.INPUT_EMBEDDING: (ONE, _width(-1)),
+    Role.HIDDEN_WEIGHT: (_width(+1), _width(-1)),
+    Role.UNEMBEDDING: (_width(+1), ONE),
+}
+"""K-FAC's damping of the inputs' factor A and of the output gradients' factor B. It is the choice that scales
+with the mean eigenvalue (trace over size) of each."""
+
+
+def _second_order(name: str, exponents: tuple[float, float, float], note: str) -> Rule:
+    """Learning rates n^exponents; ε is the damping, of K-FAC the product of both factors'."""
+    rows = {
+        role: Row(
+            init_var=_width(-2 * b),
+            lr=_width(c),
+            eps=KFAC_DAMPING[role][0] * KFAC_DAMPING[role][1],
+            weight_decay=_width(-c),
+        )
+        for role, b, c in zip(KFAC_DAMPING, (0, 0.5, 1), exponents, strict=True)
+    }
+    rows[Role.POSITION_EMBEDDING] = rows[Role.INPUT_EMBEDDING]
+    rows[Role.CONV_KERNEL] = rows[Role.HIDDEN_WEIGHT]
+    return Rule(
+        name=name,
+        source=f"2312.12226 (re-derived): {note}",
+        rows=rows,
+        residual=ONE,
+        optimizer=name.partition("_")[0],
+        derived=frozenset(Role),
+    )
+
+
+_SECOND_ORDER = [
+    _second_order("kfac", (0, 0, 0), "K-FAC"),
+    _second_order("shampoo_width", (0.5, 0, -0.5), "Shampoo, powers -1/4"),
+]
+
 RULES: Mapping[str, Rule] = {
     rule.name: rule
     for rule in (
@@ -390,6 +431,7 @@ RULES: Mapping[str, Rule] = {
         _SP_EMBEDDING_LR,
         *_EVERETT,
         *_PRECONDITIONED,
+        *_SECOND_ORDER,
     )
 }
 
