@@ -71,7 +71,7 @@ def _octaves(low: float, high: float, step: float) -> tuple[float, ...]:
 _BCE, _MSE = F.binary_cross_entropy_with_logits, F.mse_loss
 _WIDTHS = (32, 64, 128, 256, 512, 1024)
 CASES = {
-    "ball": Case(16, 1.0, _ball, _BCE, 1024, _WIDTHS, _octaves(-5, 1, 0.5)),
+    "ball": Case(16, 1.0, _ball, _BCE, 1024, _WIDTHS, _octaves(-3, 3, 0.5)),
     "multi_index": Case(64, 2 / 8, lambda x: _norm(x, 15), _MSE, 1024, _WIDTHS, _octaves(-7, -1, 0.5)),
     "multi_index_per_layer": Case(
         64, 2 / 8, lambda x: _norm(x, 15), _MSE, 1024, _WIDTHS, _octaves(-5, 1, 0.5), 1 / 50
