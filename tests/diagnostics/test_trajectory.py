@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from transfer_bo import Scale, TransferError
+from transfer_bo.diagnostics.pictures import draw_truncation
 from transfer_bo.diagnostics.trajectory import Decomposition, TrajectoryRecorder, window_losses
 from transfer_bo.diagnostics.truncation import select_truncation
 from transfer_bo.parametrization import parametrize
@@ -164,6 +165,7 @@ def test_bound_holds_when_the_rest_tilts() -> None:
     assert found is not None
     assert 1.0 == found.shift
     assert found.bound >= found.shift
+    assert 2 == len(draw_truncation(nu, found, (8, 16)).axes)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The picture of a diagnosis: bowls per size, the optimum's path, importance per scale."""
+"""Pictures of a diagnosis (bowls per size, the optimum's path, importance per scale) and of a decomposition."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from transfer_bo.diagnostics.diagnose import Diagnosis
     from transfer_bo.diagnostics.importance import Importance
     from transfer_bo.diagnostics.rates import Rates
+    from transfer_bo.diagnostics.truncation import Truncation
 
-__all__ = ["draw_diagnosis"]
+__all__ = ["draw_diagnosis", "draw_truncation"]
 
 WIDTH_IN = 11.0
 ROW_IN = 3.2
@@ -31,6 +33,22 @@ def draw_diagnosis(diagnosis: Diagnosis) -> Figure:
         _path(figure.add_subplot(rows, 2, 2 * i + 2), rates)
     if diagnosis.importance is not None:
         _bars(figure.add_subplot(rows, 1, rows), diagnosis.importance)
+    return figure
+
+
+def draw_truncation(
+    nu: Sequence[float], found: Truncation, widths: tuple[int, int], hp: str = "lr"
+) -> Figure:
+    """Two panels over the HP (octaves): the width-stable top part and the width-sensitive rest, at two widths."""
+    figure = Figure(figsize=(WIDTH_IN, ROW_IN), layout="constrained")
+    panels = {"top directions (width-stable)": found.top, "rest (width-sensitive)": found.rest}
+    for i, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, 2, i + 1)
+        for line, width, colour in zip(lines, widths, _shades(2), strict=False):
+            axes.plot(nu, line, "o-", color=colour, label=f"width {width}")
+        axes.set(xlabel=f"log2 {hp}", ylabel="loss" if i == 0 else "change of loss", title=title)
+        axes.legend(fontsize=7)
+    figure.suptitle(f"optimum moves {found.shift:.1f} octaves, bound {found.bound:.1f}", fontsize=9)
     return figure
 
 
