@@ -180,6 +180,8 @@ def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Count:
             return process
 
         workers = [start() for _ in range(plan.workers)]
+        while not (folder / "steps").exists() and any(worker.is_alive() for worker in workers):
+            time.sleep(0.05)  # the first start loads the libraries, for all of them
         started = time.monotonic()
         deadline = started + plan.patience + 4 * plan.trials * plan.seconds / plan.workers
         next_kill = started + plan.kill_every

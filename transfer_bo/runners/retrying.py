@@ -13,7 +13,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import sqlalchemy.exc
@@ -111,12 +111,24 @@ class RetryingStorage(BaseStorage):
     set_trial_user_attr = _delegated("set_trial_user_attr")
     set_trial_system_attr = _delegated("set_trial_system_attr")
     get_trial = _delegated("get_trial")
-    get_all_trials = _delegated("get_all_trials")
     get_best_trial = _delegated("get_best_trial")
 
     def remove_session(self) -> None:
         """Close this thread's connection."""
         self._backend.remove_session()
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As in Optuna, trials that wait again included.
+
+        Asked for exactly `(WAITING,)`, the storage in memory looks at trials behind the last one only.
+        """
+        wanted = set(states) if isinstance(states, tuple) else states
+        found: list[FrozenTrial] = self._until_answered(
+            self._backend.get_all_trials, study_id, deepcopy=deepcopy, states=wanted
+        )
+        return found
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """A new trial, made once even if the answer to the first attempt is lost."""

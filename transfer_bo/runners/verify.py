@@ -220,7 +220,7 @@ def run_job(
 
 def _take_up(study: optuna.Study, job: Job) -> int | None:
     """Take this job's trial out of the queue, if it waits there."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+    for trial in study.get_trials(deepcopy=False, states={TrialState.WAITING}):
         if job.matches(trial) and study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
             return trial._trial_id
     return None
