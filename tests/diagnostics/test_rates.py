@@ -108,7 +108,7 @@ def test_intervals_cover() -> None:
     """Over 60 noisy sweeps the 90% intervals of α and of the drift hold the truth as often as they say."""
     held = np.zeros(2)
     for seed in range(60):
-        rates = rates_of(bowls(noise=0.003, seed=seed, repeats=2), draws=150)
+        rates = rates_of(bowls(noise=0.003, seed=seed, repeats=2), draws=60)
         held += [rates.alpha.holds(0.5), rates.drift.holds(4.0 * (16**-0.6 - 256**-0.6))]
 
     # 54 expected; fewer than 46 or more than 59 has a chance below 1% each, if the level is right.

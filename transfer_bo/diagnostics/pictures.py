@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis (bowls per size, the optimum's path, importance per scale) and of a decomposition."""
+"""Pictures of a diagnosis (bowls, the optimum's path, importance per scale) and of a decomposition."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw_diagnosis(diagnosis: Diagnosis) -> Figure:
 def draw_truncation(
     nu: Sequence[float], found: Truncation, widths: tuple[int, int], hp: str = "lr"
 ) -> Figure:
-    """Two panels over the HP (octaves): the width-stable top part and the width-sensitive rest, at two widths."""
+    """Two panels over the HP (octaves): width-stable top part and width-sensitive rest, at two widths."""
     figure = Figure(figsize=(WIDTH_IN, ROW_IN), layout="constrained")
     panels = {"top directions (width-stable)": found.top, "rest (width-sensitive)": found.rest}
     for i, (title, lines) in enumerate(panels.items()):

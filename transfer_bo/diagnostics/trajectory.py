@@ -62,7 +62,7 @@ class Decomposition:
     @property
     def width(self) -> int:
         """The largest number of directions that a matrix has."""
-        return max(values.shape[1] for values in self.eigenvalues.values())
+        return max(int(values.shape[1]) for values in self.eigenvalues.values())
 
     def top(self) -> Array:
         """φ^k, k = 1 ... width: the loss at the start plus its change by the top k directions (width)."""
