@@ -1,0 +1,33 @@
+"""A short version of `make chaos`: workers killed, the database restarted, and nothing lost."""
+
+from __future__ import annotations
+
+import pytest
+from chaos import Plan, run
+from postgres import why_not
+
+NO_SERVER = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(Plan("postgresql", 24, workers=4, seconds=0.4, restarts=1), marks=NO_SERVER),
+        pytest.param(
+            Plan("grpc", 12, workers=3, seconds=0.4, restarts=1), marks=[NO_SERVER, pytest.mark.slow]
+        ),
+        pytest.param(Plan("sqlite", 12, workers=3, seconds=0.4), marks=pytest.mark.slow),
+        pytest.param(Plan("journal", 12, workers=3, seconds=0.4)),
+    ],
+    ids=lambda plan: plan.storage,
+)
+def test_nothing_is_lost_counted_twice_or_stuck(plan: Plan) -> None:
+    """Every finished result is there once, the study ends by itself, and workers were really killed."""
+    count = run(plan)
+
+    assert count.ended
+    assert (0, 0, 0) == (count.lost, count.twice, count.stuck)
+    assert count.finished >= plan.trials
+    assert count.kills >= 2
+    assert plan.restarts == count.restarts

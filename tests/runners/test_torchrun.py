@@ -1,0 +1,103 @@
+"""A trial in several processes under torchrun: the result of one; a killed process ends them all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transfer_bo import Scale
+from transfer_bo.errors import Preempted
+from transfer_bo.runners.trial import Attempt, StudyTask
+from transfer_bo.study_file import load_study_file
+
+WriteStudy = Callable[..., Path]
+HPS = {"lr": 0.01, "lr.embedding": 1.0}
+SCALE = Scale(width=16, depth=1, batch=4, tokens=4 * 16 * 60)
+
+
+def task(path: Path, ranks: int, stop: Callable[[], bool] = lambda: False) -> StudyTask:
+    """The study with so many processes per trial."""
+    study = load_study_file(path)
+    run = study.run.model_copy(update={"ranks": ranks, "checkpoint_seconds": 0.001})
+    return StudyTask(study.model_copy(update={"run": run}), stop)
+
+
+def attempt(seen: list[tuple[float, float]], tokens: float = SCALE.tokens, **hps: float) -> Attempt:
+    """A run of 60 steps."""
+    scale = SCALE.replace(tokens=tokens)
+    return Attempt(0, scale, {**HPS, **hps}, 1, 1, 0, lambda progress, loss: seen.append((progress, loss)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
+@pytest.mark.timeout(900)
+def test_two_processes_equal_one_and_survive_a_kill(write_study: WriteStudy) -> None:
+    """The same curve to rounding; killed in the middle, all end in seconds and it resumes bitwise."""
+    path = write_study()
+    alone: list[tuple[float, float]] = []
+    task(path, 1).run(attempt(alone))
+    whole: list[tuple[float, float]] = []
+    two = task(path, 2)
+    expected = two.run(attempt(whole))
+    two.after(_ended())
+    pieces: list[tuple[float, float]] = []
+    killed: list[float] = []
+
+    def kill() -> None:
+        while len(pieces) < 3:
+            time.sleep(0.01)
+        os.kill(max(ranks_in(path.parent)), signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(Preempted) as caught:
+        two.run(attempt(pieces))
+    killer.join()
+    seconds = time.monotonic() - killed[0]
+    actual = two.run(attempt(pieces))
+
+    assert caught.value.died
+    assert seconds < 60
+    assert dict(alone) == pytest.approx(dict(whole), rel=1e-4)  # float32
+    assert dict(whole) == dict(pieces)
+    assert expected == actual
+
+
+def ranks_in(folder: Path) -> list[int]:
+    """The process ids of the ranks that train below a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
+            is_rank = b"transfer_bo.runners.rank" in arguments and b"torch.distributed.run" not in arguments
+            if is_rank and str(folder).encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def _ended() -> object:
+    class Ended:
+        number = 0
+
+    return Ended()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_error_on_any_rank_ends_the_trial_with_its_message(write_study: WriteStudy) -> None:
+    """What the first rank to fail had to say is what the study hears."""
+    two = task(write_study(), 2)
+    bad = Attempt(
+        0, SCALE, {"lr": 0.01}, -1, 1, 0, lambda *_: None
+    )  # a negative seed is refused by the trainer
+
+    with pytest.raises(RuntimeError, match=r"Rank \d: TransferError: The seed is -1"):
+        two.run(bad)
