@@ -1,6 +1,7 @@
 """The coordinate check passes for the right table and fails for wrong ones, where they are wrong."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transfer_bo.errors import TransferError
 from transfer_bo.parametrization import COMPLETE_D_P, Power, Role
 from transfer_bo.parametrization.coordcheck import coordinate_check
 from transfer_bo.scale import Scale
+from transfer_bo.study_file import load_study_file
 from transfer_bo.training.model import build_transformer
 
 BASE = Scale(width=32, depth=4, batch=4, tokens=100)
@@ -73,6 +75,30 @@ def test_wrong_tables_fail(rule, alpha, options, failing):
     assert not check.passed
     assert failing.items() <= verdicts.items(), check.table().to_string()
     assert check.failures[0].verdict != "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "alpha", "hps", "failing"),
+    [
+        ("complete_d_p", 1.0, {}, set()),
+        ("complete_d_p", 0.5, {}, set()),
+        ("complete_d_p", 1.0, {"eps": 3e-3}, set()),
+        ("sp", 1.0, {}, {"q", "v", "up", "down", "blocks"}),
+        ("sp_embedding_lr", 1.0, {}, {"embedding", "q", "v", "up", "down", "blocks"}),
+        (EMBEDDING_EPS, 1.0, {"eps": 3e-3}, {"embedding"}),
+        (NO_DEPTH_LR, 0.5, {}, {"attn_norm", "q_norm", "mlp_norm"}),
+        ("mup", 1.0, {}, {"attn_norm", "q", "v", "o", "up", "down", "blocks"}),
+    ],
+)
+def test_the_demos_study(rule, alpha, hps, failing):
+    """With the settings of `transfer-bo coord-check studies/sotu_lm.toml`, right tables alone pass."""
+    study = load_study_file(Path(__file__).parents[2] / "studies" / "sotu_lm.toml")
+    base, hps = study.base.replace(depth=4), {**study.hp_space.defaults, **hps}
+    check = coordinate_check(build_transformer, base, rule, alpha, hps=hps, factors=(1, 2, 4))
+
+    assert (not failing) == check.passed, check.table().to_string()
+    assert failing <= {growth.module for growth in check.failures}, check.table().to_string()
 
 
 def test_table_and_plot(tmp_path):
