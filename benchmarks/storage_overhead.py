@@ -1,5 +1,4 @@
-"""What a trial costs besides training: ask and tell on each storage, against Optuna's own loop; a large
-study.
+"""What a trial costs besides training: ask and tell per storage, against Optuna's loop; a large study.
 
     python benchmarks/storage_overhead.py [--trials 100] [--large 10000]
 
@@ -105,7 +104,7 @@ study = optuna.load_study(
 study.get_trials(deepcopy=False); opened = time.perf_counter()
 trial = study.ask(); study.sampler._ladder.suggest(trial)
 trial.suggest_float("x", 0.001, 1, log=True); asked = time.perf_counter()
-print(f"{trials} trials: opened in {{opened - started:.1f}} s, next trial suggested in {{asked - opened:.1f}} s")
+print(f"{trials} trials: opened in {{opened - started:.1f}} s, asked in {{asked - opened:.1f}} s")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
