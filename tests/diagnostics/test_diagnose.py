@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +16,8 @@ from transfer_bo import Scale, TransferError
 from transfer_bo.cli import app
 from transfer_bo.diagnostics.diagnose import COST, diagnose
 from transfer_bo.diagnostics.pictures import draw_diagnosis
-from transfer_bo.history import Outcome, Run
+from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, Settings
+from transfer_bo.scale import SCALE_ATTR
 from transfer_bo.surrogate.dimension import Dimension
 
 LR = Dimension("lr", "log", 2.0**-9, 2.0**-1)
@@ -132,6 +135,34 @@ def test_command_on_a_table(table: Path, tmp_path: Path) -> None:
     assert "Transfer of lr: " in shown.stdout
     assert picture.read_text().startswith("<?xml")
     assert found["rates"]["lr"]["beta"]["value"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_command_on_a_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stored study gives a verdict and leaves a picture in its folder."""
+    study = optuna.create_study()
+    scales = tuple(Scale(width=n) for n in WIDTHS)
+    settings = Settings(scales, (0, 1, 2, 3), Scale(width=1024), tuple(float(n) for n in WIDTHS))
+    study.set_user_attr(SETTINGS_ATTR, settings.to_json())
+    for n in WIDTHS:
+        for z in np.arange(-9.0, -0.9, 1.0):
+            loss = 2 + 4 * n**-0.5 + 0.03 * (z + 6 - 8 * n**-0.5) ** 2
+            trial = optuna.trial.create_trial(
+                params={"lr": 2.0**z},
+                distributions={"lr": optuna.distributions.FloatDistribution(2.0**-9, 0.5, log=True)},
+                value=float(loss),
+                user_attrs={SCALE_ATTR: {"width": n}},
+            )
+            study.add_trial(trial)
+    monkeypatch.setattr(
+        "transfer_bo.cli.diagnose.load_study_file", lambda path: SimpleNamespace(out=tmp_path)
+    )
+    monkeypatch.setattr("transfer_bo.runners.storage.open_study", lambda study_file: study)
+    result = CliRunner().invoke(app, ["diagnose", "study.toml"])
+
+    assert 0 == result.exit_code, result.output
+    assert "Transfer of lr: " in result.stdout
+    assert "No importance: Importance compares HPs" in result.stdout
+    assert (tmp_path / "diagnosis.png").exists()
 
 
 @pytest.mark.parametrize(

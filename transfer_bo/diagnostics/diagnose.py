@@ -103,7 +103,9 @@ def diagnose(
     axis, sizes = _sizes(runs, axis, cost)
     if axis == COST:
         notes.append("Several axes grow together, so the size is the cost of a run.")
-    rates, metrics, sweeps = {}, {}, {}
+    rates: dict[str, Rates] = {}
+    metrics: dict[str, TransferMetrics] = {}
+    sweeps: dict[str, Sweep] = {}
     kept = [run for run in runs if run.scale in sizes]
     if len(sizes) < MIN_SIZES:
         notes.append(
@@ -172,10 +174,10 @@ def _one_hp(
     others = [dim for dim in dimensions if dim.name != hp.name]
     used = np.isfinite(losses) & np.isfinite(values)
     used &= np.array([all(dim.name in run.params for dim in others) for run in runs])
-    varying = [dim for dim in others if len({runs[i].params[dim.name] for i in np.flatnonzero(used)}) > 1]
+    rows = [run for run, counts in zip(runs, used, strict=True) if counts]
+    varying = [dim for dim in others if len({run.params[dim.name] for run in rows}) > 1]
     if not varying:
         return frame, None
-    rows = [runs[i] for i in np.flatnonzero(used)]
     z = np.array([hp.forward(float(run.params[hp.name])) for run in rows])
     z -= z.mean()
     own = [

@@ -96,6 +96,8 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
             by_scale.setdefault(run.scale, []).append(run)
     if not by_scale:
         raise TransferError("No run has finished with a finite loss; there is nothing to diagnose.")
+    if len(dimensions) < 2:
+        raise _alone(dimensions)
     left_out = []
     enough = {scale: of for scale, of in by_scale.items() if len(of) >= MIN_RUNS}
     for scale, of in by_scale.items():
@@ -115,10 +117,7 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
         )
     ]
     if len(dimensions) < 2:
-        names = ", ".join(dim.name for dim in dimensions) or "none"
-        raise TransferError(
-            f"Importance compares HPs, but {len(dimensions)} of them varies ({names}); search two or more."
-        )
+        raise _alone(dimensions)
     tables = {
         scale: _table([r for r in of if _complete(r, dimensions)], dimensions) for scale, of in enough.items()
     }
@@ -138,6 +137,13 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
             agreement[method] = known if DRAWS[method] else Interval(known.value, math.nan, math.nan)
     hps = tuple(dim.name for dim in dimensions)
     return Importance(tuple(tables), hps, shares, agreement, tuple(left_out))
+
+
+def _alone(dimensions: Sequence[Dimension]) -> TransferError:
+    names = ", ".join(dim.name for dim in dimensions) or "none"
+    return TransferError(
+        f"Importance compares HPs, but {len(dimensions)} of them varies ({names}); search two or more."
+    )
 
 
 @dataclass(frozen=True)
