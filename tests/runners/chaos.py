@@ -254,10 +254,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1.2)
     parser.add_argument("--restarts", type=int, default=2)
+    parser.add_argument("--kill-every", type=float, default=1.0)
+    parser.add_argument("--patience", type=float, default=300.0)
     given = parser.parse_args()
     has_server = given.storage in ("postgresql", "grpc")
     count = run(
-        Plan(given.storage, given.trials, given.workers, given.seconds, restarts=given.restarts * has_server),
+        Plan(
+            given.storage,
+            given.trials,
+            given.workers,
+            given.seconds,
+            given.kill_every,
+            restarts=given.restarts * has_server,
+            patience=given.patience,
+        ),
         say=lambda line: print(line, flush=True),
     )
     for key, value in dataclasses.asdict(count).items():

@@ -6,7 +6,6 @@ import errno
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +222,8 @@ def test_a_wait_takes_as_long_as_the_storage_is_away(flaky: Flaky, study: optuna
         time.sleep(0.2)
         flaky.lost = 0
 
-    helper: Callable[[], None] = come_back
-    threading.Thread(target=helper).start()
     started = time.monotonic()
+    threading.Thread(target=come_back).start()
     trial = study.ask()
 
     assert time.monotonic() - started >= 0.2
