@@ -160,7 +160,12 @@ def plot(runs: pd.DataFrame) -> Figure:
             panel.set_title(f"{name}: {rule}", fontsize=9)
             panel.set_xlabel(f"log2 of the {'weight decay' if name == 'weight_decay' else 'learning rate'}")
             panel.set_ylabel("held-out nats per byte")
-            panel.legend(fontsize=7, title="width" if name == "weight_decay" else name, title_fontsize=7)
+            panel.legend(
+                loc="upper right",
+                fontsize=7,
+                title="width" if name == "weight_decay" else name,
+                title_fontsize=7,
+            )
     return figure
 
 
