@@ -1,7 +1,6 @@
 """From a table of runs to what to set at the target."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +8,21 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from past import ASK, best_lr, loss_at, past_runs
 
 import transfer_bo as tb
 from transfer_bo.run_table import fit_runs
 from transfer_bo.run_table.rows import MAX_ROWS
 
-DRIFT = -0.4
-"""Octaves of lr per doubling of n_params in the analytic loss."""
-ASK: dict[str, Any] = {
-    "axes": ["n_params", "tokens"],
-    "hps": {"lr": "log", "beta2": "one_minus"},
-    "target": {"n_params": 1.6e9, "tokens": 1.6e10},
-}
 
-
-def best_lr(n_params: float) -> float:
-    """Where the analytic loss is least."""
-    return float(2.0 ** (-8 + DRIFT * math.log2(n_params / 1e8)))
-
-
-def loss_at(n_params: float, tokens: float, lr: float, beta2: float = 0.99) -> float:
-    """A law in size and tokens, times a bowl around the drifting optimum."""
-    law = 1.5 + (n_params / 1e8) ** -0.3 + 0.5 * (tokens / 1e9) ** -0.3
-    z = math.log2(lr / best_lr(n_params))
-    return law * math.exp(0.02 * z**2 + 0.004 * (math.log2(1 - beta2) - math.log2(0.02)) ** 2)
-
-
-def past_runs(per_scale: int = 6, noise: float = 0.002, seed: int = 0) -> pd.DataFrame:
-    """Random runs at six scales."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for n_params in (1e8, 2e8, 4e8):
-        for tokens in (1e9, 4e9):
-            for _ in range(per_scale):
-                lr, beta2 = 2.0 ** rng.uniform(-11, -6), 1 - 2.0 ** rng.uniform(-9, -3)
-                loss = loss_at(n_params, tokens, lr, beta2) * math.exp(noise * rng.normal())
-                rows.append({"n_params": n_params, "tokens": tokens, "lr": lr, "beta2": beta2, "loss": loss})
-    return pd.DataFrame(rows)
+def quick(runs: Any, **options: Any) -> tb.Suggestion:
+    """A suggestion without the test on held-out scales, which takes two more fits."""
+    return tb.suggest_from_runs(runs, **options, held_out=False)
 
 
 def test_the_drifting_optimum_is_found_beyond_the_runs() -> None:
     """At 4x the size and tokens the suggestion costs under 1%, and the intervals hold the truth."""
-    suggestion = tb.suggest_from_runs(past_runs(), **ASK)
+    suggestion = quick(past_runs(), **ASK)
     low, high = suggestion.interval(0.95)["lr"]
     loss_low, loss_high = suggestion.predicted_loss.interval(0.95)
     best = loss_at(1.6e9, 1.6e10, best_lr(1.6e9), 0.98)
@@ -63,22 +35,25 @@ def test_the_drifting_optimum_is_found_beyond_the_runs() -> None:
 
 def test_json_is_plain() -> None:
     """`to_json` survives JSON and carries the keys of every suggestion."""
-    plain = json.loads(json.dumps(tb.suggest_from_runs(past_runs(2), **ASK).to_json()))
+    plain = json.loads(json.dumps(quick(past_runs(2), **ASK).to_json()))
 
     assert {"params", "intervals", "predicted_loss", "drift"} <= plain.keys()
     assert plain["params"].keys() == plain["intervals"].keys() == plain["drift"].keys() == {"lr", "beta2"}
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".parquet"])
 def test_a_file_says_the_same_as_the_table(tmp_path: Path, suffix: str) -> None:
     """A table written to a file and read again gives the same suggestion."""
     table = past_runs(2)
     path = tmp_path / f"runs{suffix}"
-    table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
 
-    expected = tb.suggest_from_runs(table, **ASK).params
+    expected = quick(table, **ASK).params
 
-    assert expected == pytest.approx(tb.suggest_from_runs(str(path), **ASK).params, rel=1e-6)
+    assert expected == pytest.approx(quick(str(path), **ASK).params, rel=1e-6)
 
 
 def test_an_optuna_study_says_the_same_as_its_table(tmp_path: Path) -> None:
@@ -101,19 +76,19 @@ def test_an_optuna_study_says_the_same_as_its_table(tmp_path: Path) -> None:
         )
     study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
 
-    expected = tb.suggest_from_runs(table, **ASK).params
+    expected = quick(table, **ASK).params
 
-    assert expected == pytest.approx(tb.suggest_from_runs(url, **ASK).params, rel=1e-6)
-    assert expected == pytest.approx(tb.suggest_from_runs(url, study="old", **ASK).params, rel=1e-6)
+    assert expected == pytest.approx(quick(url, **ASK).params, rel=1e-6)
+    assert expected == pytest.approx(quick(url, study="old", **ASK).params, rel=1e-6)
     with pytest.raises(tb.TransferError, match="no study 'new'"):
-        tb.suggest_from_runs(url, study="new", **ASK)
+        quick(url, study="new", **ASK)
 
 
 def test_the_optimum_may_leave_the_values_seen() -> None:
     """Runs that all lie above the target's optimum are extrapolated from, and the reader is told."""
     table = past_runs(10)
     table = table[table["lr"] > 4 * best_lr(3.2e10)]
-    suggestion = tb.suggest_from_runs(table, **ASK | {"target": {"n_params": 3.2e10, "tokens": 4e9}})
+    suggestion = quick(table, **ASK | {"target": {"n_params": 3.2e10, "tokens": 4e9}})
 
     assert suggestion.params["lr"] < table["lr"].min()
     assert any("lr = " in warning and "below" in warning for warning in suggestion.warnings)
@@ -138,9 +113,9 @@ def test_diverged_runs_do_not_wreck_the_fit() -> None:
     wild = table.copy()
     worst = wild["lr"] > 2**-6.8
     wild.loc[worst, "loss"] = 7.0
-    calm = tb.suggest_from_runs(table[~worst], **ASK)
-    suggestion = tb.suggest_from_runs(wild, **ASK)
-    by_hand = tb.suggest_from_runs(wild, **ASK, diverged_above=6.0)
+    calm = quick(table[~worst], **ASK)
+    suggestion = quick(wild, **ASK)
+    by_hand = quick(wild, **ASK, diverged_above=6.0)
 
     assert worst.sum() > 3
     assert any(f"{worst.sum()} finished rows count as diverged" in w for w in suggestion.warnings)
@@ -161,7 +136,7 @@ def test_a_constant_hp_is_repeated() -> None:
     """An HP with one value can't be projected: it is repeated, without an interval, and that is said."""
     table = past_runs(3)
     table["weight_decay"] = 0.1
-    suggestion = tb.suggest_from_runs(table, **ASK | {"hps": {"lr": "log", "weight_decay": "log"}})
+    suggestion = quick(table, **ASK | {"hps": {"lr": "log", "weight_decay": "log"}})
 
     assert 0.1 == suggestion.params["weight_decay"]
     assert "weight_decay" not in suggestion.interval()
@@ -173,8 +148,8 @@ def test_copies_count_once_and_repeats_count() -> None:
     table = past_runs(3)
     twice = pd.concat([table, table])
     repeats = pd.concat([table.assign(loss=table["loss"] * f) for f in (0.999, 1.0, 1.001)])
-    once = tb.suggest_from_runs(table, **ASK)
-    doubled = tb.suggest_from_runs(twice, **ASK)
+    once = quick(table, **ASK)
+    doubled = quick(twice, **ASK)
 
     assert once.params == doubled.params
     assert any("copies" in warning for warning in doubled.warnings)

@@ -12,7 +12,7 @@ from transfer_bo.cli.common import app, console, quiet, spoken
 from transfer_bo.errors import TransferError
 from transfer_bo.study_file import StudyFile, load_study_file
 
-__all__: list[str] = []
+__all__ = ["pair"]
 
 
 @app.command()
@@ -81,7 +81,7 @@ def suggest(
         columns.axes,
         columns.hps,
         columns.loss,
-        target=dict(_pair(text, "--target", "n_params=1.07e9") for text in target),
+        target=dict(pair(text, "--target", "n_params=1.07e9") for text in target),
         coordinates=coordinates,
         drift_prior=_drift_prior(drift or []),
         maximise=maximise,
@@ -126,7 +126,8 @@ def _hp(text: str) -> tuple[str, str]:
     return name, kind
 
 
-def _pair(text: str, flag: str, example: str) -> tuple[str, float]:
+def pair(text: str, flag: str, example: str) -> tuple[str, float]:
+    """A flag's AXIS=NUMBER."""
     name, _, value = text.partition("=")
     try:
         return name.strip(), float(value)
