@@ -18,8 +18,8 @@ from transfer_bo.diagnostics.metrics import compare_parametrizations, metrics_ta
 from transfer_bo.diagnostics.rates import transfer_rates
 
 CSV = Path(__file__).parent / "runs.csv"
-PUBLISHED = {"sp": "sp", "sp_embedding_lr": "sp_embd", "mup": "mup_sp"}
-"""Our rule -> key of the published table."""
+PUBLISHED = {"sp": "sp", "sp_embedding_lr": "sp_embd", "complete_d_p": "mup_sp"}
+"""Our rule -> key of the published table. Where only the width grows Complete(d)P's multipliers are muP's."""
 
 
 def width_sweep() -> pd.DataFrame:
