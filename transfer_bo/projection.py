@@ -21,13 +21,12 @@ from torch import Tensor
 from transfer_bo.errors import TransferError
 from transfer_bo.history import Outcome, Run, Settings, read_dimensions, read_runs, read_settings
 from transfer_bo.scale import Ladder, Scale
+from transfer_bo.surrogate.optimum import excess, least_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["PredictedLoss", "Projection", "Suggestion", "fit_study", "suggest"]
 
 DRAWS = 512
-DIVERGENCE_COST = 1.0
-"""C, in y: a diverged run is priced like a loss e times too large, so 1% of risk weighs like 1% of loss."""
 _FAR = 3.0
 """Doublings beyond the largest run on some axis from which a warning is due."""
 
@@ -194,28 +193,27 @@ class Projection:
                     f"{axis} = {self.settings.base[axis]:g}; fit with fit_study(study, target)."
                 )
         generator = torch.Generator().manual_seed(self.settings.seed)
-        latent = surrogate.latent(scale)
-        v = self._least_expected_loss(scale, latent, latent.draw(DRAWS, generator))
+        v, flags = least_expected_loss(surrogate, scale, generator)
         return Suggestion(
             target=scale,
-            params=surrogate.coordinates.params(v, surrogate.best_flags()),
+            params=surrogate.coordinates.params(v, flags),
             optimum=self._values(self._optima(scale)),
-            predicted_loss=self.predict(scale, v),
+            predicted_loss=self.predict(scale, v, flags),
             drift=self.drift(),
             warnings=self._warnings(scale),
             provenance=self._provenance(),
         )
 
-    def predict(self, scale: Scale, v: Tensor) -> PredictedLoss:
-        """The metric of one run at a scale with HPs v (d)."""
+    def predict(self, scale: Scale, v: Tensor, flags: Tensor | None = None) -> PredictedLoss:
+        """The metric of one run at a scale with HPs v (d) and categories (k; the best known ones if None)."""
         surrogate, landscape = self.surrogate, self.surrogate.landscape
-        x = surrogate.rows(v[None], scale)[0]
+        flags = surrogate.best_flags() if flags is None else flags
+        x = surrogate.rows(v[None], scale, flags)[0]
         latent = surrogate.latent(scale, x)
         draws = latent.draw(DRAWS, torch.Generator().manual_seed(self.settings.seed + 1))
         s = surrogate.coordinates.s(scale)
         theta, error = draws[:, : landscape.p], draws[:, -1]
-        bowl = self._excess(v, scale, draws @ latent.path_map().T)
-        flags = surrogate.best_flags()
+        bowl = excess(surrogate, v, scale, draws @ latent.path_map().T)
         # The law is taken linear about its most probable form: draws of its parameters leave the curved ridge
         # on which it fits the runs, and would bias the loss upwards.
         slope = torch.func.grad(landscape.law)(surrogate.theta, s)
@@ -226,35 +224,6 @@ class Projection:
             len(y), dtype=y.dtype, generator=torch.Generator().manual_seed(self.settings.seed)
         )
         return PredictedLoss(np.sort([surrogate.output.backward(float(value)) for value in y]))
-
-    def _least_expected_loss(self, scale: Scale, latent: Any, draws: Tensor) -> Tensor:
-        """The v (d) with the least E[bowl] + C P(diverges) at a scale, by descent from the mean optimum."""
-        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
-        optima = draws @ latent.path_map().T
-        start, _ = latent.optimum()
-        v = coordinates.clip(start).clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([v], lr=0.05)
-        for _ in range(60):
-            optimiser.zero_grad()
-            expected = self._excess(v, scale, optima).mean()
-            if surrogate.stability.any_diverged:
-                risk = surrogate.stability.probability(surrogate.rows(v[None], scale)).sum()
-                expected = expected + DIVERGENCE_COST * risk
-            expected.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            with torch.no_grad():
-                v.copy_(coordinates.clip(v))
-        return v.detach()
-
-    def _excess(self, v: Tensor, scale: Scale, optima: Tensor) -> Tensor:
-        """The bowl at v (d) for each draw of its optimum (count x d), in y (count).
-
-        The bowl keeps its most probable shape: draws of curvature and asymmetry taken together with draws of
-        the optimum have tails that no run supports, and would push a learning rate far down its safe side.
-        """
-        s = self.surrogate.coordinates.s(scale)
-        landscape, theta = self.surrogate.landscape, self.surrogate.theta
-        return landscape.bowl(theta, v - optima + landscape.path(theta, s), s)
 
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
         """HPs in natural coordinates (n x d): the i-th over its range, the others at their optimum."""

@@ -29,7 +29,7 @@ from transfer_bo.history import (
     read_run,
     read_runs,
 )
-from transfer_bo.scale import RUNG, Ladder, Scale, default_cost
+from transfer_bo.scale import RUNG, SCALE_ATTR, Ladder, Scale, default_cost
 
 __all__ = ["TransferSampler"]
 
@@ -92,7 +92,6 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._coordinates, self._drift_prior = coordinates, dict(drift_prior or {})
         self._defaults = dict(defaults or {})
         self._n_startup_trials = n_startup_trials
-        self._surrogate: Any = None
         self._lock = threading.RLock()
         self.exhausted = False
         startup = 10 if n_startup_trials is None else n_startup_trials
@@ -109,8 +108,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the lock and the fitted surrogate: the next proposal refits."""
-        return {**self.__dict__, "_lock": None, "_surrogate": None}
+        """Without the lock."""
+        return {**self.__dict__, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With a lock of its own."""
@@ -163,7 +162,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             dimensions = read_dimensions([*seen, search_space], settings.defaults)
             fixed = trial.system_attrs.get("fixed_params", {}).get(RUNG)
             affordable = [int(fixed)] if fixed is not None else self._affordable(settings, runs)
-            rung, params, self._surrogate = design.next_run(
+            rung, params = design.next_run(
                 settings=settings,
                 runs=runs,
                 dimensions=dimensions,
@@ -171,7 +170,6 @@ class TransferSampler(optuna.samplers.BaseSampler):
                 rungs=affordable,
                 n_startup=self._n_startup_trials,
                 number=trial.number,
-                previous=self._surrogate,
             )
         proposal = {RUNG: rung, **params}
         return {name: _on_grid(proposal[name], search_space[name]) for name in search_space}
@@ -239,6 +237,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._ladder.align(Settings.from_json(stored).scales)
             if self._any_seed:  # workers without a seed of their own share the study's
                 self._seed = stored["seed"]
+        for trial in study.get_trials(deepcopy=False):
+            # Two processes that grow the ladder at once overwrite each other's settings; the trials remember.
+            if SCALE_ATTR in trial.user_attrs:
+                self._ladder.register(Scale(trial.user_attrs[SCALE_ATTR]))
         settings = Settings(
             scales=tuple(self._ladder),
             proxies=tuple(self._ladder.index(scale) for scale in self._ladder.proxies),
@@ -269,12 +271,17 @@ def _on_grid(value: Any, distribution: BaseDistribution) -> Any:
 
 
 def spent(settings: Settings, runs: Sequence[Run]) -> float:
-    """Tuning compute used or reserved: a stopped run counts as far as it got, a running one whole."""
+    """Tuning compute used or reserved: a stopped or lost run counts as far as it got, a running one whole."""
     total = 0.0
     for run in runs:
         if run.scale is None or run.purpose != "search" or run.outcome is Outcome.WAITING:
             continue
         cost = settings.cost(run.scale)
-        partly = run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
-        total += cost * min(1.0, max(run.curve)) if partly else cost
+        reached = max(run.curve, default=0.0)
+        if run.outcome is Outcome.PREEMPTED or (
+            run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
+        ):
+            total += cost * min(1.0, reached)
+        else:
+            total += cost
     return total

@@ -38,19 +38,34 @@ def generated(seed: int, n: int = 40, noise: float = 0.004) -> tuple[LandscapeGP
     return fit(X, y, shape), theta
 
 
-def test_regret_drop_is_what_a_pending_run_takes_away() -> None:
-    """The closed form equals the drop of tr(H Cov v*) when the run is added for real."""
+def test_a_plan_of_one_run_is_the_run_that_narrows_the_optimum_most() -> None:
+    """Where the bowl says all, the pick is the row that lowers tr(H Cov v*) most when added for real."""
     model, _ = generated(0)
-    X = model.rows[:6] + 0.3
+    model.covar_module.scales[1] = math.log(1e-9)  # no residual
+    X = model.rows[:12] + 0.3
     latent = model.latent(TARGET)
     H = model.landscape.curvature(model.covar_module.theta, TARGET)
     _, before = latent.optimum()
+    contenders = torch.cat([X[:, :2], TARGET.expand(12, -1)], -1)
 
-    drops = latent.regret_drop(X)
+    picks = latent.plan(X, torch.ones(12).double(), 1.0, contenders, torch.Generator().manual_seed(0))
+    drops = [float((H * (before - model.latent(TARGET, pending=row[None]).optimum()[1])).sum()) for row in X]
 
-    for row, drop in zip(X, drops, strict=True):
-        _, after = model.latent(TARGET, pending=row[None]).optimum()
-        assert float(drop) == pytest.approx(float((H * (before - after)).sum()), rel=1e-6, abs=1e-12)
+    assert [drops.index(max(drops))] == picks
+
+
+def test_a_plan_spends_no_more_than_is_left() -> None:
+    """However many rows and rungs there are, the picks' costs fit; a lone pick is allowed to exceed."""
+    model, _ = generated(1)
+    costs = torch.tensor([1.0, 1.0, 3.0, 3.0, 9.0, 9.0], dtype=torch.double)
+    X = model.rows[:6] + 0.5
+    contenders = torch.cat([X[:, :2], TARGET.expand(6, -1)], -1)
+
+    for left in (0.5, 1.0, 2.5, 7.0, 30.0):
+        latent = model.latent(TARGET)
+        picks = latent.plan(X, costs, left, contenders, torch.Generator().manual_seed(0))
+
+        assert len(picks) == 1 or float(costs[picks].sum()) <= left + 1e-9
 
 
 def test_pending_runs_do_not_move_the_optimum() -> None:

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from transfer_bo.scale import Scale
+from transfer_bo.surrogate.optimum import contenders, other_categories
 from transfer_bo.surrogate.surrogate import Surrogate
 
-__all__ = ["near_optimum", "propose"]
+__all__ = ["propose"]
 
-CANDIDATES = 192
+CANDIDATES = 64
 """Points tried per rung."""
-EXCESS_RANGE = (0.002, 0.1)
-"""Candidates lie where the bowl predicts so much excess ln loss: nearer teaches nothing, further misleads."""
+NEAREST, FARTHEST, NOISE_SEEN = 0.002, 0.04, 5.0
+"""Candidates lie where the bowl predicts so much excess ln loss: nearer teaches nothing, further misleads.
+Noisy runs have to be further apart: up to so many times their noise."""
 OVERHEAD = 0.1
 """Fixed price of a run (start-up, proposing), as a share of the mean rung's cost."""
 RISK = 0.3
@@ -28,75 +30,64 @@ RISK = 0.3
 
 
 def propose(
-    surrogate: Surrogate, costs: Mapping[Scale, float], generator: torch.Generator
+    surrogate: Surrogate, costs: Mapping[Scale, float], left: float, generator: torch.Generator
 ) -> tuple[Scale, dict[str, Any]]:
     """The next run, given the running ones.
+
+    What is left is spent in thought on the runs that together teach most about the optimum at the target; the
+    cheapest of them comes first, for what it tells may change the plan for the others.
 
     Args:
         surrogate: fitted to all runs so far.
         costs: the rungs that may be used, each with the cost of one run.
+        left: what may still be spent, in the unit of `costs`.
         generator: source of randomness.
 
     Returns:
         The rung, and the value of every HP.
     """
-    target = surrogate.latent(surrogate.settings.target, pending=True)
-    mean_cost = sum(costs.values()) / len(costs)
-    best: tuple[float, Scale, Tensor] | None = None
-    for scale, cost in costs.items():
-        X = _candidates(surrogate, scale, generator)
-        worth = target.regret_drop(X) / (cost + OVERHEAD * mean_cost)
-        if surrogate.stability.any_diverged:
-            risk = surrogate.stability.probability(X)
-            # Where everything is risky the least risky point is tried, not the most informative one.
-            worth = torch.where(risk <= max(RISK, float(risk.min())), worth, -math.inf)
-        top = int(worth.argmax())
-        if best is None or float(worth[top]) > best[0]:
-            best = float(worth[top]), scale, X[top]
-    assert best is not None
-    v, flags, _ = surrogate.landscape.split(best[2])
-    return best[1], surrogate.coordinates.params(v, flags)
-
-
-def near_optimum(surrogate: Surrogate, scale: Scale) -> dict[str, Any]:
-    """HPs of one run close to the predicted optimum of a scale: tells the loss law about that scale."""
-    mean, _ = surrogate.latent(scale).optimum()
-    X = surrogate.rows(surrogate.coordinates.clip(mean)[None], scale)
-    v, flags, _ = surrogate.landscape.split(X[0])
-    return surrogate.coordinates.params(v, flags)
+    target = surrogate.settings.target
+    latent = surrogate.latent(target, pending=True)
+    rivals = contenders(surrogate, latent, target, generator)
+    overhead = OVERHEAD * sum(costs.values()) / len(costs)
+    scales = list(costs)
+    per_rung = [_candidates(surrogate, scale, rivals, generator) for scale in scales]
+    X = torch.cat(per_rung)
+    price = torch.tensor([costs[scale] + overhead for scale in scales]).double()
+    rung = torch.arange(len(scales)).repeat_interleave(torch.tensor([len(rows) for rows in per_rung]))
+    if surrogate.stability.any_diverged:
+        risk = surrogate.stability.probability(X)
+        # Where everything is risky the least risky points are tried, not the most informative ones.
+        least = torch.stack([risk[rung == i].min() for i in range(len(scales))])
+        safe = risk <= least[rung].clamp(min=RISK)
+        X, rung = X[safe], rung[safe]
+    picks = latent.plan(X, price[rung], left, rivals, generator)
+    first = min(picks, key=lambda i: float(price[rung[i]]))
+    v, flags, _ = surrogate.landscape.split(X[first])
+    return scales[int(rung[first])], surrogate.coordinates.params(v, flags)
 
 
 @torch.no_grad()
-def _candidates(surrogate: Surrogate, scale: Scale, generator: torch.Generator) -> Tensor:
-    """Rows at a rung, at chosen excess around the optimum there (CANDIDATES x (d+k+a))."""
+def _candidates(surrogate: Surrogate, scale: Scale, rivals: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows at a rung: at chosen excess around the optimum there, and contenders moved there by the drift."""
     coordinates, landscape = surrogate.coordinates, surrogate.landscape
-    d = coordinates.d
+    d, theta = coordinates.d, surrogate.theta
+    s = coordinates.s(scale)
     centre, _ = surrogate.latent(scale).optimum()
-    H = landscape.curvature(surrogate.theta, coordinates.s(scale))
+    H = landscape.curvature(theta, s)
     directions = torch.randn(CANDIDATES, d, dtype=torch.double, generator=generator) / H.diagonal().sqrt()
     # A random half of the candidates moves only a few HPs: information about one HP is best bought alone.
     few = torch.rand(CANDIDATES, d, dtype=torch.double, generator=generator) < min(1.0, 3 / max(d, 1))
     few[::2] = True
     directions = directions * few + 1e-9
-    low, high = (math.log(e) for e in EXCESS_RANGE)
+    low, high = math.log(NEAREST), math.log(max(FARTHEST, NOISE_SEEN * surrogate.model.floor))
     excess = torch.exp(low + (high - low) * torch.rand(CANDIDATES, dtype=torch.double, generator=generator))
     length = torch.sqrt(excess / torch.einsum("ni,ij,nj->n", directions, H, directions))
-    v = coordinates.clip(centre + directions * length[:, None])
-    flags = surrogate.best_flags().expand(CANDIDATES, -1)
-    if coordinates.k:
-        flags = _some_other_categories(surrogate, generator)
-    return torch.cat([v, flags, coordinates.s(scale).expand(CANDIDATES, -1)], -1)
-
-
-def _some_other_categories(surrogate: Surrogate, generator: torch.Generator) -> Tensor:
-    """Flags (CANDIDATES x k): for each categorical HP the best choice, or with chance 1/4 a random one."""
-    columns, position = [], 0
-    best = surrogate.best_flags()
-    for dim in surrogate.coordinates.categorical:
-        width = len(dim.choices)
-        choice = best[position : position + width].argmax().expand(CANDIDATES).clone()
-        other = torch.rand(CANDIDATES, generator=generator) < 0.25
-        choice[other] = torch.randint(width, (int(other.sum()),), generator=generator)
-        columns.append(torch.nn.functional.one_hot(choice, width).double())
-        position += width
-    return torch.cat(columns, -1)
+    around = surrogate.rows(
+        coordinates.clip(centre + directions * length[:, None]),
+        scale,
+        other_categories(surrogate, CANDIDATES, generator),
+    )
+    v, flags, at = landscape.split(rivals[:: max(1, 2 * len(rivals) // CANDIDATES)])
+    moved = coordinates.clip(v - landscape.path(theta, at) + landscape.path(theta, s))
+    return torch.cat([around, surrogate.rows(moved, scale, flags)])

@@ -13,18 +13,23 @@ from scipy.stats import norm, qmc
 from transfer_bo.history import Outcome, Run, Settings
 from transfer_bo.surrogate import acquisition
 from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.surrogate.optimum import least_expected_loss
 from transfer_bo.surrogate.priors import optimum_spread
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["next_run"]
 
-CHECK_EVERY = 4
+CHECK_EVERY = 3
 """Every so many runs the predicted optimum itself is run. The acquisition never does that, for by its model
 nothing is learnt there about where the optimum is; but it tells the loss law, and where the model errs."""
 CHECK_SHARE = 0.15
 """Rungs are checked if one run costs at most this share of the budget."""
+MOST_RUNS = 64
+"""A run is priced at no less than this fraction of the budget: nobody wants hundreds of tiny runs."""
+STARTUP_SHARE = 0.25
+"""Start-up runs use the rungs at which they take at most so much of the budget ..."""
 CHEAP = 2.5
-"""Start-up runs use the rungs that cost at most so many times the cheapest."""
+"""... or, without a budget, that cost at most so many times the cheapest."""
 
 
 def next_run(
@@ -36,9 +41,8 @@ def next_run(
     rungs: Sequence[int],
     n_startup: int | None,
     number: int,
-    previous: Surrogate | None,
-) -> tuple[int, dict[str, Any], Surrogate | None]:
-    """Rung index, HPs and the surrogate they come from (None during start-up).
+) -> tuple[int, dict[str, Any]]:
+    """Rung index and HPs of the next run.
 
     Args:
         settings: of the study.
@@ -48,7 +52,6 @@ def next_run(
         rungs: indices of the rungs that may be used.
         n_startup: number of start-up runs, or None for one more than there are HPs (4 to 12).
         number: of the trial; with the settings' seed it determines all randomness.
-        previous: surrogate of an earlier call, to start the fit from.
     """
     if n_startup is None:
         n_startup = min(max(len(dimensions) + 1, 4), 12)
@@ -56,13 +59,15 @@ def next_run(
     informative = [run for run in searched if run.outcome is not Outcome.ERROR]
     finished = [run for run in runs if run.outcome is Outcome.FINISHED and run.scale is not None]
     if len(informative) < n_startup or not finished:
-        cheapest = min(settings.costs[index] for index in rungs)
+        limit = CHEAP * min(settings.costs[index] for index in rungs)
+        if settings.budget is not None:
+            limit = max(limit, STARTUP_SHARE * settings.budget / n_startup)
         cheap = sorted(
-            (index for index in rungs if settings.costs[index] <= CHEAP * cheapest),
+            (index for index in rungs if settings.costs[index] <= limit),
             key=lambda index: settings.costs[index],
         )
-        return cheap[number % len(cheap)], startup_point(dimensions, settings, number), None
-    surrogate = Surrogate(runs, dimensions, settings, maximise, previous)
+        return cheap[number % len(cheap)], startup_point(dimensions, settings, number)
+    surrogate = Surrogate(runs, dimensions, settings, maximise)
 
     def spent_at(index: int) -> float:
         scale, cost = settings.scales[index], settings.costs[index]
@@ -74,11 +79,14 @@ def next_run(
     if number % CHECK_EVERY == 0:
         limit = math.inf if settings.budget is None else CHECK_SHARE * settings.budget
         index = min(rungs, key=lambda index: (settings.costs[index] > limit, spent_at(index)))
-        return index, acquisition.near_optimum(surrogate, settings.scales[index]), surrogate
-    scale, params = acquisition.propose(
-        surrogate, {settings.scales[index]: settings.costs[index] for index in rungs}, generator
-    )
-    return settings.scales.index(scale), params, surrogate
+        v, flags = least_expected_loss(surrogate, settings.scales[index], generator)
+        return index, surrogate.coordinates.params(v, flags)
+    spent = sum(spent_at(index) for index in range(len(settings.scales)))
+    left = spent if settings.budget is None else settings.budget - spent  # no budget: as much again
+    least = 0.0 if settings.budget is None else settings.budget / MOST_RUNS
+    costs = {settings.scales[index]: max(settings.costs[index], least) for index in rungs}
+    scale, params = acquisition.propose(surrogate, costs, left, generator)
+    return settings.scales.index(scale), params
 
 
 def startup_point(dimensions: Sequence[Dimension], settings: Settings, number: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ The landscape f(x; θ) is linearised at its most probable θ̂ (Gauss-Newton, re
 normal prior on θ that makes y a Gaussian process, with the tangent kernel J(x) Σ0 J(x')ᵀ. To it come
 
     jitter     τ² (∂f/∂u · ∂f'/∂u) k(s, s')     each scale's optimum lies a little off the straight path
-    residual   r² RBF(v, s)                     what the bowl cannot say
+    residual   r² Matérn(v - ψ(s)) RBF(s)       what the bowl cannot say; it drifts along with the optimum
     level      l² Σ_a min(|s_a|, |s'_a|)        the loss law's own error, growing away from the base
     noise      σ² + (λ · excess)²               far from the optimum the bowl is only roughly right
 
@@ -17,19 +17,15 @@ J = ∂f/∂θ (n x p); others as in `landscape`. Double precision throughout.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import gpytorch
+import numpy as np
 import torch
-from botorch.exceptions.warnings import OptimizationWarning
-from botorch.fit import fit_gpytorch_mll
 from botorch.models.gpytorch import GPyTorchModel
-from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
-from gpytorch.mlls import ExactMarginalLogLikelihood
-from gpytorch.priors import LogNormalPrior
+from scipy.optimize import minimize
 from torch import Tensor
 
 from transfer_bo.surrogate.landscape import Landscape
@@ -38,88 +34,101 @@ __all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit"]
 
 JITTER_REACH = 0.7
 """Doublings over which two scales share the jitter of their optimum."""
-RESIDUAL_REACH_V, RESIDUAL_REACH_S = 3.0, 3.0
-"""Length scales of the residual: octaves of an HP, doublings of an axis."""
-TOLERANCE = 0.1
-"""λ: the bowl's own relative error, so that a run 50% above the optimum is known to 5%."""
+RESIDUAL_REACH_S = 4.0
+"""Doublings of an axis over which the residual keeps its shape."""
+TOLERANCE = 0.15
+"""λ: the bowl's own relative error, so that a run 50% above the optimum is known to 7.5%."""
 STUDENT = 5.0
 """Degrees of freedom of the weights that keep one odd run from bending the bowl."""
+PLANNED = 16
+"""About how many runs, or bundles of them, a plan looks ahead."""
+DRAWS = 256
+"""Draws that tell each contender's chance to be the best."""
+MEDIAN_CHI2 = 0.455
+"""Median of the square of a standard normal."""
 ROUNDS = 3
-"""How often the bowl is re-linearised and the kernel refitted."""
-
-
-def _around(centre: float, spread: float) -> LogNormalPrior:
-    """A prior that is normal in the logarithm *as the fit sees it*: with its mode at `centre`.
-
-    The fit maximises a density over the value itself, so the mode counts; a log-normal with median `centre`
-    has its mode at centre · e^(-spread²), which would call all noise zero.
-    """
-    return LogNormalPrior(math.log(centre) + spread**2, spread)
+"""How often the bowl is re-linearised and the scales refitted."""
+ITERATIONS = 15
+"""Steps of a refit of the scales."""
+FITTED = 256
+"""The scales are fitted to at most so many runs; everything else uses all."""
+SCALES = {"jitter": (0.2, 0.4), "residual": (0.004, 1.2), "level": (0.01, 0.7), "floor": (0.003, 1.5)}
+"""Prior of each scale: centre, and sd of its logarithm. Jitter in octaves, the others in ln loss."""
+REACH_SPREAD, REACH_CATEGORY = 0.7, 1.5
+"""Prior of the residual's reach: centred on half the range of an HP, or on so many choices; sd of its log."""
 
 
 class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorch has no types
     """Covariance of the linearised landscape at `theta`, its jitter, residual and level error.
 
-    Positive scales, learned: `jitter` τ (octaves), `residual` r and `level` l (ln loss).
+    Positive scales, learned, kept as logarithms in `scales`: those of `SCALES` in their order, then the
+    residual's reach along each HP (octaves; for a categorical HP, choices).
     """
 
     def __init__(self, landscape: Landscape) -> None:
         super().__init__()
         self.landscape = landscape
         self.register_buffer("theta", landscape.mean.clone())
-        for name, (centre, spread) in {
-            "jitter": (0.2, 0.4),
-            "residual": (0.005, 0.8),
-            "level": (0.01, 0.7),
-        }.items():
-            self.register_parameter(f"raw_{name}", torch.nn.Parameter(torch.zeros((), dtype=torch.double)))
-            self.register_constraint(f"raw_{name}", GreaterThan(1e-6))
-            self.register_prior(
-                f"{name}_prior",
-                _around(centre, spread),
-                lambda module, name=name: getattr(module, name),
-                lambda module, value, name=name: module._set(name, value),
-            )
-            self._set(name, torch.tensor(centre, dtype=torch.double))
-        self._memory: tuple[Tensor, Tensor] | None = None
-
-    def _set(self, name: str, value: Tensor) -> None:
-        self.initialize(**{f"raw_{name}": getattr(self, f"raw_{name}_constraint").inverse_transform(value)})
+        coordinates = landscape.coordinates
+        reach = torch.cat(
+            [
+                (coordinates.z_high - coordinates.z_low).clamp(min=1.0) / 2,
+                torch.full((len(coordinates.categorical),), REACH_CATEGORY, dtype=torch.double),
+            ]
+        )
+        table = torch.tensor(list(SCALES.values()), dtype=torch.double)
+        self.prior_mean = torch.cat([table[:, 0].log(), reach.log()])
+        self.prior_sd = torch.cat([table[:, 1], torch.full_like(reach, REACH_SPREAD)])
+        self.register_buffer("scales", self.prior_mean.clone())
+        choices = [len(dim.choices) for dim in coordinates.categorical]
+        self._columns = torch.repeat_interleave(torch.tensor([1] * coordinates.d + choices))
 
     @property
     def jitter(self) -> Tensor:
         """τ, octaves."""
-        return self.raw_jitter_constraint.transform(self.raw_jitter)  # type: ignore[no-any-return]
+        return self.scales[0].exp()  # type: ignore[no-any-return]
 
     @property
     def residual(self) -> Tensor:
         """r, ln loss."""
-        return self.raw_residual_constraint.transform(self.raw_residual)  # type: ignore[no-any-return]
+        return self.scales[1].exp()  # type: ignore[no-any-return]
 
     @property
     def level(self) -> Tensor:
         """l, ln loss per square root of a doubling."""
-        return self.raw_level_constraint.transform(self.raw_level)  # type: ignore[no-any-return]
+        return self.scales[2].exp()  # type: ignore[no-any-return]
 
-    def linearise(self, theta: Tensor) -> None:
-        """Move the point of linearisation to θ (p)."""
-        self.theta = theta
-        self._memory = None
+    @property
+    def floor(self) -> Tensor:
+        """σ, sd of the noise of one run near the optimum, ln loss."""
+        return self.scales[3].exp()  # type: ignore[no-any-return]
+
+    @property
+    def reach(self) -> Tensor:
+        """Length scales of the residual for the columns of `seen` (d + k)."""
+        return self.per_column(self.scales[len(SCALES) :].exp())
+
+    def per_column(self, reach: Tensor) -> Tensor:
+        """One length per HP (d + categorical HPs) -> one per column of `seen` (d + k)."""
+        return reach[self._columns]
 
     def jacobian(self, X: Tensor) -> Tensor:
-        """J (... x n x p) at the point of linearisation; the training inputs' is computed once."""
-        if self._memory is not None and self._memory[0].shape == X.shape and torch.equal(self._memory[0], X):
-            return self._memory[1]
+        """J (... x n x p) at the point of linearisation."""
         J = self.landscape.jacobian(self.theta, X)
-        if not X.requires_grad:
-            J = J.detach()
-            if X.ndim == 2 and self.training:
-                self._memory = (X, J)
-        return J
+        return J if X.requires_grad else J.detach()
 
     def near(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Correlation of the jitter of two sets of scales; (... x n x a), (... x m x a) -> (... x n x m)."""
         return torch.exp(-0.5 * torch.cdist(s1, s2) ** 2 / JITTER_REACH**2)
+
+    def shared(self, s1: Tensor, s2: Tensor) -> Tensor:
+        """Level error two scales share, in l²; (... x n x a), (... x m x a) -> (... x n x m)."""
+        s1, s2 = s1.unsqueeze(-2), s2.unsqueeze(-3)
+        return (torch.minimum(s1.abs(), s2.abs()) * (s1 * s2 > 0)).sum(-1)
+
+    def apart(self, s1: Tensor, s2: Tensor) -> Tensor:
+        """Correlation of the residual of two scales; (... x n x a), (... x m x a) -> (... x n x m)."""
+        return torch.exp(-0.5 * torch.cdist(s1, s2) ** 2 / RESIDUAL_REACH_S**2)
 
     def nuisance(self, X1: Tensor, X2: Tensor) -> Tensor:
         """Jitter + residual + level (... x n x m): everything but the tangent kernel."""
@@ -127,16 +136,35 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         _, _, s2 = self.landscape.split(X2)
         part = self.landscape.part("u")
         slopes = self.jacobian(X1)[..., part] @ self.jacobian(X2)[..., part].mT
-        free = self.landscape.d + self.landscape.k
-        distance = torch.cdist(X1[..., :free], X2[..., :free]) ** 2 / RESIDUAL_REACH_V**2
-        distance = distance + torch.cdist(s1, s2) ** 2 / RESIDUAL_REACH_S**2
-        s1, s2 = s1.unsqueeze(-2), s2.unsqueeze(-3)
-        shared = (torch.minimum(s1.abs(), s2.abs()) * (s1 * s2 > 0)).sum(-1)
-        return (
-            self.jitter**2 * self.near(X1[..., free:], X2[..., free:]) * slopes
-            + self.residual**2 * torch.exp(-0.5 * distance)
-            + self.level**2 * shared
-        )
+        jitter = self.jitter**2 * self.near(s1, s2) * slopes
+        return jitter + self.rest(X1, X2) + self.level**2 * self.shared(s1, s2)
+
+    def rest(self, X1: Tensor, X2: Tensor) -> Tensor:
+        """Covariance of the residual (... x n x m), by the HPs as seen from their scale's optimum."""
+        _, _, s1 = self.landscape.split(X1)
+        _, _, s2 = self.landscape.split(X2)
+        a, b = self.seen(X1) / self.reach, self.seen(X2) / self.reach
+        # |a - b|² by the product: n x m x d would not fit for thousands of runs
+        squared = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2) - 2 * a @ b.mT
+        return self.residual**2 * _matern(squared.clamp(min=0)) * self.apart(s1, s2)
+
+    def beyond(self, X1: Tensor, X2: Tensor) -> Tensor:
+        """Covariance of e = residual + effects of categories (... x n x m)."""
+        _, flags1, _ = self.landscape.split(X1)
+        _, flags2, _ = self.landscape.split(X2)
+        spread = self.landscape.sd[self.landscape.part("w")] ** 2
+        return self.rest(X1, X2) + (flags1 * spread) @ flags2.mT
+
+    def seen(self, X: Tensor) -> Tensor:
+        """HPs from the optimum of their scale, in z, and one column per category (... x n x (d + choices)).
+
+        `reach` is repeated for the choices of an HP, see `reach`. Two different choices differ in two flags,
+        so each is divided by √2.
+        """
+        landscape = self.landscape
+        v, flags, s = landscape.split(X)
+        z = (v - landscape.path(self.theta, s)) @ landscape.coordinates.unmix.T
+        return torch.cat([z, flags / math.sqrt(2.0)], -1)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
         """Covariance of f(x1), f(x2) (... x n x m), or its diagonal."""
@@ -154,9 +182,9 @@ class _LinearisedMean(gpytorch.means.Mean):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self._kernel[0]
-        return kernel.landscape.values(kernel.theta, x) + kernel.jacobian(x) @ (
-            kernel.landscape.mean - kernel.theta
-        )
+        landscape, theta = kernel.landscape, kernel.theta
+        mean: Tensor = landscape.values(theta, x) + kernel.jacobian(x) @ (landscape.mean - theta)
+        return mean
 
 
 class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
@@ -168,15 +196,7 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
     _num_outputs = 1
 
     def __init__(self, X: Tensor, y: Tensor, landscape: Landscape) -> None:
-        likelihood = FixedNoiseGaussianLikelihood(noise=torch.full_like(y, 1e-6), learn_additional_noise=True)
-        likelihood.second_noise_covar.register_prior(
-            "floor_prior",
-            _around(0.007**2, 1.8),  # σ = .7% of the loss, a factor of 2.5 either way
-            lambda module: module.noise,
-            lambda module, value: module.initialize(noise=value),
-        )
-        likelihood.second_noise_covar.register_constraint("raw_noise", GreaterThan(1e-9))
-        likelihood.second_noise_covar.initialize(noise=torch.tensor(0.007**2, dtype=torch.double))
+        likelihood = FixedNoiseGaussianLikelihood(noise=torch.full_like(y, 1e-6))
         super().__init__(X, y, likelihood)
         self.rows, self.losses = X, y  # as gpytorch keeps them, but typed
         self.covar_module = LandscapeKernel(landscape)
@@ -191,7 +211,7 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
     @property
     def floor(self) -> float:
         """σ, the sd of the noise of one run near the optimum, ln loss."""
-        return math.sqrt(float(self.likelihood.second_noise_covar.noise.detach()))
+        return float(self.covar_module.floor)
 
     def noise(self, X: Tensor) -> Tensor:
         """Variance of one run about f (n), as far as it can be told from the fitted bowl."""
@@ -229,13 +249,14 @@ class Latent:
         self._cholesky = torch.linalg.cholesky(C)
         cross = self.cross(X)
         solved = torch.cholesky_solve(cross, self._cholesky)  # n x latent
-        self._solved = solved
+        self._half = torch.linalg.solve_triangular(self._cholesky, cross, upper=False)
         surprise = torch.zeros(len(X), dtype=y.dtype)
         surprise[: len(y)] = y - model.mean_module(X[: len(y)])
         if len(X) > len(y):  # a pending run is believed to end as predicted
             known = torch.linalg.cholesky(C[: len(y), : len(y)])
             weights = torch.cholesky_solve(surprise[: len(y), None], known)
             surprise[len(y) :] = (C[len(y) :, : len(y)] @ weights).squeeze(-1)
+        self._whitened = torch.linalg.solve_triangular(self._cholesky, surprise[:, None], upper=False)[:, 0]
         self.mean = self.prior_mean() + solved.T @ surprise
         self.covariance = self.prior_covariance() - cross.T @ solved
 
@@ -287,20 +308,88 @@ class Latent:
         T = self.path_map()
         return T @ self.mean, T @ self.covariance @ T.T
 
-    @torch.no_grad()
-    def regret_drop(self, X: Tensor) -> Tensor:
-        """How much one more run at each row should lower the excess loss at the scale (n), in ln loss.
+    def beyond(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and sd of e = residual + effects of categories at rows X (m); differentiable."""
+        k = self.kernel.beyond(self.X, X)
+        known = torch.linalg.solve_triangular(self._cholesky, k, upper=False)
+        _, flags, _ = self.landscape.split(X)
+        spread = self.landscape.sd[self.landscape.part("w")] ** 2
+        prior = self.kernel.residual**2 + flags.square() @ spread
+        return known.T @ self._whitened, (prior - known.square().sum(0)).clamp(min=1e-12).sqrt()
 
-        The excess of setting v* at its posterior mean is tr(H Cov v*); a run at x lowers it by
-        cᵀ H c / (var f(x) + noise(x)) with c = Cov(v*, f(x) | runs).
-        """
+    def values(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior of f at rows X (m): mean (m), covariance (m x m), and what of K(runs, X) is explained."""
         k = self.kernel(self.X, X).to_dense()  # n x m
         explained = torch.linalg.solve_triangular(self._cholesky, k, upper=False)
-        variance = self.kernel(X, diag=True) - (explained**2).sum(0) + self.model.noise(X)
-        c = (self.cross(X) - k.T @ self._solved) @ self.path_map().T  # m x d
+        covariance = self.kernel(X, X).to_dense() - explained.T @ explained
+        return self.model.mean_module(X) + explained.T @ self._whitened, covariance, explained
+
+    @torch.no_grad()
+    def plan(
+        self, X: Tensor, costs: Tensor, left: float, contenders: Tensor, generator: torch.Generator
+    ) -> list[int]:
+        """Runs that together most lower the expected excess loss at the scale, for what is left to spend.
+
+        The excess has two parts. That of setting the HPs to the posterior mean of the bowl's optimum v* is
+        tr(H Cov v*). That of what the bowl does not say, e = residual + categories, is for the best guess ĵ
+        among contenders the sum over j of P(j is best) sd(e_j - e_ĵ). A run lowers both in closed form. Runs
+        are added by what they lower per cost, each given those before. The first run at a new rung tells
+        little but the level of the loss there, so for each rung there is also a plan that begins with a pair
+        at it; the best plan wins.
+
+        Args:
+            X: rows to pick from (m x (d+k+a)).
+            costs: of one run at each row (m); equal costs mean the same rung.
+            left: what may be spent.
+            contenders: rows at the scale that is judged (j x (d+k+a)).
+            generator: source of randomness.
+
+        Returns:
+            Indices of the picked rows, at least one.
+        """
+        mean, joint, _ = self.values(contenders)
+        values, vectors = torch.linalg.eigh(joint)
+        draws = torch.randn(DRAWS, len(mean), dtype=torch.double, generator=generator)
+        draws = mean + (draws * values.clamp(min=0).sqrt()) @ vectors.T
+        chance = torch.bincount(draws.argmin(-1), minlength=len(mean)).double() / DRAWS
+        _, V0, explained = self.values(X)
+        # bowl: Cov(f(x), H^(1/2) v*)
         H = self.landscape.curvature(self.kernel.theta, self.s)
-        drop: Tensor = torch.einsum("mi,ij,mj->m", c, H, c) / variance
-        return drop
+        towards = self.path_map().T @ torch.linalg.cholesky(H)
+        b0 = (self.cross(X) - explained.T @ self._half) @ towards
+        # beyond the bowl: Cov(f(x), e_j - e_guess) and var(e_j - e_guess)
+        known = torch.linalg.solve_triangular(
+            self._cholesky, self.kernel.beyond(self.X, contenders), upper=False
+        )
+        c = self.kernel.beyond(X, contenders) - explained.T @ known
+        e = self.kernel.beyond(contenders, contenders) - known.T @ known
+        guess = int(mean.argmin())
+        c0 = c - c[:, guess, None]
+        var0 = (e.diagonal() + e[guess, guess] - 2 * e[guess]).clamp(min=0)
+        bulk = (left / (PLANNED * costs)).floor().clamp(min=1.0)  # cheap runs are planned in bundles
+        price, noise = bulk * costs, self.model.noise(X) / bulk
+        best: tuple[float, list[int]] = (-1.0, [])
+        for rung in [None, *sorted(set(costs.tolist()))]:
+            V, b, c, var, budget, total, picks = V0, b0, c0, var0, left, 0.0, list[int]()
+            while not picks or bool((price <= budget * (1 + 1e-9)).any()):
+                forced = rung is not None and len(picks) < 2
+                allowed = costs == rung if forced else price <= budget * (1 + 1e-9)
+                if not picks and not bool(allowed.any()):
+                    allowed = costs == costs.min()
+                V_run = V.diagonal() + noise
+                lower = (var - c**2 / V_run[:, None]).clamp(min=0)
+                drop = (b**2).sum(-1) / V_run + (var.sqrt() - lower.sqrt()) @ chance
+                i = int(torch.where(allowed, drop / price, -1.0).argmax())
+                if picks and forced and price[i] > budget * (1 + 1e-9):
+                    break
+                total, budget = total + float(drop[i]), budget - float(price[i])
+                picks.append(i)
+                weight = V[:, i] / (V[i, i] + noise[i])
+                b, c, var = b - torch.outer(weight, b[i]), c - torch.outer(weight, c[i]), lower[i]
+                V = V - torch.outer(weight, V[i])
+            if total > best[0] and (budget >= -1e-9 * left or not best[1]):
+                best = total, picks
+        return best[1]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws of ξ (count x latent)."""
@@ -311,34 +400,95 @@ class Latent:
         return draws
 
 
-def fit(X: Tensor, y: Tensor, landscape: Landscape, start: LandscapeGP | None = None) -> LandscapeGP:
+def fit(X: Tensor, y: Tensor, landscape: Landscape) -> LandscapeGP:
     """Fit the surrogate to runs.
 
     Args:
         X: rows of `Coordinates.row` (n x (d+k+a)), double.
         y: transformed losses (n), smaller is better.
         landscape: the shape and its priors.
-        start: an earlier fit of the same shape, to start from.
     """
     model = LandscapeGP(X, y, landscape)
-    starts = [_first_guess(X, y, landscape)]
-    if start is not None and start.landscape.p == landscape.p:
-        model.covar_module.load_state_dict(start.covar_module.state_dict())
-        model.likelihood.second_noise_covar.load_state_dict(start.likelihood.second_noise_covar.state_dict())
-        starts.append(start.covar_module.theta)
-    found = [_settle(model, theta) for theta in starts]
-    theta = min(found, key=lambda pair: pair[1])[0]
-    mll = ExactMarginalLogLikelihood(model.likelihood, model)
+    kernel = model.covar_module
+    theta = _settle(model, _first_guess(X, y, landscape))
+    kernel.scales = _first_scales(model, theta)
     for _ in range(ROUNDS):
-        model.covar_module.linearise(theta)
-        model.train()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizationWarning)  # the iteration limit is meant
-            fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"maxiter": 12}}, max_attempts=1)
-        theta, _ = _settle(model, theta)
-    model.covar_module.linearise(theta)
+        kernel.theta = theta
+        kernel.scales = _fit_scales(model)
+        theta = _settle(model, theta)
+    kernel.theta = theta
     model.eval()
     return model
+
+
+@torch.no_grad()
+def _first_scales(model: LandscapeGP, theta: Tensor) -> Tensor:
+    """Logarithms of the scales to start from: noise and residual as large as what the bowl leaves over."""
+    scales: Tensor = model.covar_module.prior_mean.clone()
+    left = (model.losses - model.landscape.values(theta, model.rows)) ** 2 / MEDIAN_CHI2
+    sd = left.median().sqrt().clamp(min=1e-6)
+    scales[1] = torch.maximum(scales[1], sd.log())
+    scales[3] = torch.maximum(scales[3], (sd / 2).log())
+    return scales
+
+
+def _fit_scales(model: LandscapeGP) -> Tensor:
+    """The most probable logarithms of the scales for the current linearisation and weights of the runs.
+
+    Marginal likelihood, and a normal prior on each logarithm. Of many runs FITTED are used, evenly in time.
+    """
+    kernel, landscape = model.covar_module, model.landscape
+    keep = torch.linspace(0, len(model.losses) - 1, min(len(model.losses), FITTED)).long()
+    X, y = model.rows[keep], model.losses[keep]
+    noise = model.likelihood.noise.detach()[keep]
+    extra = (TOLERANCE * _excess(landscape, kernel.theta, X)) ** 2
+    weight = noise / (kernel.floor**2 + extra)  # of odd runs; the floor under it is fitted
+    J = kernel.jacobian(X)
+    tangent = (J * landscape.sd) @ (J * landscape.sd).T
+    slopes = J[:, landscape.part("u")]
+    _, _, s = landscape.split(X)
+    jitter = (slopes @ slopes.T) * kernel.near(s, s)
+    level = kernel.shared(s, s)
+    apart = kernel.apart(s, s)
+    seen = kernel.seen(X)
+    squares = (seen.unsqueeze(-2) - seen.unsqueeze(-3)).square()  # n x n x (d + categories)
+    surprise = y - model.mean_module(X)
+    mean, sd = kernel.prior_mean, kernel.prior_sd
+
+    def objective(at: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        scales = torch.tensor(at, dtype=torch.double, requires_grad=True)
+        scale = scales.exp()
+        reach = scale[len(SCALES) :]
+        C = (
+            tangent
+            + scale[0] ** 2 * jitter
+            + scale[1] ** 2 * apart * _matern(squares @ kernel.per_column(reach) ** -2)
+            + scale[2] ** 2 * level
+            + torch.diag(weight * (scale[3] ** 2 + extra))
+        )
+        whiten = torch.linalg.cholesky(C)
+        quad = torch.linalg.solve_triangular(whiten, surprise[:, None], upper=False).square().sum()
+        value = whiten.diagonal().log().sum() + 0.5 * quad + 0.5 * (((scales - mean) / sd) ** 2).sum()
+        value.backward()
+        assert scales.grad is not None
+        return float(value.detach()), scales.grad.numpy()
+
+    bounds = [(float(m - 5 * w), float(m + 5 * w)) for m, w in zip(mean, sd, strict=True)]
+    found = minimize(
+        objective,
+        kernel.scales.numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": ITERATIONS},
+    )
+    return torch.tensor(found.x, dtype=torch.double)
+
+
+def _matern(squared: Tensor) -> Tensor:
+    """Matérn-5/2 correlation at squared distances."""
+    r = torch.sqrt(5.0 * squared + 1e-12)
+    return (1 + r + r**2 / 3) * torch.exp(-r)
 
 
 def _excess(landscape: Landscape, theta: Tensor, X: Tensor) -> Tensor:
@@ -355,24 +505,35 @@ def _first_guess(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
     return theta
 
 
+def _weights(C: Tensor, surprise: Tensor) -> Tensor:
+    """By how much to widen the noise of each run (n, at least 1), so that an odd one does not bend the bowl.
+
+    Student's weights for the leave-one-out errors. Where most runs are off, the noise or the residual is too
+    small and no run is odd: only what is odd beside the median run counts.
+    """
+    precision = torch.linalg.inv(C)
+    misfit = (precision @ surprise) ** 2 / precision.diagonal()
+    misfit = misfit / (misfit.median() / MEDIAN_CHI2).clamp(min=1.0)
+    weights: Tensor = ((STUDENT + misfit) / (STUDENT + 1)).clamp(min=1.0)
+    return weights
+
+
 @torch.no_grad()
-def _settle(model: LandscapeGP, theta: Tensor, steps: int = 15) -> tuple[Tensor, float]:
-    """The most probable θ for given kernel scales: Gauss-Newton with Levenberg damping, and -ln posterior.
+def _settle(model: LandscapeGP, theta: Tensor, steps: int = 15) -> Tensor:
+    """The most probable θ for given kernel scales: Gauss-Newton with Levenberg damping.
 
     The noise of a run depends on its excess over the bowl, so it is frozen while the bowl moves: a bowl that
     could explain a misfit by calling it noise would do so.
     """
     landscape, kernel = model.landscape, model.covar_module
     X, y = model.rows, model.losses
-    kernel.linearise(theta)
+    kernel.theta = theta
     floor = model.floor**2
     extra = (TOLERANCE * _excess(landscape, theta, X)) ** 2
-    misfit = (y - landscape.values(theta, X)) ** 2 / (floor + extra)
-    noise = (
-        (floor + extra) * (STUDENT + misfit) / (STUDENT + 1) if len(y) > landscape.d + 3 else floor + extra
-    )
-    noise = noise.clamp(min=floor)
-    model.likelihood.noise_covar.initialize(noise=(noise - floor).clamp(min=1e-8))
+    noise = floor + extra
+    if len(y) > landscape.d + 3:
+        noise = noise * _weights(kernel.nuisance(X, X) + torch.diag(noise), y - landscape.values(theta, X))
+    model.likelihood.noise_covar.initialize(noise=noise)
     C = kernel.nuisance(X, X) + torch.diag(noise)
     whiten = torch.linalg.cholesky(C)
 
@@ -401,4 +562,4 @@ def _settle(model: LandscapeGP, theta: Tensor, steps: int = 15) -> tuple[Tensor,
         damping = max(damping / 8, 1e-6)
         if finished:
             break
-    return theta, value
+    return theta

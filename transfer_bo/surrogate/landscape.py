@@ -1,6 +1,7 @@
 """The shape of the loss over HPs and scale: a loss law, and a bowl whose optimum drifts.
 
-    f(x; θ) = L(s) + e^{g + γ·s} Σ_i c_i q(t_i; κ_i) + w·onehot
+    f(x; θ) = L(s) + A ln(1 + b / A) + w·onehot
+    b       = e^{g + γ·s} Σ_i c_i q(t_i; κ_i)                      the bowl; far out the loss grows slowly
     L(s)    = l0 + ln( e + (1-e) Σ_a ω_a 2^(-α_a s_a) )            the loss law, in ln loss
     ψ(s)    = M (u + B s)                                          the optimum's path, octaves
     t       = D^(-1/2) (I + N) D^(1/2) (v - ψ(s)),  D = diag(c)    HPs as seen from the optimum
@@ -28,6 +29,8 @@ __all__ = ["Landscape"]
 
 MAX_COUPLED = 12
 """Up to so many HPs every pair may be coupled; beyond, the pairs outnumber any affordable study."""
+FLATTEN = 0.3
+"""A: excess ln loss from which the bowl flattens; of runs that learnt next to nothing it can say little."""
 _STEEPEST = 3.0
 """κt above which e^{κt} goes on as a straight line, so that a far point cannot overflow."""
 
@@ -81,7 +84,7 @@ class Landscape:
         add("e", torch.zeros(1), one)  # logit of the irreducible share: 12% to 88% within 2 sd
         add("omega", torch.zeros(a), 0.7 * one)
         add("alpha", *table(coordinates.axes, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER))
-        add("g", torch.tensor([math.log(0.01)]), 1.5 * one)
+        add("g", torch.tensor([math.log(0.01)]), 2.0 * one)
         add("gamma", torch.zeros(a), 0.25 * one)
         add("lnc", *table(kinds, priors.CURVATURE, priors.CURVATURE_OTHER))
         add("kappa", *table(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER))
@@ -91,7 +94,7 @@ class Landscape:
         add("B", *drift)
         pairs = d * (d - 1) // 2 if d <= MAX_COUPLED else 0
         add("N", torch.zeros(pairs), 0.3 * one)
-        add("w", torch.zeros(k), 0.1 * one)
+        add("w", torch.zeros(k), 0.3 * one)
         self.mean, self.sd = torch.cat(means), torch.cat(sds)
         self._upper = torch.triu_indices(d, d, 1) if pairs else None
 
@@ -132,7 +135,8 @@ class Landscape:
         a = root * (v - self.path(theta, s))
         t = (self._coupling(theta) @ a.unsqueeze(-1)).squeeze(-1) / root
         q, _, _ = _asymmetric(t, self.get(theta, "kappa"))
-        return (root**2 * q).sum(-1) * torch.exp(self._log_scale(theta, s))
+        bowl = (root**2 * q).sum(-1) * torch.exp(self._log_scale(theta, s))
+        return FLATTEN * torch.log1p(bowl / FLATTEN)
 
     def values(self, theta: Tensor, X: Tensor) -> Tensor:
         """The f of each row; θ (p), X (... x (d+k+a)) -> (...)."""
@@ -160,6 +164,7 @@ class Landscape:
         a = root * (v - self.path(theta, s))
         t = (a @ coupling.T) / root
         q, q_t, q_kappa = _asymmetric(t, self.get(theta, "kappa"))
+        scale = scale / (1 + (scale * c * q).sum(-1, keepdim=True) / FLATTEN)
         by_b = scale * root * q_t  # b = √c t
         by_a = by_b @ coupling
         by_u = -(by_a * root) @ self.coordinates.mix

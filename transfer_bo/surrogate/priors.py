@@ -13,6 +13,7 @@ __all__ = [
     "CURVATURE",
     "LAW_EXPONENT",
     "MULTIPLIES",
+    "axis_kind",
     "drift_prior",
     "hp_kind",
     "optimum_spread",
@@ -42,6 +43,32 @@ def hp_kind(name: str) -> str:
     return "other"
 
 
+# How a free axis name is read; anything else is itself.
+_AXES: dict[str, tuple[str, ...]] = {
+    "n_params": ("n", "params", "parameters", "n_parameters", "model_size", "size"),
+    "tokens": (
+        "d",
+        "n_tokens",
+        "train_tokens",
+        "steps",
+        "n_steps",
+        "iterations",
+        "epochs",
+        "duration",
+        "samples",
+    ),
+    "width": ("d_model", "n_embd", "hidden_size", "hidden_dim", "dim", "channels"),
+    "depth": ("n_layers", "n_layer", "num_layers", "num_hidden_layers", "layers"),
+    "batch": ("batch_size", "bs", "batch_tokens", "global_batch_size"),
+}
+
+
+def axis_kind(name: str) -> str:
+    """The kind of a freely named axis: "d_model" -> "width"; a name of no known kind stays as it is."""
+    lowered = name.lower().replace("-", "_")
+    return next((kind for kind, names in _AXES.items() if lowered in names), lowered)
+
+
 # ln of the relative curvature of the bowl, ln c_i, for one HP against another. The common scale of all of
 # them is learned. Learning rates are steep everywhere; betas, eps and decay are shallow.
 CURVATURE: dict[str, Normal] = {"lr": (0.0, 0.8), "batch": (0.0, 0.8), "residual": (-0.5, 1.0)}
@@ -67,21 +94,27 @@ LAW_EXPONENT_OTHER: Normal = (0.4, 0.25)
 BASE_DRIFT_SD: dict[str, float] = {"width": 0.1, "depth": 0.1, "n_params": 0.1}
 BASE_DRIFT_SD_OTHER = 0.2
 
-# Drift in raw coordinates by (HP kind, axis): mean and spread over the independent sources of exponents
+# Drift in raw coordinates by (HP kind, axis kind): mean and spread over the independent sources of exponents
 # (Complete(d)P in raw form, Lingle, DeepSeek, Porian, Bjorck, Zhou, Zhang, Marin; first authors):
-#   lr vs N: -.5, -.33, -.48, -.125, -.36, -.22      lr vs D: -.5, +.26, -.125, -.5, -.35, -.3
-#   batch vs N: 0, .33, .70, 0                       batch vs D: .57, .33, .47
+#   lr vs N: -.5, -.33, -.48, -.22                   batch vs N: 0, 0; with D along: .33, .70
+#   lr vs D, batch fixed: -.5, -.5, -.3, -.35        batch vs D: .57, .47; with N along: .33
+#   lr vs D, batch at its optimum: +.26, or the above with lr ∝ √batch and batch ∝ D^.5, so .25 more
+# A source that moved N and D together (DeepSeek, Porian) tells only the sum of the two exponents: -.25 and
+# -.36 for lr, .65 and .70 for batch, in keeping with what is written here.
 # Widths: N grows as width² at fixed depth, so an exponent in width is twice that in N; lr ∝ 1/width is the
-# theory for hidden matrices under Adam. Depth: N grows linearly with depth.
+# theory for hidden matrices under Adam, n^-1/2 what is measured with cross-entropy (2505.22491), n^-.66 to
+# n^-1.1 the exponents of a global rate (2407.05872). Depth: N grows linearly with depth.
 RAW_DRIFT: dict[tuple[str, str], Normal] = {
-    ("lr", "n_params"): (-0.34, 0.20),
-    ("lr", "tokens"): (-0.25, 0.25),
+    ("lr", "n_params"): (-0.38, 0.20),
+    ("lr", "tokens"): (-0.40, 0.20),
     ("lr", "width"): (-0.67, 0.35),
     ("lr", "depth"): (-0.34, 0.35),
     ("lr", "batch"): (0.4, 0.25),
-    ("batch", "n_params"): (0.26, 0.33),
-    ("batch", "tokens"): (0.46, 0.15),
+    ("batch", "n_params"): (0.08, 0.20),
+    ("batch", "tokens"): (0.50, 0.15),
 }
+RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (-0.03, 0.20)}
+"""Instead of the above where a batch size is searched as well."""
 RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
 
 
@@ -91,7 +124,11 @@ def optimum_spread(name: str) -> float:
 
 
 def drift_prior(
-    name: str, axis: str, coordinates: str, overrides: Mapping[str, Mapping[str, Normal]] | None = None
+    name: str,
+    axis: str,
+    coordinates: str,
+    overrides: Mapping[str, Mapping[str, Normal]] | None = None,
+    batch_free: bool = False,
 ) -> Normal:
     """Prior (mean, sd) of the drift of one HP's optimum along one axis, octaves per doubling.
 
@@ -100,13 +137,15 @@ def drift_prior(
         axis: the scale axis.
         coordinates: "base" (a parametrization claims no drift) or "raw".
         overrides: the user's own, `{hp: {axis: (mean, sd)}}`.
+        batch_free: whether a batch size is among the searched HPs.
     """
     if overrides and axis in overrides.get(name, {}):
         mean, sd = overrides[name][axis]
         return float(mean), float(sd)
     if coordinates == "base":
-        return 0.0, BASE_DRIFT_SD.get(axis, BASE_DRIFT_SD_OTHER)
-    return RAW_DRIFT.get((hp_kind(name), axis), RAW_DRIFT_OTHER)
+        return 0.0, BASE_DRIFT_SD.get(axis_kind(axis), BASE_DRIFT_SD_OTHER)
+    table = RAW_DRIFT | RAW_DRIFT_BATCH_FREE if batch_free else RAW_DRIFT
+    return table.get((hp_kind(name), axis_kind(axis)), RAW_DRIFT_OTHER)
 
 
 # The bowl is closest to a sum over HPs in coordinates in which each one acts alone. A group multiplier acts

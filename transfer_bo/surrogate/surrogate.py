@@ -32,7 +32,6 @@ class Surrogate:
         dimensions: the searched HPs.
         settings: ladder, target, coordinates, drift prior.
         maximise: whether larger metrics are better.
-        start: an earlier surrogate of the same study, to start the fit from.
 
     Attributes:
         X, y: rows and transformed losses of the runs that count (finished; stopped ones by their estimate).
@@ -48,7 +47,6 @@ class Surrogate:
         dimensions: Sequence[Dimension],
         settings: Settings,
         maximise: bool = False,
-        start: Surrogate | None = None,
     ) -> None:
         self.runs = [run for run in runs if run.scale is not None]
         self.settings = settings
@@ -71,10 +69,7 @@ class Surrogate:
         self.X, self.y = torch.stack(rows), torch.tensor(ys, dtype=torch.double)
         self.drift_prior = self._drift()
         self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
-        earlier = (
-            start.model if start is not None and start.coordinates.names == self.coordinates.names else None
-        )
-        self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape, earlier)
+        self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape)
         self.theta = self.model.covar_module.theta
         told = [
             run for run in self.runs if run.outcome in (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED)
@@ -91,10 +86,10 @@ class Surrogate:
         return self.coordinates.row(run.params, run.scale)
 
     def rows(self, v: Tensor, scale: Scale, flags: Tensor | None = None) -> Tensor:
-        """Rows at one scale from v (n x d) and category flags (k; the best known ones if None)."""
+        """Rows at one scale from v (n x d) and category flags (k or n x k; the best known ones if None)."""
         flags = self.best_flags() if flags is None else flags
-        tail = torch.cat([flags, self.coordinates.s(scale)])
-        return torch.cat([v, tail.expand(len(v), -1)], -1)
+        s = self.coordinates.s(scale)
+        return torch.cat([v, flags.expand(len(v), -1), s.expand(len(v), -1)], -1)
 
     def best_flags(self) -> Tensor:
         """One-hot of the category with the least effect for each categorical HP (k)."""
@@ -107,8 +102,9 @@ class Surrogate:
         return flags
 
     def pending(self) -> Tensor:
-        """Rows of running trials whose rung and HPs have been asked for (m x (d+k+a))."""
-        rows = [self.row(run) for run in self.runs if run.outcome is Outcome.RUNNING and run.params]
+        """Rows of unfinished trials whose rung and HPs are known (m x (d+k+a))."""
+        open_ = (Outcome.RUNNING, Outcome.WAITING)  # a trial given back by a dead worker waits with its HPs
+        rows = [self.row(run) for run in self.runs if run.outcome in open_ and run.params]
         return torch.stack(rows) if rows else self.X[:0]
 
     def latent(self, scale: Scale, x: Tensor | None = None, pending: bool = False) -> gp.Latent:
@@ -121,9 +117,12 @@ class Surrogate:
         return torch.minimum(torch.maximum(z, self.coordinates.z_low), self.coordinates.z_high)
 
     def _drift(self) -> tuple[Tensor, Tensor]:
+        batch_free = any(priors.hp_kind(dim.name) == "batch" for dim in self.coordinates.numeric)
         table = [
             [
-                priors.drift_prior(dim.name, axis, self.settings.coordinates, self.settings.drift_prior)
+                priors.drift_prior(
+                    dim.name, axis, self.settings.coordinates, self.settings.drift_prior, batch_free
+                )
                 for axis in self.coordinates.axes
             ]
             for dim in self.coordinates.numeric

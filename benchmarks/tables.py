@@ -1,0 +1,213 @@
+"""Tables of real training results as search problems: proxies, a target, an objective, its excess.
+
+The tables are others' (see the README of the data folder) and are not part of the package: they are looked
+for in the folder named by TRANSFER_BO_DATA, else in ../shared/data beside the checkout.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from transfer_bo import Scale
+
+COST_UNIT = 6 * 1.07e9 * 2e10
+"""What a target run costs on Step Law, FLOPs: the 1.07B / 20B cell's, whatever the target here."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A table with proxies and a target.
+
+    Attributes:
+        name: table and target.
+        proxies: scales that may be run.
+        target: the scale that is judged.
+        space: HP name -> Optuna distribution: what a user who knows only names and ranges would write.
+        costs: of one run at each scale, in target runs.
+        runs: for each scale, HP columns and one column per seed ("seed0", ...).
+        relative: whether the excess is a percentage of the best loss, or a difference in points (x 100).
+        budgets: at which the search is judged, in target runs.
+        max_runs: most proxy runs a search may use.
+    """
+
+    name: str
+    proxies: tuple[Scale, ...]
+    target: Scale
+    space: Mapping[str, BaseDistribution]
+    costs: Mapping[Scale, float]
+    runs: Mapping[Scale, pd.DataFrame] = field(repr=False)
+    relative: bool
+    budgets: tuple[float, ...]
+    max_runs: int = 1000
+
+    def row(self, scale: Scale, params: Mapping[str, Any]) -> int:
+        """The row of a scale's table nearest to these HPs (logarithmic HPs by their ratio)."""
+        table = self.runs[scale]
+        distance = np.zeros(len(table))
+        for name, dist in self.space.items():
+            column = table[name].to_numpy()
+            if isinstance(dist, CategoricalDistribution):
+                distance += 1e6 * (column != params[name])
+            elif dist.log:  # type: ignore[attr-defined]
+                distance += np.log2(column / params[name]) ** 2
+            else:
+                distance += ((column - params[name]) / (dist.high - dist.low)) ** 2  # type: ignore[attr-defined]
+        return int(distance.argmin())
+
+    def observe(self, scale: Scale, params: Mapping[str, Any], rng: np.random.Generator) -> float:
+        """The loss of one run: one noisy seed."""
+        seeds = [column for column in self.runs[scale] if column.startswith("seed")]
+        return float(self.runs[scale][seeds].to_numpy()[self.row(scale, params), rng.integers(len(seeds))])
+
+    def excess(self, params: Mapping[str, Any]) -> float:
+        """Loss of these HPs at the target above the best there, percent or points; mean over seeds."""
+        table = self.runs[self.target]
+        mean = table[[column for column in table if column.startswith("seed")]].mean(axis=1).to_numpy()
+        best, here = mean.min(), mean[self.row(self.target, params)]
+        return float(100 * (here / best - 1 if self.relative else here - best))
+
+    def true_drift(self, name: str) -> dict[str, float]:
+        """Drift of an HP's optimum along each axis, octaves per doubling: least squares over all scales."""
+        axes = [axis for axis in self.target if len({scale[axis] for scale in self.runs}) > 1]
+        log = self.space[name].log  # type: ignore[attr-defined]
+        rows, optima = [], []
+        for scale, table in self.runs.items():
+            mean = table[[column for column in table if column.startswith("seed")]].mean(axis=1)
+            best = table.loc[
+                mean.nsmallest(5).index, name
+            ]  # the best five: the optimum lies between grid points
+            optima.append(float(np.log2(best).mean() if log else best.mean()))
+            rows.append([1.0, *(np.log2(scale[axis]) for axis in axes)])
+        slopes = np.linalg.lstsq(np.array(rows), np.array(optima), rcond=None)[0][1:]
+        return dict(zip(axes, slopes.tolist(), strict=True))
+
+
+def find(name: str) -> Path:
+    """A file of the data folder; ends the program with a sentence where there is none."""
+    folder = Path(os.environ.get("TRANSFER_BO_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    path = folder / name
+    if not path.exists():
+        sys.exit(f"{name} is not in {folder}; set TRANSFER_BO_DATA to the folder that holds the tables.")
+    return path
+
+
+def problems(family: str) -> Iterator[Problem]:
+    """All problems of a family: "steplaw", "moe", "fcnet" or "hpobench"."""
+    yield from {"steplaw": _steplaw, "moe": _moe, "fcnet": _fcnet, "hpobench": _hpobench}[family]()
+
+
+def _log(low: float, high: float) -> FloatDistribution:
+    return FloatDistribution(low, high, log=True)
+
+
+def _steplaw() -> Iterator[Problem]:
+    """Six proxy cells (N <= 268M, D <= 25B); the larger cells in the folder are the targets."""
+    table = pd.read_csv(find("steplaw_dense_small.csv"))
+    table["lr"], table["seed0"] = table["lr_grid"], table["loss"]
+    cells = {
+        Scale(n_params=n, tokens=d): cell.reset_index(drop=True)
+        for (n, d), cell in table.groupby(["n_params", "tokens"])
+    }
+    proxies = tuple(s for s in cells if s.n_params < 3e8 and s.tokens <= 2.5e10)
+    for target in cells:
+        if target not in proxies:
+            yield Problem(
+                f"steplaw {target.n_params / 1e6:.0f}M/{target.tokens / 1e9:.0f}B",
+                proxies,
+                target,
+                {"lr": _log(2**-12.5, 2**-7), "batch_tokens": _log(2**16, 2**22)},
+                {s: 6 * float(s.n_params) * s.tokens / COST_UNIT for s in cells},
+                cells,
+                relative=True,
+                budgets=(0.15, 0.3, 0.5, 1.0),
+            )
+
+
+def _moe() -> Iterator[Problem]:
+    """For each sparsity: the two shorter runs are proxies, the longest is the target."""
+    table = pd.read_csv(find("steplaw_moe_sparse.csv"))
+    table["lr"], table["seed0"] = table["lr_grid"], table["loss"]
+    for name, group in table.groupby("moe_name"):
+        cells = {Scale(tokens=d): cell.reset_index(drop=True) for d, cell in group.groupby("tokens")}
+        *proxies, target = sorted(cells, key=lambda s: s.tokens)
+        yield Problem(
+            f"moe {name}",
+            tuple(proxies),
+            target,
+            {
+                "lr": _log(table["lr"].min(), table["lr"].max()),
+                "batch_tokens": _log(table["batch_tokens"].min(), table["batch_tokens"].max()),
+            },
+            {s: s.tokens / target.tokens for s in cells},
+            cells,
+            relative=True,
+            budgets=(0.5, 1.0),
+        )
+
+
+def _fcnet() -> Iterator[Problem]:
+    """Regression networks: widths up to 64 are proxies of width 512."""
+    for name in ("protein_structure", "parkinsons_telemonitoring"):
+        table = pd.read_csv(find(f"fcnet_square_{name}.csv.gz"))
+        table = table.rename(columns={f"val_mse_s{i}": f"seed{i}" for i in range(4)})
+        cells = {Scale(width=w): cell.reset_index(drop=True) for w, cell in table.groupby("width")}
+        params = {s: float(cell["n_params"].iloc[0]) for s, cell in cells.items()}
+        target = Scale(width=512)
+        yield Problem(
+            f"fcnet {name}",
+            tuple(s for s in cells if s.width <= 64),
+            target,
+            {
+                "init_lr": _log(5e-4, 0.1),
+                "batch_size": IntDistribution(8, 64, log=True),
+                "dropout_1": FloatDistribution(0.0, 0.6),
+                "dropout_2": FloatDistribution(0.0, 0.6),
+                "activation_fn_1": CategoricalDistribution(["tanh", "relu"]),
+                "activation_fn_2": CategoricalDistribution(["tanh", "relu"]),
+                "lr_schedule": CategoricalDistribution(["const", "cosine"]),
+            },
+            {s: count / params[target] for s, count in params.items()},
+            cells,
+            relative=True,
+            budgets=(1.0,),
+            max_runs=100,
+        )
+
+
+def _hpobench() -> Iterator[Problem]:
+    """Classifiers: widths up to 101 are proxies of width 1024."""
+    for name in ("phoneme", "kc1"):
+        table = pd.read_csv(find(f"hpobench_nn_{name}.csv.gz"))
+        table = table.rename(columns={f"val_err_s{i}": f"seed{i}" for i in range(5)})
+        cells = {Scale(width=w): cell.reset_index(drop=True) for w, cell in table.groupby("width")}
+        target = Scale(width=1024)
+        yield Problem(
+            f"hpobench {name}",
+            tuple(s for s in cells if s.width <= 101),
+            target,
+            {
+                "learning_rate_init": _log(1e-5, 1.0),
+                "batch_size": IntDistribution(4, 256, log=True),
+                "alpha": _log(1e-8, 1.0),
+                "depth": IntDistribution(1, 3),
+            },
+            {s: (s.width / target.width) ** 2 for s in cells},
+            cells,
+            relative=False,
+            budgets=(1.0,),
+            max_runs=100,
+        )
