@@ -5,8 +5,8 @@
 
 Every result is appended to benchmarks/results/<family>.csv as soon as it is there; the same command goes on
 where it stopped. At the end: mean and 90th percentile over problems and seeds, and the paired gap to this
-package with a 90% bootstrap interval. A rival at the target gets as many runs as it costs, plus the rows
-"16 runs" and "64 runs" (4 for Step Law) that a user could not afford.
+package, at the same budget or at its largest, with a 90% bootstrap interval. A budget is in target runs; rows
+like "16 target runs" are searches at the target itself that few users could afford.
 """
 
 from __future__ import annotations
