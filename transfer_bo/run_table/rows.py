@@ -104,6 +104,11 @@ def read_rows(
         )
     table = table[~copies].reset_index(drop=True)
     clean = _clean(table, columns, notes)
+    if not (clean["outcome"] == Outcome.FINISHED).any():
+        raise TransferError(
+            f"No row of {len(clean)} has a finite {columns.loss!r} and a finished status: nothing to fit; "
+            "check the column and the status words."
+        )
     log = not maximise and bool((clean["loss"][clean["outcome"] == Outcome.FINISHED] > 0).all())
     if log or diverged_above is not None:
         blown = _blown_up(clean, columns, diverged_above)
@@ -114,12 +119,6 @@ def read_rows(
                 f"{blown.sum()} finished rows count as diverged, for their loss is {above} "
                 f"(from {clean['loss'][blown].min():.4g}); say diverged_above=... if they are not."
             )
-    finished = clean[clean["outcome"] == Outcome.FINISHED]
-    if finished.empty:
-        raise TransferError(
-            f"No row of {len(clean)} has a finite {columns.loss!r} and a finished status: nothing to fit; "
-            "check the column and the status words."
-        )
     _check_units(clean, columns)
     constants = {
         name: _plain(clean[name].iloc[0]) for name in columns.hps if clean[name].nunique(dropna=False) == 1
