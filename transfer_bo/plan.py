@@ -277,7 +277,7 @@ class _Beliefs:
         # The model needs a run to exist; this one is so noisy that it says nothing.
         mute = torch.cat([torch.zeros(self.landscape.d, dtype=torch.double), self.target * 0])[None]
         self.model = LandscapeGP(mute, torch.zeros(1, dtype=torch.double), self.landscape)
-        self.model.covar_module.linearise(self.theta)
+        self.model.covar_module.theta = self.theta
         self.model.likelihood.noise_covar.initialize(noise=torch.tensor([1e6], dtype=torch.double))
         self.model.eval()
         self.seed = seed

@@ -54,6 +54,8 @@ class Plan:
     seconds: float = 1.2
     """Of a trial."""
     kill_every: float = 1.0
+    most_kills: int = 1_000_000
+    """No more kills than these, so that the end does not depend on how fast a busy machine starts workers."""
     restarts: int = 0
     """Of the database, evenly over the trials; odd ones as a crash."""
     away: float = 1.0
@@ -151,7 +153,8 @@ def storage_of(kind: str, folder: Path) -> Iterator[tuple[str, Cluster | None]]:
             f"optuna.storages.run_grpc_proxy_server(connect_backend({server.url!r}, create=True), "
             f"port={port})"
         )
-        proxy = subprocess.Popen([sys.executable, "-c", code], stderr=(folder / "proxy.log").open("w"))
+        with (folder / "proxy.log").open("w") as log:
+            proxy = subprocess.Popen([sys.executable, "-c", code], stderr=log)
         try:
             yield f"grpc://localhost:{port}", server
         finally:
@@ -192,7 +195,7 @@ def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Count:
                     workers.remove(worker)
                     if worker.exitcode != 0:  # killed, or dead of itself
                         workers.append(start())
-            if time.monotonic() > next_kill and workers:
+            if time.monotonic() > next_kill and workers and count.kills < plan.most_kills:
                 victim = chance.choice(workers)
                 if victim.pid is not None and victim.exitcode is None:
                     os.kill(victim.pid, signal.SIGKILL)

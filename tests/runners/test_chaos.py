@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from chaos import Plan, run
 from postgres import why_not
 
+SHORT: dict[str, Any] = {"workers": 3, "seconds": 1.0, "kill_every": 0.8, "most_kills": 3}
 NO_SERVER = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
@@ -13,12 +16,10 @@ NO_SERVER = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.parametrize(
     "plan",
     [
-        pytest.param(Plan("postgresql", 24, workers=4, seconds=0.4, restarts=1), marks=NO_SERVER),
-        pytest.param(
-            Plan("grpc", 12, workers=3, seconds=0.4, restarts=1), marks=[NO_SERVER, pytest.mark.slow]
-        ),
-        pytest.param(Plan("sqlite", 12, workers=3, seconds=0.4), marks=pytest.mark.slow),
-        pytest.param(Plan("journal", 12, workers=3, seconds=0.4)),
+        pytest.param(Plan("postgresql", 12, restarts=1, **SHORT), marks=NO_SERVER),
+        pytest.param(Plan("journal", 12, **SHORT)),
+        pytest.param(Plan("grpc", 12, restarts=1, **SHORT), marks=[NO_SERVER, pytest.mark.slow]),
+        pytest.param(Plan("sqlite", 12, **SHORT), marks=pytest.mark.slow),
     ],
     ids=lambda plan: plan.storage,
 )
