@@ -28,6 +28,8 @@ MOST_RUNS = 64
 """A run is priced at no less than this fraction of the budget: nobody wants hundreds of tiny runs."""
 STARTUP_SHARE = 0.25
 """Start-up runs use the rungs at which they take at most so much of the budget ..."""
+STARTUP_MOST = 0.5
+"""Start-up runs are so few that they take at most this share of a small budget, but two at least."""
 CHEAP = 2.5
 """... or, without a budget, that cost at most so many times the cheapest."""
 
@@ -50,11 +52,15 @@ def next_run(
         dimensions: the searched HPs.
         maximise: whether larger metrics are better.
         rungs: indices of the rungs that may be used.
-        n_startup: number of start-up runs, or None for one more than there are HPs (4 to 12).
+        n_startup: number of start-up runs, or None for one more than there are HPs (4 to 12; fewer where the
+            budget is small).
         number: of the trial; with the settings' seed it determines all randomness.
     """
     if n_startup is None:
         n_startup = min(max(len(dimensions) + 1, 4), 12)
+        if settings.budget is not None:
+            affordable = int(STARTUP_MOST * settings.budget / min(settings.costs[index] for index in rungs))
+            n_startup = max(min(n_startup, affordable), 2)
     searched = [run for run in runs if run.purpose == "search" and run.outcome is not Outcome.WAITING]
     informative = [run for run in searched if run.outcome is not Outcome.ERROR]
     finished = [run for run in runs if run.outcome is Outcome.FINISHED and run.scale is not None]

@@ -17,6 +17,10 @@ _SPREAD_IN_Y = 0.1
 """The middle half of a metric that is no loss spans so much y: about what ln loss spans in a normal study."""
 
 
+_SAME = 1e-12
+"""Metrics that differ by no more than this share count as all the same."""
+
+
 @dataclass(frozen=True)
 class Output:
     """y = ln(value), or y = (sign · value - centre) / scale, compressed above 1; smaller y is better."""
@@ -33,7 +37,8 @@ class Output:
             return cls(log=True)
         signed = [-value if maximise else value for value in values] or [0.0]
         low, middle, high = (float(q) for q in np.quantile(signed, [0.25, 0.5, 0.75]))
-        spread = (high - low) or max(abs(middle), 1.0)
+        size = max(abs(middle), 1.0)
+        spread = high - low if high - low > _SAME * size else size
         return cls(log=False, sign=-1.0 if maximise else 1.0, centre=middle, scale=spread / _SPREAD_IN_Y)
 
     def forward(self, value: float) -> float:
