@@ -34,7 +34,7 @@ def together(size: int, parallel: str, folder: Path, jobs: list[dict[str, Any]])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_loss_curve_is_that_of_one_process(size: int, parallel: str, tmp_path: Path) -> None:
     """To rounding in float64; whole, in two parts per step, and stopped by one rank and resumed bitwise."""
     alone = rank_job.run()
