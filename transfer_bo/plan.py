@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from transfer_bo.errors import TransferError
-from transfer_bo.reference_laws import axis_kind
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
@@ -192,7 +191,7 @@ def make_plan(
         raise TransferError("No HP is named; give at least one, with its range.")
     if coordinates not in ("raw", "base"):
         raise TransferError(f"coordinates is {coordinates!r}; use 'raw' or 'base'.")
-    shrunk = {a: v / (1 if axis_kind(a) == "batch" else SHRINK) for a, v in target.items()}
+    shrunk = {a: v / (1 if priors.axis_kind(a) == "batch" else SHRINK) for a, v in target.items()}
     smallest = Scale(shrunk) if smallest is None else smallest
     if any(ratio > 0 for ratio in smallest.log2_ratio(target).values()) or smallest == target:
         raise TransferError(f"The smallest proxy {smallest} is not smaller than the target {target}.")
@@ -264,8 +263,7 @@ class _Beliefs:
         self.coordinates = Coordinates(dimensions, base, axes)
         table = [
             [
-                overrides.get(dim.name, {}).get(axis)
-                or priors.drift_prior(dim.name, axis_kind(axis), coordinates)
+                overrides.get(dim.name, {}).get(axis) or priors.drift_prior(dim.name, axis, coordinates)
                 for axis in axes
             ]
             for dim in self.coordinates.numeric

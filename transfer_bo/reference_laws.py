@@ -15,25 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate.priors import hp_kind
+from transfer_bo.surrogate.priors import axis_kind, hp_kind
 
-__all__ = ["LAWS", "Law", "axis_kind", "compare"]
-
-_AXES: dict[str, tuple[str, ...]] = {
-    "n_params": ("n", "params", "num_params", "parameters", "non_embedding_params", "model_size"),
-    "tokens": (
-        *("d", "n_tokens", "num_tokens", "train_tokens", "total_tokens"),
-        *("steps", "n_steps", "num_steps", "iterations", "epochs"),
-    ),
-    "width": ("d_model", "hidden_size", "hidden", "n_embd", "dim"),
-    "depth": ("n_layers", "num_layers", "n_layer", "layers"),
-    "batch": ("batch_size", "bs"),
-}
-
-
-def axis_kind(name: str) -> str:
-    """The kind of a freely named axis: "d_model" -> "width"; a name of no known kind stays as it is."""
-    return next((kind for kind, names in _AXES.items() if name.lower() in names), name)
+__all__ = ["LAWS", "Law", "compare"]
 
 
 @dataclass(frozen=True)

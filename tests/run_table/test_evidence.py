@@ -11,11 +11,11 @@ import pytest
 from past import ASK, DRIFT, best_lr, loss_at, past_runs
 
 import transfer_bo as tb
-from transfer_bo.reference_laws import LAWS, axis_kind, compare
+from transfer_bo.reference_laws import LAWS, compare
 from transfer_bo.run_table import RunsSuggestion, fit_runs
 from transfer_bo.run_table.ranks import rank_preservation
 from transfer_bo.run_table.rows import read_rows
-from transfer_bo.surrogate.priors import drift_prior
+from transfer_bo.surrogate.priors import axis_kind, drift_prior
 
 
 @pytest.fixture(scope="module")

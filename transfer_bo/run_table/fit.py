@@ -15,11 +15,10 @@ import torch
 from transfer_bo.errors import TransferError
 from transfer_bo.history import Outcome, Run, Settings
 from transfer_bo.projection import Projection
-from transfer_bo.reference_laws import axis_kind
 from transfer_bo.run_table.rows import UNIT_GAP, UNIT_HINT, RunTable
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.priors import drift_prior
+from transfer_bo.surrogate.priors import axis_kind, drift_prior
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["Beliefs", "check_target", "doublings_beyond", "project"]

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from transfer_bo.reference_laws import LAWS, axis_kind
+from transfer_bo.reference_laws import LAWS
 from transfer_bo.run_table.suggest import RunsFit, RunsSuggestion
-from transfer_bo.surrogate.priors import hp_kind
+from transfer_bo.surrogate.priors import axis_kind, hp_kind
 
 __all__ = ["show"]
 

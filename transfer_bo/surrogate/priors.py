@@ -45,19 +45,15 @@ def hp_kind(name: str) -> str:
 
 # How a free axis name is read; anything else is itself.
 _AXES: dict[str, tuple[str, ...]] = {
-    "n_params": ("n", "params", "parameters", "n_parameters", "model_size", "size"),
-    "tokens": (
-        "d",
-        "n_tokens",
-        "train_tokens",
-        "steps",
-        "n_steps",
-        "iterations",
-        "epochs",
-        "duration",
-        "samples",
+    "n_params": (
+        *("n", "params", "num_params", "n_parameters", "parameters", "non_embedding_params"),
+        *("model_size", "size"),
     ),
-    "width": ("d_model", "n_embd", "hidden_size", "hidden_dim", "dim", "channels"),
+    "tokens": (
+        *("d", "n_tokens", "num_tokens", "train_tokens", "total_tokens"),
+        *("steps", "n_steps", "num_steps", "iterations", "epochs", "duration", "samples"),
+    ),
+    "width": ("d_model", "n_embd", "hidden", "hidden_size", "hidden_dim", "dim", "channels"),
     "depth": ("n_layers", "n_layer", "num_layers", "num_hidden_layers", "layers"),
     "batch": ("batch_size", "bs", "batch_tokens", "global_batch_size"),
 }
