@@ -118,20 +118,11 @@ def _line(problem: Problem, first: Params, second: Params, share: float) -> Para
 
 def pooled_quadratic(problem: Problem, budget: float, seed: int) -> Params:
     """Random proxy runs; one quadratic in all HPs whose optimum is linear in the log axes, least squares."""
-    rng = np.random.default_rng([seed, 3])
-    sampler = optuna.samplers.RandomSampler(seed=seed)
-    study = optuna.create_study(sampler=sampler)
-    left, rows, losses = budget, [], []
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    rows, losses = _random_proxy_runs(
+        study, problem, budget, np.random.default_rng([seed, 3]), problem.max_runs
+    )
     names = [n for n, d in problem.space.items() if not hasattr(d, "choices")]
-    while len(rows) < problem.max_runs:
-        affordable = [s for s in problem.proxies if problem.costs[s] <= left + 1e-9]
-        if not affordable:
-            break
-        scale = affordable[rng.integers(len(affordable))]
-        params = _ask(study.ask(), problem)
-        left -= problem.costs[scale]
-        rows.append((params, scale))
-        losses.append(math.log(problem.observe(scale, params, rng)))
     to = {n: math.log2 if problem.space[n].log else float for n in names}  # type: ignore[attr-defined]
     axes = [a for a in problem.target if len({s[a] for s in problem.runs}) > 1]
     z = np.array([[to[n](p[n]) for n in names] for p, _ in rows])
@@ -174,7 +165,6 @@ def botorch_mf(problem: Problem, budget: float, seed: int) -> Params:
     from botorch.models.transforms import Standardize
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    rng = np.random.default_rng([seed, 4])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     axes = [a for a in problem.target if len({s[a] for s in problem.runs}) > 1]
     low, high = (
@@ -193,16 +183,10 @@ def botorch_mf(problem: Problem, budget: float, seed: int) -> Params:
             unit.append((to(params[name]) - ends[0]) / (ends[1] - ends[0]))
         return unit + [(math.log(scale[a]) - low[a]) / (high[a] - low[a]) for a in axes]
 
-    left, X, y = budget, [], []
-    while len(X) < min(32, problem.max_runs):
-        affordable = [s for s in problem.proxies if problem.costs[s] <= left + 1e-9]
-        if not affordable:
-            break
-        scale = affordable[rng.integers(len(affordable))]
-        params = _ask(study.ask(), problem)
-        left -= problem.costs[scale]
-        X.append(row(params, scale))
-        y.append(-math.log(problem.observe(scale, params, rng)))
+    rows, losses = _random_proxy_runs(
+        study, problem, budget, np.random.default_rng([seed, 4]), min(32, problem.max_runs)
+    )
+    X, y = [row(params, scale) for params, scale in rows], [-loss for loss in losses]
     d = len(problem.space)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -230,6 +214,23 @@ def _ask(trial: optuna.Trial, problem: Problem) -> Params:
         else:
             params[name] = trial.suggest_float(name, dist.low, dist.high, log=dist.log)  # type: ignore[attr-defined]
     return params
+
+
+def _random_proxy_runs(
+    study: optuna.Study, problem: Problem, budget: float, rng: np.random.Generator, most: int
+) -> tuple[list[tuple[Params, tb.Scale]], list[float]]:
+    """Random settings at random affordable proxies, until budget or number is used up; ln losses."""
+    left, rows, losses = budget, [], []
+    while len(rows) < most:
+        affordable = [s for s in problem.proxies if problem.costs[s] <= left + 1e-9]
+        if not affordable:
+            break
+        scale = affordable[rng.integers(len(affordable))]
+        params = _ask(study.ask(), problem)
+        left -= problem.costs[scale]
+        rows.append((params, scale))
+        losses.append(math.log(problem.observe(scale, params, rng)))
+    return rows, losses
 
 
 def _at_target(

@@ -16,7 +16,22 @@ from rich.console import Console
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["StudyArgument", "app", "console", "interruptible", "quiet", "spoken"]
+__all__ = [
+    "AxisOption",
+    "HpOption",
+    "JsonOption",
+    "LossOption",
+    "MaximiseOption",
+    "RunsOption",
+    "StudyArgument",
+    "StudyOption",
+    "StudyOrRuns",
+    "app",
+    "console",
+    "interruptible",
+    "quiet",
+    "spoken",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +43,23 @@ app = typer.Typer(
     help="What to set on the large model, before its one expensive run.",
 )
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
+
+# Of the commands that take a study file or a table of past runs.
+StudyOrRuns = Annotated[
+    Path | None, typer.Argument(metavar="[STUDY.toml]", help="The study file; without it give --runs.")
+]
+RunsOption = Annotated[
+    str | None, typer.Option(help="Past runs: CSV, Parquet, or an Optuna storage URL.", metavar="RUNS")
+]
+StudyOption = Annotated[str | None, typer.Option(help="Name of the Optuna study in that storage.")]
+AxisOption = Annotated[list[str] | None, typer.Option(help="Column that is an axis of scale.")]
+HpOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Column that is an HP: NAME:log, :linear, :one_minus or :categorical."),
+]
+LossOption = Annotated[str | None, typer.Option(help="Column of the metric.")]
+MaximiseOption = Annotated[bool, typer.Option("--maximise", help="Larger metrics are better.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def spoken(command: Callable[P, R]) -> Callable[P, R]:

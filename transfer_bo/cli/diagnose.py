@@ -10,7 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from transfer_bo.cli.common import app, console, quiet, spoken
+from transfer_bo.cli.common import (
+    AxisOption,
+    HpOption,
+    JsonOption,
+    LossOption,
+    MaximiseOption,
+    RunsOption,
+    StudyOption,
+    StudyOrRuns,
+    app,
+    console,
+    quiet,
+    spoken,
+)
 from transfer_bo.errors import TransferError
 from transfer_bo.study_file import load_study_file
 
@@ -20,28 +33,21 @@ __all__: list[str] = []
 @app.command()
 @spoken
 def diagnose(
-    study_file: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY.toml]", help="The study file; without it give --runs.")
-    ] = None,
-    runs: Annotated[
-        str | None, typer.Option(help="Past runs: CSV, Parquet, or an Optuna storage URL.", metavar="RUNS")
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the Optuna study in that storage.")] = None,
-    axis: Annotated[list[str] | None, typer.Option(help="Column that is an axis of scale.")] = None,
-    hp: Annotated[
-        list[str] | None,
-        typer.Option(help="Column that is an HP: NAME:log, :linear, :one_minus or :categorical."),
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="Column of the metric.")] = None,
+    study_file: StudyOrRuns = None,
+    runs: RunsOption = None,
+    study: StudyOption = None,
+    axis: AxisOption = None,
+    hp: HpOption = None,
+    loss: LossOption = None,
     along: Annotated[
         str | None, typer.Option(help="The axis that grows; default: that of most levels.")
     ] = None,
-    maximise: Annotated[bool, typer.Option("--maximise", help="Larger metrics are better.")] = False,
+    maximise: MaximiseOption = False,
     picture: Annotated[
         Path | None, typer.Option(help="Write the picture to this file (.png, .svg, .pdf).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Does transfer work here? Rates (fast or slow), fit of the law, importance of HPs per scale."""
     if (runs is None) == (study_file is None):

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from transfer_bo.cli.common import app, console, quiet, spoken
+from transfer_bo.cli.common import (
+    AxisOption,
+    HpOption,
+    JsonOption,
+    LossOption,
+    MaximiseOption,
+    RunsOption,
+    StudyOption,
+    StudyOrRuns,
+    app,
+    console,
+    quiet,
+    spoken,
+)
 from transfer_bo.errors import TransferError
 from transfer_bo.study_file import StudyFile, load_study_file
 
@@ -18,32 +30,25 @@ __all__ = ["pair"]
 @app.command()
 @spoken
 def suggest(
-    study_file: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY.toml]", help="The study file; without it give --runs.")
-    ] = None,
-    runs: Annotated[
-        str | None, typer.Option(help="Past runs: CSV, Parquet, or an Optuna storage URL.", metavar="RUNS")
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the Optuna study in that storage.")] = None,
-    axis: Annotated[list[str] | None, typer.Option(help="Column that is an axis of scale.")] = None,
-    hp: Annotated[
-        list[str] | None,
-        typer.Option(help="Column that is an HP: NAME:log, :linear, :one_minus or :categorical."),
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="Column of the metric.")] = None,
+    study_file: StudyOrRuns = None,
+    runs: RunsOption = None,
+    study: StudyOption = None,
+    axis: AxisOption = None,
+    hp: HpOption = None,
+    loss: LossOption = None,
     status: Annotated[str | None, typer.Option(help="Column that says how a run ended.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="AXIS=VALUE, once for each axis.")] = None,
     coordinates: Annotated[str, typer.Option(help="Of the HPs in --runs: raw or base.")] = "raw",
     drift: Annotated[
         list[str] | None, typer.Option(help="Own drift prior, HP:AXIS=MEAN,SD in octaves per doubling.")
     ] = None,
-    maximise: Annotated[bool, typer.Option("--maximise", help="Larger metrics are better.")] = False,
+    maximise: MaximiseOption = False,
     diverged_above: Annotated[
         float | None, typer.Option(help="Loss from which a run counts as diverged.")
     ] = None,
     held_out: Annotated[bool, typer.Option(help="Test on the largest scales, which takes two fits.")] = True,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """What to set at the target, with intervals, from the trials of a study or from past runs."""
     if (runs is None) == (study_file is None):
