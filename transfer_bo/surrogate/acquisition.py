@@ -1,6 +1,6 @@
-"""Which run next: the (rung, HPs) that most lowers the expected excess loss at the target per unit of cost.
+"""Which run next: the first of those that most lower the expected excess loss at the target (`Latent.plan`).
 
-Symbols: as in `gp`; `regret_drop` there is the quantity that is divided by the cost.
+Symbols: as in `gp`.
 """
 
 from __future__ import annotations

@@ -56,16 +56,17 @@ def next_run(
             budget is small).
         number: of the trial; with the settings' seed it determines all randomness.
     """
+    cheapest = min(settings.costs[index] for index in rungs)
     if n_startup is None:
         n_startup = min(max(len(dimensions) + 1, 4), 12)
         if settings.budget is not None:
-            affordable = int(STARTUP_MOST * settings.budget / min(settings.costs[index] for index in rungs))
+            affordable = int(STARTUP_MOST * settings.budget / cheapest)
             n_startup = max(min(n_startup, affordable), 2)
     searched = [run for run in runs if run.purpose == "search" and run.outcome is not Outcome.WAITING]
     informative = [run for run in searched if run.outcome is not Outcome.ERROR]
     finished = [run for run in runs if run.outcome is Outcome.FINISHED and run.scale is not None]
     if len(informative) < n_startup or not finished:
-        limit = CHEAP * min(settings.costs[index] for index in rungs)
+        limit = CHEAP * cheapest
         if settings.budget is not None:
             limit = max(limit, STARTUP_SHARE * settings.budget / n_startup)
         cheap = sorted(

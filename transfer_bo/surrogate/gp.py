@@ -528,14 +528,11 @@ def _settle(model: LandscapeGP, theta: Tensor, steps: int = 15) -> Tensor:
     landscape, kernel = model.landscape, model.covar_module
     X, y = model.rows, model.losses
     kernel.theta = theta
-    floor = model.floor**2
-    extra = (TOLERANCE * _excess(landscape, theta, X)) ** 2
-    noise = floor + extra
+    noise, nuisance = model.noise(X), kernel.nuisance(X, X)
     if len(y) > landscape.d + 3:
-        noise = noise * _weights(kernel.nuisance(X, X) + torch.diag(noise), y - landscape.values(theta, X))
+        noise = noise * _weights(nuisance + torch.diag(noise), y - landscape.values(theta, X))
     model.likelihood.noise_covar.initialize(noise=noise)
-    C = kernel.nuisance(X, X) + torch.diag(noise)
-    whiten = torch.linalg.cholesky(C)
+    whiten = torch.linalg.cholesky(nuisance + torch.diag(noise))
 
     def score(at: Tensor) -> tuple[Tensor, Tensor, float]:
         b = torch.linalg.solve_triangular(whiten, (y - landscape.values(at, X))[:, None], upper=False)[:, 0]
