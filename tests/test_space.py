@@ -94,6 +94,48 @@ def test_per_module_with_depth_profiles() -> None:
         Space.per_module(parametrization, ["lr"], depth_knots=1)
 
 
+def test_multipliers_join_the_hps_of_a_space() -> None:
+    """Types and profiles are switched per kind; a multiplier that is there already keeps its range."""
+    parametrization: Any = SimpleNamespace(module_types=("q", "up"), residual_branches=("attn",))
+    own = Space.from_table({"lr": {}, "eps": {}, "lr.q": {"low": 0.5}})
+    space = own.with_modules(parametrization, ["lr", "residual"], ["lr", "init_std"], 2)
+
+    assert ["lr", "eps", "lr.q", "lr.up", "residual.attn"] == list(space.hps)[:5]
+    assert ["lr.@0", "lr.@1", "init_std.@0", "init_std.@1"] == list(space.hps)[5:]
+    assert 0.5 == space.hps["lr.q"].low
+    assert 1 / 8 == space.hps["lr.up"].low
+    assert own.hps == own.with_modules(parametrization, []).hps
+    with pytest.raises(TransferError, match="depth_knots = 1"):
+        own.with_modules(parametrization, [], ["lr"], 1)
+
+
+@pytest.mark.parametrize("depth", [[], ["one_minus_beta1"]])
+def test_multipliers_keep_betas_above_zero(depth: list[str]) -> None:
+    """With 1-β and all that multiplies it at their highest, 1-β stays below 1; no room is said."""
+    parametrization: Any = SimpleNamespace(module_types=("q",), residual_branches=())
+    space = Space.from_table({"one_minus_beta1": {"low": 0.02, "high": 0.4}})
+    space = space.with_modules(parametrization, ["one_minus_beta1"], depth)
+    highest = space.hps["one_minus_beta1"].high * space.hps["one_minus_beta1.q"].high
+    highest *= space.hps["one_minus_beta1.@0"].high if depth else 1.0
+
+    assert pytest.approx(0.98) == highest
+    with pytest.raises(TransferError, match=r"HP 'one_minus_beta1': high = 0\.99 leaves no room"):
+        Space.from_table({"one_minus_beta1": {"high": 0.99}}).with_modules(
+            parametrization, ["one_minus_beta1"]
+        )
+
+
+def test_the_sharpness_prior_moves_learning_rates_only() -> None:
+    """Ratios to the norms: embedding 10, QK 8, FFN 6, VO 4 (2502.19002)."""
+    types = ("embedding", "q", "up", "v", "attn_norm", "unembedding")
+    parametrization: Any = SimpleNamespace(module_types=types, residual_branches=())
+    space = Space.from_table({"lr": {}}).with_modules(parametrization, ["lr", "eps"], prior="sharpness")
+    ratios = [space.defaults[f"lr.{module}"] / space.defaults["lr.attn_norm"] for module in types]
+
+    assert [10.0, 8.0, 6.0, 4.0, 1.0] == pytest.approx(ratios[:5])
+    assert [1.0] * 7 == [space.defaults[name] for name in ("lr.unembedding", *(f"eps.{m}" for m in types))]
+
+
 def test_suggest_asks_a_trial_in_log_scale() -> None:
     """Every HP reaches the study under its own name, range and log scale."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

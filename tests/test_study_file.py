@@ -35,6 +35,21 @@ BAD = {  # what is replaced by what, and what the sentence must name beside the 
     "less than a step": (("tokens = 512", "tokens = 31"), "ladder.rungs[0].tokens = 31", "32"),
     "name for a path": (('"tiny"', '"../tiny"'), "name = '../tiny'", "letters"),
     "own path": (("[data]", 'path = "x"\n[data]'), "path = 'x'", "unknown key"),
+    "unknown kind of multiplier": (
+        ("[budget]", '[per_module]\ndepth = ["larning_rate"]\n[budget]'),
+        "per_module.depth = ['larning_rate']",
+        "lr, weight_decay",
+    ),
+    "one knot": (
+        ("[budget]", '[per_module]\ndepth = ["lr"]\ndepth_knots = 1\n[budget]'),
+        "per_module.depth_knots = 1",
+        "greater than or equal to 2",
+    ),
+    "unknown key of multipliers": (
+        ("[budget]", '[per_module]\ntype = ["lr"]\n[budget]'),
+        "per_module.type = ['lr']",
+        "'types'",
+    ),
     "no TOML": (("[data]", "[data"), "not valid TOML", "line"),
 }
 

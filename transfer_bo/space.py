@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["DEPTH", "HP", "KINDS", "Kind", "Space", "split_name"]
+__all__ = ["DEPTH", "HP", "KINDS", "PRIORS", "Kind", "Space", "split_name"]
 
 DEPTH = "@"
 """Begins the group of a knot of a depth profile, e.g. "@0.5"."""
@@ -48,6 +48,18 @@ KINDS: dict[str, Kind] = {
     "residual": Kind(1.0, 0.25, 4.0, "multiplier on a residual branch"),
 }
 GROUP_KIND = Kind(1.0, 2**-3, 2**3, "multiplier for one module group")
+LARGEST_ONE_MINUS_BETA = 0.98
+"""Multipliers of 1-β are searched so far that β stays above 0 with all of them at their highest."""
+
+# How steep the loss is along each module type relative to MLP matrices, and so how much larger its learning
+# rate may be: embedding 10, QK 8, FFN 6, VO 4, norms 1 (2502.19002). Nothing is said of the unembedding.
+_SHARPNESS = {"embedding": 10, "q": 8, "k": 8, "up": 6, "gate": 6, "down": 6, "v": 4, "o": 4}
+_SHARPNESS |= dict.fromkeys(["q_norm", "k_norm", "attn_norm", "mlp_norm", "final_norm"], 1)
+PRIORS: dict[str, dict[str, float]] = {
+    "none": {},
+    "sharpness": {f"lr.{module}": ratio / 6 for module, ratio in _SHARPNESS.items()},
+}
+"""Where multipliers are believed to lie before any run; 1 for those not listed."""
 
 
 class _Trial(Protocol):
@@ -164,6 +176,53 @@ class Space:
                 hps += [HP.of(f"{kind}.{module}") for module in parametrization.module_types]
             hps += [HP.of(f"{kind}.{knot}") for knot in knots]
         return cls(hps)
+
+    def with_modules(
+        self,
+        parametrization: _Parametrization,
+        types: Iterable[str],
+        depth: Iterable[str] = (),
+        depth_knots: int = 2,
+        prior: str = "none",
+    ) -> Space:
+        """These HPs, and multipliers per module type and over depth for the kinds named.
+
+        A multiplier that is in this space already keeps its range and default. Ranges are those of any
+        multiplier, 1/8 to 8, but for 1-β, which stays below 1.
+
+        Args:
+            parametrization: Of the model.
+            types: Kinds with a multiplier for each module type; for `residual`, for each residual branch.
+            depth: Kinds with a profile over depth.
+            depth_knots: Of each profile, evenly spaced from 0 to 1.
+            prior: A name in `PRIORS`: the multipliers' defaults.
+
+        Raises:
+            TransferError: for an unknown kind, a number of knots that makes no profile, or a range of 1-β
+                that leaves no room for multipliers.
+        """
+        types, depth = list(types), list(depth)
+        names = list(Space.per_module(parametrization, types).hps) if types else []
+        names = [name for name in names if "." in name]
+        for kind in depth:
+            profile = Space.per_module(parametrization, [kind], depth_knots).hps
+            names += [name for name in profile if name.startswith(f"{kind}.{DEPTH}")]
+        hps = dict(self.hps)
+        for name in names:
+            kind, _ = split_name(name)
+            high = GROUP_KIND.high
+            if kind.startswith("one_minus"):
+                common = self.hps[kind].high if kind in self.hps else KINDS[kind].default
+                overlapping = (kind in types) + (kind in depth)
+                high = min(high, (LARGEST_ONE_MINUS_BETA / common) ** (1 / overlapping))
+                if not high > 1:
+                    raise TransferError(
+                        f"HP {kind!r}: high = {common!r} leaves no room for multipliers, for 1-β < 1; "
+                        "lower it."
+                    )
+            default = min(PRIORS[prior].get(name, GROUP_KIND.default), high)
+            hps.setdefault(name, HP.of(name, high=high, default=default))
+        return Space(hps.values())
 
     @property
     def defaults(self) -> dict[str, float]:

@@ -34,6 +34,12 @@ A study file in full (every section and key; those with a value after `#` may be
     lr = { low = 0.0005, high = 0.03, default = 0.004 }
     "lr.embedding" = {}
 
+    # [per_module]                    # multipliers per module type and over depth of HPs in [space]
+    # types = ["lr", "init_std", "residual"]   # kinds with one for each module type (residual: each branch)
+    # depth = ["lr"]                  # kinds with a profile over depth
+    # depth_knots = 2                 # 2; numbers per profile
+    # prior = "none"                  # "none"; "sharpness": learning rates start at the ratios of 2502.19002
+
     [budget]
     target_runs = 1.5                 # compute for tuning, in runs at the target
     trials = 100                      # (no limit)
@@ -73,7 +79,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from transfer_bo.errors import TransferError
 from transfer_bo.scale import Ladder, Scale, default_cost
-from transfer_bo.space import HP, Space
+from transfer_bo.space import HP, KINDS, Space
 
 __all__ = ["StudyFile", "load_study_file"]
 
@@ -144,6 +150,15 @@ class Bounds(_Section):
     default: float | None = None
 
 
+class PerModule(_Section):
+    """Which kinds of HPs get multipliers per module type, and which a profile over depth."""
+
+    types: list[str] = []
+    depth: list[str] = []
+    depth_knots: Annotated[Whole, Field(ge=2)] = 2
+    prior: Literal["none", "sharpness"] = "none"
+
+
 class Budget(_Section):
     """What the search may spend."""
 
@@ -190,6 +205,7 @@ class StudyFile(_Section):
     ladder: LadderSection
     parametrization: ParametrizationSection = ParametrizationSection()
     space: dict[str, Bounds]
+    per_module: PerModule | None = None
     budget: Budget
     run: RunSection = RunSection()
     command: CommandSection | None = None
@@ -265,7 +281,8 @@ class StudyFile(_Section):
     def definition(self) -> dict[str, Any]:
         """What makes this study this study, by key: none of it may change once trials are stored.
 
-        The ladder may grow at its end; target, budget, ranges, workers and folders may change.
+        The ladder may grow at its end; target, budget, ranges, workers and folders may change. Multipliers
+        of `per_module` may come and go: in a run without one it was 1.
         """
         sections: dict[str, BaseModel] = {
             "data": self.data,
@@ -313,6 +330,22 @@ def load_study_file(path: str | Path) -> StudyFile:
     return study
 
 
+def _check_modules(study: StudyFile) -> None:
+    if study.per_module is None:
+        return
+    for key in ("types", "depth"):
+        for kind in getattr(study.per_module, key):
+            if kind not in KINDS:
+                raise study.says(
+                    f"per_module.{key}", f"{kind!r} is no known kind; use some of {', '.join(KINDS)}."
+                )
+    if study.command is not None:
+        raise TransferError(
+            f"{study.path}: per_module goes with the reference trainer, whose module types are known; with "
+            '[command], list the multipliers in [space], as "lr.embedding" = {}.'
+        )
+
+
 def _check_together(study: StudyFile) -> None:
     """What only shows when several keys are seen together.
 
@@ -327,6 +360,7 @@ def _check_together(study: StudyFile) -> None:
             build()
         except TransferError as error:
             raise TransferError(f"{study.path}: {key}: {error}") from None
+    _check_modules(study)
     scales = {f"ladder.rungs[{i}]": scale for i, scale in enumerate(study.proxies)}
     scales |= {"ladder.target": study.target, "ladder.base": study.base}
     if study.command is not None:

@@ -190,6 +190,12 @@ class StudyTask(Task):
             )
         self._parametrizations: dict[Scale, Any] = {}
         self._costs: dict[Scale, float] = {}
+        if study_file.per_module is not None:
+            base, chosen = self.parametrization(study_file.base), study_file.per_module.model_dump()
+            try:
+                self.space = self.space.with_modules(base, **chosen)
+            except TransferError as error:
+                raise TransferError(f"{study_file.path}: per_module: {error}") from None
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -237,7 +243,8 @@ class StudyTask(Task):
         """Train here, or in several processes under torchrun; held-out loss in nats per token."""
         if self.file.run.ranks == 1:
             return self.train_here(attempt, self.checkpoint(attempt.number))
-        study = {"study": self.file.model_dump(mode="json")}
+        # The ranks do not talk to the storage, and have no use for its password.
+        study = {"study": self.file.model_dump(mode="json", exclude={"run": {"storage"}})}
         return self.run_program(_torchrun(self.file), attempt, study)
 
     def train_here(self, attempt: Attempt, checkpoint: Path) -> float:

@@ -1,0 +1,44 @@
+"""A study file's multipliers per module type reach trials and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transfer_bo import TransferError
+from transfer_bo.runners.trial import StudyTask
+from transfer_bo.study_file import load_study_file
+
+WriteStudy = Callable[..., Path]
+PER_MODULE = '[per_module]\ntypes = ["lr", "residual"]\ndepth = ["eps"]\ndepth_knots = 3\n[budget]'
+
+
+def test_the_models_own_modules_are_searched(write_study: WriteStudy) -> None:
+    """The 13 module types, two branches and the knots; an HP in [space] stays as it is."""
+    task = StudyTask(load_study_file(write_study(("[budget]", PER_MODULE))))
+    names = list(task.space.hps)
+
+    assert ["lr", "lr.embedding"] == names[:2]
+    assert 13 == sum(name.startswith("lr.") for name in names)
+    assert ["residual.attn", "residual.mlp", "eps.@0", "eps.@0.5", "eps.@1"] == names[-5:]
+
+
+def test_multipliers_may_be_added_to_a_study_with_trials(write_study: WriteStudy) -> None:
+    """They do not make it another study, for a run without them had 1 in their place."""
+    without = StudyTask(load_study_file(write_study()))
+    with_them = StudyTask(load_study_file(write_study(("[budget]", PER_MODULE))))
+
+    assert without.definition() == with_them.definition()
+
+
+def test_betas_without_room_for_multipliers_are_refused(write_study: WriteStudy) -> None:
+    """One sentence, with the file's name."""
+    betas = '[per_module]\ntypes = ["one_minus_beta1"]\n[budget]'
+    path = write_study(
+        ('"lr.embedding" = {}', "one_minus_beta1 = { low = 0.1, high = 0.99 }"), ("[budget]", betas)
+    )
+
+    with pytest.raises(TransferError, match=r"tiny\.toml: per_module: HP 'one_minus_beta1': high = 0\.99"):
+        StudyTask(load_study_file(path))
