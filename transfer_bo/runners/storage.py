@@ -138,10 +138,11 @@ def _hash(definition: dict[str, Any]) -> str:
 def stored_study_file(url: str, name: str) -> StudyFile:
     """The study file that a study was started with, for a worker that has no copy.
 
-    Paths in it stay as they were on the machine that started the study.
+    Relative paths in it are relative to the current folder. One that runs a program is refused: who may write
+    to the storage must not decide what is run on the machines that join.
 
     Raises:
-        TransferError: if the storage can't be opened, or holds no such study.
+        TransferError: if the storage can't be opened, holds no such study, or names a program to run.
     """
     wrong = check_address(url)
     if wrong is not None:
@@ -157,7 +158,16 @@ def stored_study_file(url: str, name: str) -> StudyFile:
             f"--study {name!r}: {url!r} holds no study of that name that a study file has started; "
             "start it with: transfer-bo run STUDY.toml"
         ) from None
-    return StudyFile.model_validate_json(text).stored_in(url)
+    study_file = StudyFile.model_validate_json(text).stored_in(url)
+    if study_file.command is not None:
+        run = study_file.command.run
+        shown = run if isinstance(run, str) else " ".join(run)
+        raise TransferError(
+            f"--study {name!r}: its trials run a program, {shown!r}, "
+            "and a program is not run on the word of a storage; join with the study file: "
+            "transfer-bo worker STUDY.toml"
+        )
+    return study_file
 
 
 def _nothing_yet(study_file: StudyFile) -> TransferError:
