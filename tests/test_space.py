@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_bo.errors import TransferError
-from transfer_bo.space import HP, KINDS, Space, split_name
+from transfer_bo.space import HP, KINDS, Space, is_multiplier, split_name
 
 
 def test_names_are_kind_or_kind_dot_group() -> None:
@@ -19,6 +19,13 @@ def test_names_are_kind_or_kind_dot_group() -> None:
     assert ("lr", "layers.0") == split_name("lr.layers.0")
     with pytest.raises(TransferError, match=r"'momentum' is no known kind; use one of lr, "):
         split_name("momentum.attn")
+
+
+def test_multipliers_are_told_from_other_names_with_a_dot() -> None:
+    """A user's own "optimizer.momentum" multiplies nothing."""
+    names = ("lr", "lr.q", "lr.@0.5", "optimizer.momentum", "lr.")
+
+    assert [False, True, True, False, False] == [is_multiplier(name) for name in names]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["DEPTH", "HP", "KINDS", "PRIORS", "Kind", "Space", "split_name"]
+__all__ = ["DEPTH", "HP", "KINDS", "PRIORS", "Kind", "Space", "is_multiplier", "split_name"]
 
 DEPTH = "@"
 """Begins the group of a knot of a depth profile, e.g. "@0.5"."""
@@ -83,6 +83,12 @@ def split_name(name: str) -> tuple[str, str | None]:
     if kind not in KINDS:
         raise TransferError(f"HP {name!r}: {kind!r} is no known kind; use one of {', '.join(KINDS)}.")
     return kind, group or None
+
+
+def is_multiplier(name: str) -> bool:
+    """Whether an HP multiplies a known kind for a group of tensors; a run that does not have it had 1."""
+    kind, _, group = name.partition(".")
+    return bool(group) and kind in KINDS
 
 
 @dataclass(frozen=True)
