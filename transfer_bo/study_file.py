@@ -53,6 +53,7 @@ A study file in full (every section and key; those with a value after `#` may be
     checkpoint_seconds = 60.0         # 60; between two checkpoints of a trial
     ranks = 1                         # 1; processes (and GPUs) per trial, started by torchrun
     parallel = "ddp"                  # "ddp"; or "fsdp2"
+    runner = "local"                  # "local": processes here; or "ray": tasks on a Ray cluster
 
     # [command]                       # train with a program of your own in the place of the reference trainer
     # run = ["python", "train.py", "--lr", "{lr}", "--trial", "{input}"]   # see `transfer_bo.runners.command`
@@ -177,6 +178,7 @@ class RunSection(_Section):
     checkpoint_seconds: Positive = 60.0
     ranks: Whole = 1
     parallel: Literal["ddp", "fsdp2"] = "ddp"
+    runner: Literal["local", "ray"] = "local"
 
 
 class CommandSection(_Section):

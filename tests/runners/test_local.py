@@ -19,7 +19,7 @@ from rich.console import Console
 
 from transfer_bo import Outcome, TransferError
 from transfer_bo.history import Run, read_runs
-from transfer_bo.runners import local
+from transfer_bo.runners import local, worker
 from transfer_bo.runners.liveness import DEATHS_ATTR, WORKER_ATTR
 from transfer_bo.runners.storage import open_study
 from transfer_bo.study_file import load_study_file
@@ -187,7 +187,7 @@ def test_workers_that_keep_dying_end_the_run(
 ) -> None:
     """After a bounded number of new workers the log is named instead."""
     study_file = load_study_file(write_study())
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(worker, "main", os.abort)  # fails for it is given arguments
 
     with pytest.raises(TransferError, match=r"died 4 times, last with exit code 1; look into .*workers\.log"):
         local.run_search(study_file, Console(file=io.StringIO()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transfer_bo.cli.common import StudyArgument, app, console, interruptible, quiet, spoken
 from transfer_bo.errors import hide_passwords
+from transfer_bo.runners import nursery
 from transfer_bo.study_file import load_study_file
 
 __all__: list[str] = []
@@ -14,6 +15,8 @@ __all__: list[str] = []
 def run(study: StudyArgument) -> None:
     """Search on the proxies until the budget is spent. The same command again goes on where it stopped."""
     study_file = load_study_file(study)
+    if study_file.run.runner == "local":
+        nursery.prepare()
     quiet()
     from transfer_bo.runners.local import run_search
 

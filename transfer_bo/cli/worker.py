@@ -9,6 +9,7 @@ import typer
 
 from transfer_bo.cli.common import app, console, interruptible, quiet, spoken
 from transfer_bo.errors import TransferError
+from transfer_bo.runners import nursery
 from transfer_bo.study_file import StudyFile, load_study_file
 
 __all__: list[str] = []
@@ -34,6 +35,8 @@ def worker(
     joined = _study_file(study_file, storage, study)
     if workers is not None:
         joined = joined.model_copy(update={"run": joined.run.model_copy(update={"workers": workers})})
+    if joined.run.runner == "local":
+        nursery.prepare()
     quiet()
     from transfer_bo.runners.local import join
 

@@ -1,4 +1,4 @@
-"""Run a study on this machine: start N worker processes, look after them, show how it goes.
+"""Run a study: start N workers, processes of this machine or Ray tasks, look after them, show how it goes.
 
 The parent trains nothing: it beats for its workers' trials. A worker that dies is replaced, a bounded number
 of times, and the trial it was running is given back, to go on from its last checkpoint. On Ctrl-C the workers
@@ -10,23 +10,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
-import subprocess
-import sys
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from rich.console import Console
 
 from transfer_bo.errors import TransferError
 from transfer_bo.history import read_runs
+from transfer_bo.runners import nursery, ray_tasks
 from transfer_bo.runners import worker as worker_process
 from transfer_bo.runners.liveness import Heart, reap
+from transfer_bo.runners.outcomes import MAX_ERRORS_IN_A_ROW
 from transfer_bo.runners.progress import ENDED, Progress
 from transfer_bo.runners.search import enqueue_defaults, search_is_over
 from transfer_bo.runners.storage import check_storage, open_study
@@ -78,7 +78,7 @@ def _only_one(study_file: StudyFile) -> Iterator[int | None]:
 class _Worker:
     slot: int
     spec: dict[str, Any]
-    process: subprocess.Popen[str]
+    process: nursery.Process | ray_tasks.Task
 
     @property
     def owner(self) -> str:
@@ -112,13 +112,13 @@ def _visible_devices() -> str | None:
 
 
 class Pool:
-    """The worker processes of one command.
+    """The workers of one command.
 
     Args:
         study_file: What they work on.
         study: The same study as seen by the parent, to mark the trials of the dead.
-        log: Where their standard error goes.
-        lock: File descriptor that they inherit and keep open.
+        log: Where what they print goes.
+        lock: File descriptor that processes keep open.
     """
 
     def __init__(
@@ -129,6 +129,10 @@ class Pool:
         self._log = log
         self._lock = lock
         self._restarts = 0
+        self._errors = 0
+        self._on_ray = study_file.run.runner == "ray"
+        if self._on_ray:
+            ray_tasks.connect()
         self.workers: list[_Worker] = []
 
     def start(self, slot: int, jobs: list[Job] | None) -> None:
@@ -141,35 +145,18 @@ class Pool:
         self._spawn(slot, spec)
 
     def owners(self) -> set[str]:
-        """The names of the workers that are alive."""
-        return {worker.owner for worker in list(self.workers) if worker.process.poll() is None}
+        """The names of the workers that are alive, or were when they were last looked at."""
+        return {worker.owner for worker in list(self.workers)}
 
     def _spawn(self, slot: int, spec: Mapping[str, Any]) -> None:
-        spec = {**spec, "owner": uuid.uuid4().hex[:12]}
-        threads = str(self._file.run.threads)
-        environment = {
-            **os.environ,
-            # Read when the libraries load, so they must be there before Python starts.
-            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
+        spec = {
+            **spec,
+            "owner": uuid.uuid4().hex[:12],
+            "log": str(self._log),
+            # Ray gives out GPUs itself.
+            "devices": None if self._on_ray else devices_of(slot, self._file.run.ranks, _visible_devices()),
         }
-        devices = devices_of(slot, self._file.run.ranks, _visible_devices())
-        if devices is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = devices
-        with self._log.open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "transfer_bo.runners.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-                pass_fds=() if self._lock is None else (self._lock,),
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops the workers
-            )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # dead already; `wait` will find out
-            process.stdin.write(json.dumps(spec) + "\n")
-            process.stdin.flush()
+        process = ray_tasks.Task(spec) if self._on_ray else nursery.Process(spec, self._lock)
         self.workers.append(_Worker(slot, spec, process))
 
     def wait(self, tick: Callable[[], None], note: Callable[[str], None]) -> None:
@@ -180,7 +167,7 @@ class Pool:
         """
         while self.workers:
             for worker in list(self.workers):
-                code = worker.process.poll()
+                code = worker.process.exitcode
                 if code is not None:
                     self.workers.remove(worker)
                     self._ended(worker, code, note)
@@ -188,15 +175,28 @@ class Pool:
             time.sleep(POLL_SECONDS)
 
     def _ended(self, worker: _Worker, code: int, note: Callable[[str], None]) -> None:
-        said = _close(worker.process)
+        said = worker.process.said
         if code == 0:
             return
-        reap(self._study, owner_id=worker.owner, died=code != worker_process.STOPPED)
-        if code == worker_process.STOPPED:  # somebody wants this core or GPU back
+        if code == worker_process.MORE:
+            self._restarts = 0  # somebody gets on
+            self._errors = self._errors + 1 if said else 0
+            if self._errors >= MAX_ERRORS_IN_A_ROW:
+                raise TransferError(
+                    f"{self._errors} trials in a row failed, the last with {said}. "
+                    "Mend it and run again; finished trials are kept."
+                )
+            self._spawn(worker.slot, worker.spec)
+            return
+        was_asked = code in (worker_process.STOPPED, -signal.SIGTERM)
+        reap(self._study, owner_id=worker.owner, died=not was_asked)
+        if was_asked:  # somebody wants this core or GPU back
             note("A worker was asked to stop; its trial is given back.")
             return
         if code == 2:
             raise TransferError(said.strip() or f"A worker stopped without saying why; see {self._log}.")
+        with self._log.open("a") as log:
+            log.write(said)
         if self._restarts >= MAX_RESTARTS * self._file.run.workers:
             raise TransferError(
                 f"Workers died {self._restarts + 1} times, last with exit code {code}; "
@@ -209,31 +209,15 @@ class Pool:
     def stop(self) -> None:
         """Stop all workers; after `STOP_SECONDS` the hard way. Their trials are given back."""
         for worker in self.workers:
-            _hang_up(worker.process.stdin)  # tells a worker to stop
+            worker.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for worker in self.workers:
-            try:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.exitcode is None:
                 worker.process.kill()
-                worker.process.wait()
-            _close(worker.process)
+                worker.process.join(STOP_SECONDS)
             reap(self._study, owner_id=worker.owner, died=False)
         self.workers = []
-
-
-def _hang_up(pipe: IO[str] | None) -> None:
-    with contextlib.suppress(OSError):  # the other end may be gone
-        if pipe is not None:
-            pipe.close()
-
-
-def _close(process: subprocess.Popen[str]) -> str:
-    """Close an ended worker's pipes; what it said."""
-    said = process.stdout.read() if process.stdout is not None else ""
-    _hang_up(process.stdin)
-    _hang_up(process.stdout)
-    return said
 
 
 def _job_to_json(job: Job) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -127,7 +128,8 @@ def work(
     has_heart: bool = True,
     beat: float = BEAT_SECONDS,
     grace: float = GRACE_SECONDS,
-) -> None:
+    at_most: float = math.inf,
+) -> int:
     """Run trials until the study is over and no trial is running anywhere.
 
     A worker with nothing left to do waits for the others: if one of them dies, its trial is run here.
@@ -142,6 +144,10 @@ def work(
         has_heart: Whether to beat for the own trial and look after the others; a parent may do it instead.
         beat: Seconds between two beats.
         grace: Seconds without a sign of life after which a trial is dead.
+        at_most: Trials to run here; then it is left to others.
+
+    Returns:
+        How many trials were run here, to whatever end.
 
     Raises:
         transfer_bo.TransferError: if the storage stays away, or for what the objective has to say.
@@ -149,13 +155,15 @@ def work(
     owner = owner or Owner.here()
     heart = Heart(study, lambda: {owner.id}, beat=beat, grace=grace)
     with heart.beating() if has_heart else contextlib.nullcontext():
-        while not stopping():
+        count = 0
+        while count < at_most and not stopping():
             waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not waiting and is_over(study):
                 if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-                    return
+                    break
                 time.sleep(min(IDLE_SECONDS, beat))
                 continue
+            count += 1
             trial_id = study.ask()._trial_id
             with contextlib.suppress(UpdateFinishedTrialError):  # `run_trial` finds that it is not held
                 for key, value in owner.mark().items():
@@ -163,3 +171,4 @@ def work(
             ended = run_trial(study, HeldTrial(study, trial_id, owner, stopping), objective)
             if ended is not None:
                 after(ended)
+    return count

@@ -1,57 +1,103 @@
-"""One worker process of a study on this machine; `transfer_bo.runners.local` starts it and looks after it.
+"""One worker of a study, a process of this machine or a Ray task; `transfer_bo.runners.local` looks after it.
 
-It reads one line of JSON from standard input: {"study": the study file, "slot": which worker it is, "jobs":
-the runs it is to make, or null to search, "owner": its name on the trials it runs}. When standard input
-closes, its parent wants it gone or is gone itself; then, as at SIGTERM, it writes a checkpoint, gives its
-trial back and ends. The parent beats for its trial (see `transfer_bo.runners.liveness`): a long step here
-can't look like death. A sentence for the user goes to standard output, everything else to standard error,
-which is a log file.
+It is told: {"study": the study file, "slot": which worker it is, "jobs": the runs it is to make, or null to
+search, "owner": its name on the trials it runs, "log": the file for everything it prints, "devices":
+CUDA_VISIBLE_DEVICES or null}. At SIGTERM, or when its parent is gone, it writes a checkpoint, gives its trial
+back and ends. The parent beats for its trial (see `transfer_bo.runners.liveness`): a long step here can't
+look like death.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["STOPPED", "STOP_SECONDS", "main"]
+__all__ = ["MORE", "STOPPED", "STOP_SECONDS", "main", "run_task"]
 
 STOPPED = 130
 """Exit code when it was asked to end."""
+MORE = 3
+"""Exit code when it was to run one trial only, and did."""
 STOP_SECONDS = 12.0
 """How long giving the trial back may take before the process ends wherever it is."""
 
 _stop = threading.Event()
 
 
-def main() -> int:
-    """Work until there is nothing left to do.
+def main(spec: dict[str, Any], says: Connection, lock: Connection | None) -> None:
+    """As a process: work until there is nothing left to do.
 
-    Returns:
-        0 when done, 2 after a sentence for the user, 1 after a crash, `STOPPED` when asked to end.
+    Args:
+        spec: What to do, see above.
+        says: Takes a sentence for the user.
+        lock: Kept open; the study is locked until all its workers are gone.
+
+    Raises:
+        SystemExit: 0 when done, 2 after a sentence, 1 after a crash, `STOPPED` when asked to end.
     """
-    with open(0, "rb", buffering=0, closefd=False) as stdin:
-        spec = json.loads(stdin.readline())
     signal.signal(signal.SIGTERM, lambda *_: _end_soon())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    if hasattr(os, "setsid"):
+        os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # for programs that it starts
+        os.environ[name] = str(spec["study"]["run"]["threads"])
+    if spec["devices"] is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = spec["devices"]  # read when the first tensor is put on a GPU
+
+    _pin(spec["slot"], spec["study"]["run"]["workers"], spec["study"]["run"]["threads"])
 
     from transfer_bo.errors import TransferError, hide_passwords
 
     try:
         _work(spec)
     except TransferError as error:
-        print(error, flush=True)
-        return 2
+        says.send(str(error))
+        sys.exit(2)
     except Exception:
         print(hide_passwords(traceback.format_exc()), file=sys.stderr)
-        return 1
-    return STOPPED if _stop.is_set() else 0
+        sys.exit(1)
+    sys.exit(STOPPED if _stop.is_set() else 0)
+
+
+def run_task(spec: dict[str, Any]) -> tuple[int, str]:
+    """As a Ray task: run one trial, or the jobs.
+
+    Returns:
+        What would be the exit code of a process, and what it has to say: with `MORE`, the error of a trial
+        that failed.
+    """
+    from transfer_bo.errors import TransferError, hide_passwords
+    from transfer_bo.history import ERROR_ATTR, OUTCOME_ATTR, Outcome
+
+    _stop.clear()  # a process of Ray's runs many tasks
+    signal.signal(signal.SIGINT, lambda *_: _stop.set())  # that is how Ray ends a task in order
+    failed: list[str] = []
+
+    def after(trial: Any) -> None:
+        if trial.user_attrs.get(OUTCOME_ATTR) == Outcome.ERROR:
+            failed.append(trial.user_attrs[ERROR_ATTR])
+
+    try:
+        count = _work(spec, at_most=1, after=after)
+    except TransferError as error:
+        return 2, str(error)
+    except Exception:
+        return 1, hide_passwords(traceback.format_exc())
+    return (STOPPED if _stop.is_set() else MORE if count else 0), "".join(failed)
 
 
 def _end_soon() -> None:
@@ -71,9 +117,9 @@ def _end_soon() -> None:
 
 
 def _end_with_parent() -> None:
-    # A raw read: a thread waiting inside a buffered one would hold its lock when the interpreter shuts down.
-    while os.read(0, 1024):
-        pass
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     _end_soon()
 
 
@@ -89,14 +135,20 @@ def _pin(slot: int, workers: int, threads: int) -> None:
         os.sched_setaffinity(0, cores[slot * threads : (slot + 1) * threads])
 
 
-def _work(spec: dict[str, Any]) -> None:
+def _work(
+    spec: dict[str, Any], at_most: float = math.inf, after: Callable[[Any], None] = lambda trial: None
+) -> int:
+    """Search, or run the jobs.
+
+    Returns:
+        How many trials of the search were run here.
+    """
     from transfer_bo.study_file import StudyFile
 
     study_file = StudyFile.model_validate_json(json.dumps(spec["study"]))
-    _pin(spec["slot"], study_file.run.workers, study_file.run.threads)
-
     import optuna
     import torch
+    from optuna.trial import FrozenTrial
 
     from transfer_bo.runners.liveness import Owner, machine
     from transfer_bo.runners.loop import work
@@ -114,26 +166,27 @@ def _work(spec: dict[str, Any]) -> None:
     study = open_study(study_file, sampler=make_sampler(task), owner=owner)
     train = objective(task)
 
+    def ended(trial: FrozenTrial) -> None:
+        task.after(trial)
+        after(trial)
+
     if spec["jobs"] is None:
-        work(
+        return work(
             study,
             train,
             is_over=lambda study: search_is_over(task, study),
             owner=owner,
             stopping=_stop.is_set,
-            after=task.after,
+            after=ended,
             has_heart=False,
+            at_most=at_most,
         )
-        return
     for fields in spec["jobs"]:
         job = Job(**{**fields, "scale": Scale(fields["scale"])})
         if (
             not _stop.is_set() and job.find(study) is None
         ):  # a worker that replaces a dead one finds some done
-            ended = run_job(study, train, job, owner=owner, stopping=_stop.is_set)
-            if ended is not None:
-                task.after(ended)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            trial = run_job(study, train, job, owner=owner, stopping=_stop.is_set)
+            if trial is not None:
+                ended(trial)
+    return 0
