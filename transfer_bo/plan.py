@@ -261,13 +261,8 @@ class _Beliefs:
     ) -> None:
         axes = [axis for axis in target if base[axis] != target[axis]]
         self.coordinates = Coordinates(dimensions, base, axes)
-        table = [
-            [
-                overrides.get(dim.name, {}).get(axis) or priors.drift_prior(dim.name, axis, coordinates)
-                for axis in axes
-            ]
-            for dim in self.coordinates.numeric
-        ]
+        names = [dim.name for dim in self.coordinates.numeric]
+        table = priors.drift_priors(names, axes, coordinates, overrides)
         drift = torch.tensor(table, dtype=torch.double).reshape(len(dimensions), len(axes), 2)
         self.landscape = Landscape(self.coordinates, (drift[..., 0], drift[..., 1]), 0.0)
         self.theta = self.landscape.mean

@@ -15,7 +15,7 @@ from transfer_bo.reference_laws import LAWS, compare
 from transfer_bo.run_table import RunsSuggestion, fit_runs
 from transfer_bo.run_table.ranks import rank_preservation
 from transfer_bo.run_table.rows import read_rows
-from transfer_bo.surrogate.priors import axis_kind, drift_prior
+from transfer_bo.surrogate.priors import axis_kind, drift_prior, drift_priors
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,20 @@ def test_axes_under_other_names_have_the_same_prior() -> None:
 
     assert "width" == axis_kind("d_model")
     assert (mean, sd) == (drift["params"]["prior_mean"], drift["params"]["prior_sd"])
+
+
+def test_a_searched_batch_size_changes_the_prior_under_any_name_of_duration() -> None:
+    """With a batch size among the HPs the rate is believed to hold over "steps", as it is over "tokens"."""
+    table = past_runs(4).rename(columns={"tokens": "steps", "beta2": "batch_size"})
+    table["batch_size"] = 2.0 ** (np.arange(len(table)) % 8)
+    target = {"n_params": 1.6e9, "steps": 1.6e10}
+    free = drift_prior("lr", "tokens", "raw", batch_free=True)
+    drift = fit_runs(table, ["n_params", "steps"], {"lr": "log", "batch_size": "log"}, target=target)
+    found = drift.projection.drift()["lr"]["steps"]
+
+    assert free == (found["prior_mean"], found["prior_sd"])
+    assert free == drift_priors(["lr", "batch_size"], ["steps"], "raw")[0][0]
+    assert free != drift_priors(["lr", "eps"], ["steps"], "raw")[0][0]
 
 
 def test_ranks_of_shared_settings(suggestion: RunsSuggestion) -> None:

@@ -38,7 +38,17 @@ def suggest(
     loss: LossOption = None,
     status: Annotated[str | None, typer.Option(help="Column that says how a run ended.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="AXIS=VALUE, once for each axis.")] = None,
-    coordinates: Annotated[str, typer.Option(help="Of the HPs in --runs: raw or base.")] = "raw",
+    coordinates: Annotated[
+        str | None, typer.Option(help="Of the HPs in --runs: raw (default), or base (default with --model).")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="FILE.py:FUNCTION or MODULE:FUNCTION that builds it; say what each tensor gets."),
+    ] = None,
+    base: Annotated[
+        list[str] | None, typer.Option(help="AXIS=VALUE of the model that base HPs refer to, once each.")
+    ] = None,
+    rule: Annotated[str | None, typer.Option(help="Parametrization of --model; complete_d_p.")] = None,
     drift: Annotated[
         list[str] | None, typer.Option(help="Own drift prior, HP:AXIS=MEAN,SD in octaves per doubling.")
     ] = None,
@@ -62,6 +72,7 @@ def suggest(
             "--study": study,
         }
         given |= {"--status": status, "--drift": drift, "--diverged-above": diverged_above}
+        given |= {"--coordinates": coordinates, "--model": model, "--base": base, "--rule": rule}
         for flag, value in given.items():
             if value is not None:
                 raise TransferError(f"{flag} goes with --runs; a study file says these things itself.")
@@ -93,6 +104,7 @@ def suggest(
         seed=seed,
         status=status,
         diverged_above=diverged_above,
+        **_model(model, base, rule),
     )
     suggestion = fit.suggest(held_out)
     if as_json:
@@ -138,6 +150,26 @@ def pair(text: str, flag: str, example: str) -> tuple[str, float]:
         return name.strip(), float(value)
     except ValueError:
         raise TransferError(f"{flag} {text} is no AXIS=NUMBER; write e.g. {flag} {example}.") from None
+
+
+def _model(model: str | None, base: list[str] | None, rule: str | None) -> dict[str, Any]:
+    """The options of `fit_runs` that speak of a model."""
+    if model is None:
+        for flag, value in {"--base": base, "--rule": rule}.items():
+            if value is not None:
+                raise TransferError(f"{flag} goes with --model FILE.py:FUNCTION.")
+        return {}
+    if not base:
+        raise TransferError(
+            "--model needs the scale its base HPs refer to, e.g. --base width=64 --base depth=4."
+        )
+    from transfer_bo.run_table.tensors import load_build_model
+
+    options: dict[str, Any] = {
+        "build_model": load_build_model(model),
+        "base": dict(pair(text, "--base", "width=64") for text in base),
+    }
+    return options | ({} if rule is None else {"rule": rule})
 
 
 def _drift_prior(texts: list[str]) -> dict[str, dict[str, tuple[float, float]]]:

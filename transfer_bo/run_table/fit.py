@@ -18,7 +18,6 @@ from transfer_bo.projection import Projection
 from transfer_bo.run_table.rows import UNIT_GAP, UNIT_HINT, RunTable
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.priors import axis_kind, drift_prior
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["Beliefs", "check_target", "doublings_beyond", "project"]
@@ -65,15 +64,6 @@ class Beliefs:
                         f"drift_prior of {hp} along {axis} is {pair!r}; give (mean, sd) with a positive sd."
                     )
 
-    def by_kind(self, hps: Sequence[str], axes: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
-        """The user's drift prior, and the literature's for axes under other names ("d_model" is a width)."""
-        free = {axis: axis_kind(axis) for axis in axes if axis_kind(axis) != axis}
-        return {
-            hp: {axis: drift_prior(hp, kind, self.coordinates) for axis, kind in free.items()}
-            | dict(self.drift_prior.get(hp, {}))
-            for hp in hps
-        }
-
 
 def project(
     runs: Sequence[Run], dimensions: Sequence[Dimension], target: Scale, beliefs: Beliefs
@@ -89,14 +79,13 @@ def project(
     finished = {run.scale for run in runs if run.outcome is Outcome.FINISHED and run.scale}
     others = {run.scale for run in runs if run.scale} - finished
     scales = (*sorted(finished, key=_order), *sorted(others, key=_order))
-    axes = list(target)
     settings = Settings(
         scales=scales,
         proxies=tuple(range(len(scales))),
         target=target,
         costs=tuple(default_cost(scale) for scale in scales),
         coordinates=beliefs.coordinates,
-        drift_prior=beliefs.by_kind([dim.name for dim in dimensions], axes),
+        drift_prior={hp: dict(by_axis) for hp, by_axis in beliefs.drift_prior.items()},
         seed=beliefs.seed,
     )
     surrogate = Surrogate(runs, list(dimensions), settings, maximise=beliefs.maximise)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transfer_bo.errors import TransferError
 from transfer_bo.projection import Projection, Suggestion
 from transfer_bo.reference_laws import compare
 from transfer_bo.run_table.columns import Columns
@@ -16,6 +17,7 @@ from transfer_bo.run_table.held_out import leave_largest_out
 from transfer_bo.run_table.ranks import rank_preservation, rank_warnings
 from transfer_bo.run_table.read import read_table
 from transfer_bo.run_table.rows import RunTable, read_rows
+from transfer_bo.run_table.tensors import Materials
 from transfer_bo.scale import Scale
 
 __all__ = ["RunsFit", "RunsSuggestion", "fit_runs", "suggest_from_runs"]
@@ -27,13 +29,16 @@ class RunsSuggestion(Suggestion):
 
     Attributes:
         evidence: what the answer rests on, as plain JSON values (see `suggestion.schema.json`).
+        tensors: what each tensor gets at the target, where a model was given (see `Materials.tensors`).
     """
 
     evidence: dict[str, Any] = field(default_factory=dict, repr=False)
+    tensors: list[dict[str, Any]] | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the intervals are at 90%."""
-        return super().to_json() | {"evidence": self.evidence}
+        tensors = {} if self.tensors is None else {"tensors": self.tensors}
+        return super().to_json() | {"evidence": self.evidence} | tensors
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class RunsFit:
         rows: the runs as they were understood.
         columns: what the columns mean.
         beliefs: coordinates, drift prior, direction, seed.
+        materials: the model whose tensors the suggestion is for, if any.
     """
 
     projection: Projection
     rows: RunTable
     columns: Columns
     beliefs: Beliefs
+    materials: Materials | None = None
 
     def suggest(self, held_out: bool = True) -> RunsSuggestion:
         """What to set at the target, and what that rests on.
@@ -78,14 +85,21 @@ class RunsFit:
             "cliff_shift": cliff_shift(projection, plain),
             "held_out": leave_largest_out(rows, self.beliefs) if held_out else [],
             "rank_preservation": ranks,
-            "reference_laws": compare(plain.params, projection.target, largest, medians),
+            # The laws are for raw values.
+            "reference_laws": compare(plain.params, projection.target, largest, medians)
+            if self.beliefs.coordinates == "raw"
+            else [],
         }
+        unsaid: list[str] = []
+        if self.materials is not None:
+            fields["tensors"], unsaid = self.materials.tensors(fields["params"], projection.target)
         fields["warnings"] = [
             *plain.warnings,
             *prior_warnings(projection),
             *self._outside(plain),
             *rank_warnings(ranks),
             *rows.notes,
+            *unsaid,
         ]
         return RunsSuggestion(**fields)
 
@@ -120,22 +134,36 @@ def fit_runs(
     loss: str = "loss",
     *,
     target: Scale | Mapping[str, float],
-    coordinates: str = "raw",
+    coordinates: str | None = None,
     drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     maximise: bool = False,
     seed: int = 0,
     status: str | None = None,
     study: str | None = None,
     diverged_above: float | None = None,
+    build_model: Callable[[Scale], Any] | None = None,
+    base: Scale | Mapping[str, float] | None = None,
+    rule: str = "complete_d_p",
+    alpha: float = 1.0,
 ) -> RunsFit:
     """The fit behind `suggest_from_runs`, with the same arguments."""
+    coordinates = coordinates or ("raw" if build_model is None else "base")
+    materials = None
+    if build_model is not None:
+        if not isinstance(base, Mapping):
+            raise TransferError(f"The base of the model is {base!r}; give a Scale, e.g. tb.Scale(width=64).")
+        materials = Materials(build_model, Scale(base), rule, alpha)
+        materials.check(coordinates, target)
+    elif base is not None:
+        raise TransferError("A base is given, but no model; give build_model too, or leave the base out.")
     table = read_table(runs, study, loss)
     columns = Columns(tuple(axes), dict(hps), loss, status)
     beliefs = Beliefs(coordinates, drift_prior or {}, bool(table.attrs.get("maximise", maximise)), seed)
     beliefs.check(list(columns.hps), columns.axes)
     rows = read_rows(table, columns, maximise=beliefs.maximise, seed=seed, diverged_above=diverged_above)
     scale = check_target(target, rows, columns.axes)
-    return RunsFit(project(rows.runs, rows.dimensions, scale, beliefs), rows, columns, beliefs)
+    projection = project(rows.runs, rows.dimensions, scale, beliefs)
+    return RunsFit(projection, rows, columns, beliefs, materials)
 
 
 def suggest_from_runs(
@@ -153,13 +181,17 @@ def suggest_from_runs(
         loss: column of the metric.
         options: `target` (needed): the scale to project to, with the same axes.
             `coordinates`: "raw" (the default: the optimum drifts as the literature says, until the runs say
-            more) or "base" (HPs in base coordinates of a parametrization that claims transfer).
+            more) or "base" (HPs in base coordinates of a parametrization that claims transfer; the default
+            where a model is given).
             `drift_prior`: the user's own, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
             `maximise`: whether larger metrics are better; an Optuna study says so itself.
             `seed`: of the draws.
             `status`: column that says how a run ended; "status", "state" or "outcome" is found by itself.
             `study`: name of the Optuna study.
             `diverged_above`: a loss from which a run counts as diverged, instead of a rule of thumb.
+            `build_model`, `base`, `rule`, `alpha`: as for `parametrize`; the suggestion then says what each
+            tensor gets at the target. HPs are named as in `space.KINDS` ("beta2" will do). Axes of the base
+            that the runs do not have stay as they are.
             `held_out`: False leaves the test on the largest scales out, and with it two more fits.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,6 +43,7 @@ def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
         _held_out(evidence),
         _ranks(evidence),
         _laws(evidence),
+        _tensors(suggestion.tensors or []),
     ):
         if table.row_count:
             console.print()
@@ -157,4 +158,25 @@ def _laws(evidence: Mapping[str, Any]) -> Table:
             filter(None, [law["remark"], "from the largest scale's" if law["anchored"] else ""])
         )
         table.add_row(law["law"], law["hp"], f"{law['value']:.3g}", f"{factor:.2g} of it", remark)
+    return table
+
+
+def _tensors(tensors: Sequence[Mapping[str, Any]]) -> Table:
+    """Tensors with equal settings share a row."""
+    options = [
+        key
+        for key in ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum")
+        if any(key in t for t in tensors)
+    ]
+    table = _table(
+        *("tensors", "role", *options, "init", "forward"),
+        title="What each tensor gets at the target (init: times the base model's own spread)",
+    )
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for tensor in tensors:
+        shown = [f"{tensor[key]:.4g}" if key in tensor else "" for key in (*options, "init", "forward")]
+        groups.setdefault((tensor["role"], *shown), []).append(tensor["name"])
+    for row, names in groups.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        table.add_row(names[0] + others, *row)
     return table

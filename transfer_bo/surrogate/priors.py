@@ -6,7 +6,7 @@ distributions, given as (mean, sd).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 __all__ = [
     "ASYMMETRY",
@@ -15,6 +15,7 @@ __all__ = [
     "MULTIPLIES",
     "axis_kind",
     "drift_prior",
+    "drift_priors",
     "hp_kind",
     "optimum_spread",
 ]
@@ -142,6 +143,17 @@ def drift_prior(
         return 0.0, BASE_DRIFT_SD.get(axis_kind(axis), BASE_DRIFT_SD_OTHER)
     table = RAW_DRIFT | RAW_DRIFT_BATCH_FREE if batch_free else RAW_DRIFT
     return table.get((hp_kind(name), axis_kind(axis)), RAW_DRIFT_OTHER)
+
+
+def drift_priors(
+    names: Sequence[str],
+    axes: Sequence[str],
+    coordinates: str,
+    overrides: Mapping[str, Mapping[str, Normal]] | None = None,
+) -> list[list[Normal]]:
+    """`drift_prior` of each numeric HP that is searched (rows) along each axis (columns)."""
+    batch_free = any(hp_kind(name) == "batch" for name in names)
+    return [[drift_prior(name, axis, coordinates, overrides, batch_free) for axis in axes] for name in names]
 
 
 # The bowl is closest to a sum over HPs in coordinates in which each one acts alone. A group multiplier acts
