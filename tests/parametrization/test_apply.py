@@ -335,21 +335,35 @@ def test_hooks_are_replaced_not_piled_up():
     assert [] == _hooks(model)
 
 
-def _no_children(scale):
+class PostNorm(nn.Module):
+    """A block with a norm behind its sum."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.attn = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x):
+        """Same shape."""
+        return self.norm(x + self.attn(x))
+
+
+def _norm_after_the_sum(scale):
     model = Model(scale)
-    for block in model.blocks:
-        block.stray = nn.Linear(scale.width, scale.width)
-        block.register_forward_hook(lambda m, args, out: out + m.stray(args[0]))
+    model.blocks = nn.ModuleList(PostNorm(scale.width) for _ in range(scale.depth))
     return model
 
 
 def test_blocks_that_are_not_residual_are_an_error_when_depth_grows():
     """Where branches can't be told, growing depth is an error with a way out; growing width alone is not."""
-    with pytest.raises(TransferError, match=r"they can't be told .*'blocks\.0' changes its input even when"):
-        parametrize(_no_children, BASE, TARGET)
-    p = parametrize(_no_children, BASE, TARGET.replace(depth=1))
-    with pytest.raises(TransferError, match=r"no group 'attn' .*changes its input"):
-        p.param_groups(_no_children(TARGET.replace(depth=1)), {"residual.attn": 2.0})
+    with pytest.raises(
+        TransferError, match=r"be told \('blocks\.0' is not residual: .*; let every block"
+    ):
+        parametrize(_norm_after_the_sum, BASE, TARGET)
+    target = TARGET.replace(depth=1)
+    p = parametrize(_norm_after_the_sum, BASE, target)
+    with pytest.raises(TransferError, match=r"no group 'attn' .*is not residual"):
+        p.param_groups(_norm_after_the_sum(target), {"residual.attn": 2.0})
 
 
 class Pair(Model):

@@ -137,14 +137,13 @@ class Parametrization:
         if self._no_branches and any(a != 1 for a in multipliers.values()):
             raise TransferError(
                 f"Rule {self.rule.name!r} multiplies residual branches when depth grows, but they can't be "
-                f"told ({self._no_branches}); keep each in a submodule of its block whose output is added to "
-                "the block's input, and give inputs=(tensor, ...) if the model needs more than token numbers."
+                f"told ({self._no_branches}); let every block return its input plus outputs of its modules, "
+                "and give inputs=(tensor, ...) if the model needs more than token numbers."
             )
         self.residual_branches: tuple[str, ...] = _unique(b.name for b in self._branches.values())
         """Names of the residual branches, as HPs `residual.<name>` call them."""
         self._multipliers = {
-            path: multipliers[path.removesuffix(f".{branch.name}").rpartition(".")[0]]
-            for path, branch in self._branches.items()
+            path: multipliers[self._block_of(path).rpartition(".")[0]] for path in self._branches
         }
         self._positions = {t.block: t.position for t in self.tensors.values() if t.block is not None}
         self._folded, self._hooked = self._carriers(fold)
@@ -165,32 +164,27 @@ class Parametrization:
     def _find_branches(self, anatomy: Anatomy) -> tuple[dict[str, Branch], str]:
         """The residual branches of the target by path, and why some are missing."""
         base_blocks, run = anatomy.base_blocks, anatomy.run
-        candidates: dict[str, list[str]] = {block: [] for block in base_blocks.values()}
-        for tensor in self.tensors.values():
-            if tensor.block is not None and tensor.branch is not None:
-                children = candidates[base_blocks[tensor.block]]
-                if tensor.branch not in children:
-                    children.append(tensor.branch)
-        if not candidates:
+        if not base_blocks:
             return {}, "it has no stack of blocks"
         if run.arguments is None:
             return {}, run.reason
-        found, reason = examine(run.model, candidates, run.arguments)
-        in_target = {
-            f"{block}.{child}": found[f"{of_base}.{child}"]
+        found, reason = examine(run.model, _unique(base_blocks.values()), run.arguments)
+        return {
+            f"{block}.{branch.path}": branch
             for block, of_base in base_blocks.items()
-            for child in candidates[of_base]
-            if f"{of_base}.{child}" in found
-        }
-        return in_target, reason
+            for branch in found.get(of_base, ())
+        }, reason
+
+    def _block_of(self, path: str) -> str:
+        """Path of the block that a branch lies in."""
+        return path.removesuffix(f".{self._branches[path].path}")
 
     def _carriers(self, fold: bool) -> tuple[dict[str, str], dict[str, str]]:
         """Tensors of each branch's last layer -> the branch's path: folded multipliers, and hooked ones."""
         folded: dict[str, str] = {}
         hooked: dict[str, str] = {}
         for path, branch in self._branches.items():
-            block = path.removesuffix(f".{branch.name}")
-            layer = path if branch.last is None else f"{block}.{branch.last}"
+            layer = f"{self._block_of(path)}.{branch.layer}"
             carriers = folded if fold and branch.foldable else hooked
             carriers.update({name: path for name in self.tensors if name.startswith(f"{layer}.")})
         return folded, hooked
@@ -224,9 +218,8 @@ class Parametrization:
 
     def _branch_multiplier(self, path: str, hps: HPs) -> float:
         """The multiplier a in x + a·F(x), for the branch at a path of the target."""
-        branch = self._branches[path].name
-        position = self._positions[path.removesuffix(f".{branch}")]
-        return self._multipliers[path] * value_of("residual", [branch], hps, position)
+        position = self._positions[self._block_of(path)]
+        return self._multipliers[path] * value_of("residual", [self._branches[path].name], hps, position)
 
     def _thetas(self, hps: HPs) -> dict[str, float]:
         """The folded multiplier θ of every tensor."""
@@ -320,7 +313,7 @@ class Parametrization:
 
     def _set_hooks(self, model: nn.Module, hps: HPs) -> None:
         modules = modules_of(model)
-        for path in set(self._hooked.values()):
+        for path in self._branches.keys() - self._folded.values():
             set_multiplier(modules[path], self._branch_multiplier(path, hps))
         for name, path in self._readers.items():
             set_input_multiplier(modules[path], self._rule_setting(self.tensors[name]).forward)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,6 +54,8 @@ class Evidence:
     base_names: Mapping[str, str]
     trace: Trace
     """Of the base model, so by its names."""
+    not_run: str
+    """Why the base model could not be called; "" if it was."""
 
     def owner(self, name: str) -> nn.Module:
         """The module that holds the tensor."""
@@ -85,6 +87,9 @@ class Evidence:
 
     def axes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Dimensions that are fan-in and fan-out; None if the tensor is not multiplied with."""
+        how = {use.how for use in self.uses(name)}
+        if "composed" in how:
+            return None
         seen = {(u.fan_in, u.fan_out) for u in self.uses(name) if u.how in ("matmul", "conv")}
         if len(seen) == 1:
             return seen.pop()
@@ -92,7 +97,13 @@ class Evidence:
             every = tuple(range(len(self.shapes[name])))
             return every, every
         owner = self.owner(name)
-        if name.endswith("weight") and not self.uses(name):
+        if (
+            isinstance(owner, nn.RNNBase)
+            and how <= {"other"}
+            and name.rpartition(".")[2].startswith("weight_")
+        ):
+            return (1,), (0,)  # a recurrent layer may run as one operation
+        if name.endswith("weight") and not how:
             kernel = tuple(range(2, len(self.shapes[name])))
             if isinstance(owner, nn.Linear):
                 return (1,), (0,)
@@ -145,13 +156,11 @@ def infer_roles(evidence: Evidence, given: Mapping[str, str]) -> dict[str, Role]
                 roles[name] = role
             else:
                 vectors.append(name)
+    _correct_ends(evidence, roles, said)
     _find_experts(evidence, roles, said)
-    hidden = [_time(evidence, name) for name, role in roles.items() if role in MATRICES]
+    order = _Order(evidence, roles)
     for name in vectors:
-        time = _time(evidence, name)
-        before = not hidden or time < min(hidden)
-        after = bool(hidden) and time > max(hidden)
-        role = _vector(evidence, name, roles, before=before, after=after)
+        role = _vector(evidence, name, roles, order)
         if role is None:
             raise _unknown(evidence, name)
         roles[name] = role
@@ -173,12 +182,53 @@ def _given(evidence: Evidence, given: Mapping[str, str]) -> dict[str, Role]:
     return roles
 
 
-def _time(evidence: Evidence, name: str) -> tuple[int, int]:
-    """When a tensor is used first: as seen, or else by its place among the model's tensors."""
-    uses = evidence.uses(name)
-    if evidence.trace.uses:
-        return (min(u.order for u in uses), 0) if uses else (0, 0)
-    return (0, list(evidence.shapes).index(name))
+class _Order:
+    """What comes before, and what after every hidden weight: as seen, or else as the model lists it."""
+
+    def __init__(self, evidence: Evidence, roles: Mapping[str, Role]) -> None:
+        self._evidence = evidence
+        hidden = [name for name, role in roles.items() if role in MATRICES]
+        self._names = list(evidence.shapes)
+        self._places = [self._names.index(name) for name in hidden]
+        self._hidden = {evidence.base_names[name] for name in hidden}
+        self._into = _upstream(evidence, hidden)
+
+    def is_before(self, name: str) -> bool:
+        """Whether what it is used with does not depend on any hidden weight."""
+        if self._evidence.uses(name):
+            return not _upstream(self._evidence, [name]) & self._hidden
+        return not self._places or self._names.index(name) < min(self._places)
+
+    def is_after(self, name: str) -> bool:
+        """Whether no hidden weight's input depends on it, though there are such weights."""
+        if self._evidence.uses(name):
+            return bool(self._hidden) and self._evidence.base_names[name] not in self._into
+        return bool(self._places) and self._names.index(name) > max(self._places)
+
+
+def _upstream(evidence: Evidence, names: Iterable[str]) -> frozenset[str]:
+    """Everything that what these tensors are used with depends on."""
+    return frozenset[str]().union(*(use.upstream for name in names for use in evidence.uses(name)))
+
+
+def _correct_ends(evidence: Evidence, roles: dict[str, Role], said: frozenset[str]) -> None:
+    """Outside the blocks, what seems to read the inputs or give the outputs may stand in between."""
+
+    def names(*wanted: Role) -> list[str]:
+        return [name for name, role in roles.items() if role in wanted and name not in said]
+
+    wide = {evidence.base_names[name] for name in roles if any(evidence.growth[name])}
+    for name in names(Role.INPUT_EMBEDDING):
+        read = [use.upstream for use in evidence.uses(name) if use.how in ("matmul", "conv")]
+        if read and all(upstream & wide for upstream in read):
+            roles[name] = Role.NARROW_TO_WIDE  # a depthwise convolution, the way out of a bottleneck
+    into = _upstream(evidence, [n for n, r in roles.items() if r in {Role.NARROW_TO_WIDE, *MATRICES}])
+    readouts = names(Role.UNEMBEDDING)
+    for name in readouts:
+        if evidence.base_names[name] in into:
+            roles[name] = Role.ROUTER if evidence.is_gate(name) else Role.WIDE_TO_NARROW
+        elif evidence.not_run and len(readouts) > 1:
+            raise _unknown(evidence, name)  # the last of them or not: only a run can tell
 
 
 def _weight(evidence: Evidence, name: str, grows: tuple[bool, ...]) -> Role | None:
@@ -224,18 +274,8 @@ def _table(evidence: Evidence, name: str, grows: tuple[bool, ...], inside: bool)
     return Role.POSITION_EMBEDDING if by_position else Role.INPUT_EMBEDDING
 
 
-def _vector(
-    evidence: Evidence, name: str, roles: Mapping[str, Role], *, before: bool, after: bool
-) -> Role | None:
-    """The role of a tensor that is added or multiplied element by element; None if it is not clear.
-
-    Args:
-        evidence: What is known.
-        name: Of the tensor.
-        roles: Of the weights.
-        before: It is used before any hidden weight.
-        after: It is used after every hidden weight.
-    """
+def _vector(evidence: Evidence, name: str, roles: Mapping[str, Role], order: _Order) -> Role | None:
+    """The role of a tensor that is added or multiplied element by element; None if it is not clear."""
     how = {use.how for use in evidence.uses(name)}
     inside = evidence.places[name].stack is not None
     grows = any(evidence.growth[name])
@@ -244,21 +284,30 @@ def _vector(
             return Role.NORM_GAIN if grows else Role.QK_NORM
         if not grows:
             return Role.FIXED if how else None
-        return Role.FINAL_NORM if after else Role.INPUT_BIAS if before else Role.NORM_GAIN
+        return _gain(name, order)
     weight = evidence.weight_of(name)
     if weight is not None and roles.get(weight) in _BIAS_OF:
         return _BIAS_OF[roles[weight]]
-    if not how or sum(evidence.growth[name]) > 1:
+    if not how or "composed" in how or sum(evidence.growth[name]) > 1:
         return None
     if inside:
         if not grows:
             return Role.SHARED
         return Role.NORM_GAIN if how == {"multiply"} else Role.HIDDEN_BIAS
     if not grows:
-        return Role.FIXED
-    if before and len(evidence.shapes[name]) > 1 and how <= {"add", "join"}:
-        return Role.INPUT_EMBEDDING if "join" in how else Role.POSITION_EMBEDDING
-    return Role.INPUT_BIAS if before and how == {"add"} else None
+        return Role.OUTPUT_BIAS if how == {"add"} and order.is_after(name) else Role.FIXED
+    if how <= {"add", "join", "data"} and how != {"add"}:
+        return Role.INPUT_EMBEDDING  # tokens of the model's own, beside or instead of those it is called with
+    if how == {"add"} and len(evidence.shapes[name]) > 1 and order.is_before(name):
+        return Role.POSITION_EMBEDDING
+    return _gain(name, order) if how <= {"add", "multiply"} else None
+
+
+def _gain(name: str, order: _Order) -> Role:
+    """A gain or bias outside the blocks that is as wide as the model."""
+    if order.is_after(name):
+        return Role.FINAL_NORM
+    return Role.INPUT_BIAS if order.is_before(name) else Role.NORM_GAIN
 
 
 def _find_experts(evidence: Evidence, roles: dict[str, Role], said: frozenset[str]) -> None:
@@ -293,8 +342,14 @@ def _unknown(evidence: Evidence, name: str) -> TransferError:
     )
     where = "inside" if evidence.places[name].stack is not None else "outside"
     seen = ", ".join(sorted({use.how for use in evidence.uses(name)})) or "not seen when the model ran"
+    ask = ""
+    if evidence.not_run:
+        seen, ask = (
+            f"not seen, as {evidence.not_run}",
+            "give inputs=(tensor, ...) that it can be called with, or ",
+        )
     return TransferError(
         f"The role of tensor {name!r} ({sizes or 'a scalar'}; in a {type(evidence.owner(name)).__name__} "
         f"{where} the blocks; use: {seen}) can't be inferred; "
-        f"say it with roles={{{name!r}: ...}}, one of {', '.join(Role)}."
+        f"{ask}say it with roles={{{name!r}: ...}}, one of {', '.join(Role)}."
     )

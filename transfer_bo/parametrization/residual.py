@@ -1,18 +1,24 @@
-"""Residual branches: which submodules of a block they are, and where a multiplier on them can live.
+"""Residual branches: which modules of a block give them, and where a multiplier on them can live.
 
 A branch multiplier a in x + a·F(x) is applied in one of two forms that train alike. *Folded*: into the last
 layer of F, through the optimizer's scale symmetry (`rules.Symmetry`). *Hooked*: the output of F is multiplied
 by a in the forward pass. What is claimed about a model is tried out on a small build of it, in float64
-(float32 where it has no float64):
+(float32 where it has no float64), block by block:
 
-- with all branches silenced, a block returns its input;
-- with one branch alone, doubling it doubles what the block adds;
-- doubling the tensors of the layer that runs last in the branch doubles the branch (then folding is exact).
+- with all its tensors at zero, a block returns its input: it is residual;
+- the outputs of its branches are those that, multiplied by much, multiply what the block adds by as much
+  while the branches behind are silent, and that the input itself does not pass through;
+- with all branches silent, the block returns its input;
+- multiplying the tensors of the layer that runs last in a branch multiplies the branch: folding is exact.
+
+So a branch may be a submodule, or loose layers of a block, and may end in a norm or in a dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +29,29 @@ from transfer_bo.parametrization.builds import modules_of
 
 __all__ = ["Branch", "Multiply", "MultiplyInput", "examine", "set_input_multiplier", "set_multiplier"]
 
-_RTOL = {torch.float64: 1e-9, torch.float32: 1e-4}
+MUCH = 1024.0
+"""What branches are multiplied by: so much that only what is linear passes for it; a power of 2, exact."""
+RTOL = 1e-4
+ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""Of the input's size: some models add up in float32 whatever they are given."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch that passed."""
+    """A residual branch; paths are inside its block."""
 
     name: str
-    """Path inside its block, e.g. "attn"."""
-    last: str | None
-    """Path, inside the block, of the layer that runs last in it; None if no layer is called, or it is
-    shared."""
+    """Of the module that holds its weights, e.g. "attn"."""
+    path: str
+    """The module whose output it is; gets the multiplier where that is hooked."""
+    layer: str
+    """The layer that runs last in it, if that is known, else as `path`."""
     foldable: bool
     """Whether a multiplier can live in that layer; where not, only a hook is exact."""
+
+
+class _NotResidual(Exception):
+    """Why a block's branches can't be told."""
 
 
 class Multiply:
@@ -90,131 +105,213 @@ def _first(output: Any) -> torch.Tensor:
     return found.detach()
 
 
-class _Calls:
-    """Records, while the model runs, how chosen modules were called and which modules ran in which order."""
-
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        self.order: list[str] = []
-        self.arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self._handles = []
-        for path, module in modules_of(model).items():
-            if path in paths:
-                self._handles.append(module.register_forward_pre_hook(self._keep(path), with_kwargs=True))
-            if any(True for _ in module.parameters(recurse=False)):
-                self._handles.append(module.register_forward_hook(self._note(path)))
-
-    def _keep(self, path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.arguments[path] = (args, kwargs)
-
-        return hook
-
-    def _note(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.order.append(path)
-
-        return hook
-
-    def __enter__(self) -> _Calls:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def examine(
-    model: nn.Module, branches: Mapping[str, Sequence[str]], arguments: tuple[torch.Tensor, ...]
-) -> tuple[dict[str, Branch], str]:
-    """Which of the possible branches are residual branches, and where their multiplier can be folded.
+    model: nn.Module, blocks: Sequence[str], arguments: tuple[torch.Tensor, ...]
+) -> tuple[dict[str, list[Branch]], str]:
+    """The residual branches of each block, and where their multiplier can be folded.
 
     Args:
         model: A small real build; it is changed (precision, eval, noise on its values).
-        branches: Names of the possible branches of each block, by the block's path.
+        blocks: Paths.
         arguments: What the model is called with.
 
     Returns:
-        The branches by path ("blocks.0.attn"), and a reason if some are missing.
+        The branches by the block's path, in the order in which they run, and a reason if some are missing.
     """
     model.eval()
     noise = torch.Generator().manual_seed(0)
     for parameter in model.parameters():  # a layer that starts at zero would hide what depends on it
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
-    paths = [*branches, *(f"{block}.{child}" for block, children in branches.items() for child in children)]
-    for dtype in _RTOL:
+    for dtype in (torch.float64, torch.float32):
         model.to(dtype)
         try:
-            with _Calls(model, paths) as calls:
-                model(*(x.to(dtype) if x.is_floating_point() else x for x in arguments))
+            calls = _record_calls(model, blocks, arguments, dtype)
             break
         except Exception as error:  # some operations, such as fused experts', have no float64
             reason = f"calling the model failed with {type(error).__name__}: {error}"
     else:
         return {}, reason
 
-    found: dict[str, Branch] = {}
+    occurrences = Counter(id(q) for _, q in model.named_parameters(remove_duplicate=False))
+    shared = frozenset(key for key, count in occurrences.items() if count > 1)
+    modules = modules_of(model)
+    found: dict[str, list[Branch]] = {}
     reason = ""
-    for block, children in branches.items():
-        missing = [
-            path for path in (block, *(f"{block}.{c}" for c in children)) if path not in calls.arguments
-        ]
-        if missing:
-            reason = f"{missing[0]!r} is not called as a module"
+    for path in blocks:
+        if path not in calls:
+            reason = f"{path!r} is not called as a module"
             continue
         try:
-            reason = _examine_block(model, block, children, calls, found) or reason
+            found[path] = _Examination(modules[path], calls[path]).branches(shared)
+        except _NotResidual as error:
+            reason = f"{path!r} {error}"
         except Exception as error:
-            reason = f"calling {block!r} failed with {type(error).__name__}: {error}"
+            reason = f"calling {path!r} failed with {type(error).__name__}: {error}"
     return found, reason
 
 
-def _examine_block(
-    model: nn.Module, path: str, children: Sequence[str], calls: _Calls, found: dict[str, Branch]
-) -> str:
-    """Adds a block's branches to `found`; returns a reason if it has none."""
+def _record_calls(
+    model: nn.Module, paths: Iterable[str], arguments: tuple[torch.Tensor, ...], dtype: torch.dtype
+) -> dict[str, Any]:
+    """What modules are called with when the model runs, copied: a call changes caches of keys and values."""
+    calls: dict[str, Any] = {}
     modules = modules_of(model)
-    block = modules[path]
-    args, kwargs = calls.arguments[path]
-    x = _first(next(a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)))
 
-    def added(factors: Mapping[str, float]) -> torch.Tensor:
-        """What the block adds to its input, each branch multiplied; those not named are silenced."""
-        for child in children:
-            set_multiplier(modules[f"{path}.{child}"], factors.get(child, 0.0))
+    def keep(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[path] = copy.deepcopy((args, kwargs))
+
+        return hook
+
+    handles = [modules[p].register_forward_pre_hook(keep(p), with_kwargs=True) for p in paths if p in modules]
+    try:
+        model(*(x.to(dtype) if x.is_floating_point() else x for x in arguments))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+class _Examination:
+    """Trials on one block."""
+
+    def __init__(self, block: nn.Module, call: Any) -> None:
+        self.block = block
+        self.call = call
+        args, kwargs = call
+        self.x = _first(next(a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)))
+        self.modules = modules_of(block)
+        self.order = self._find_order()
+
+    def _run(self, block: nn.Module) -> torch.Tensor:
+        args, kwargs = copy.deepcopy(self.call)
+        return _first(block(*args, **kwargs))
+
+    def _find_order(self) -> list[str]:
+        """Modules inside that are called once and give a tensor, in the order in which they finish."""
+        finished: list[str] = []
+        tensors: set[str] = set()
+
+        def note(path: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                finished.append(path)
+                first = output[0] if isinstance(output, tuple) and output else output
+                if isinstance(first, torch.Tensor) and first.is_floating_point():
+                    tensors.add(path)
+
+            return hook
+
+        handles = [m.register_forward_hook(note(path)) for path, m in self.modules.items() if path]
         try:
-            return _first(block(*args, **kwargs)) - x
+            self._run(self.block)
         finally:
-            for child in children:
-                set_multiplier(modules[f"{path}.{child}"], 1.0)
+            for handle in handles:
+                handle.remove()
+        times = Counter(finished)
+        return [path for path in finished if times[path] == 1 and path in tensors]
 
-    if not children or added({}).abs().max() > 0:
-        return f"{path!r} changes its input even when its branches {', '.join(children)} are silent"
-    for child in children:
-        once, twice = added({child: 1.0}), added({child: 2.0})
-        if not _is_double(once, twice):
-            return f"doubling {path}.{child} does not double what {path!r} adds"
-        found[f"{path}.{child}"] = _last_layer(modules, path, child, calls)
-    return ""
+    def branches(self, shared: frozenset[int]) -> list[Branch]:
+        """The block's branches; `shared` are the ids of tensors that other layers use too.
+
+        Raises:
+            _NotResidual: if there are none, or something else changes the input.
+        """
+        bare = copy.deepcopy(self.block)
+        for parameter in bare.parameters():
+            parameter.zero_()
+        if not self._is_input(self._run(bare)):
+            raise _NotResidual("is not residual: with all its tensors at zero it does not return its input")
+        bare_modules = modules_of(bare)
+        ends: list[str] = []
+        done: list[str] = []
+        try:
+            for path in reversed(self.order):
+                out = self._run(self.block)
+                if self._is_input(out):
+                    break
+                if any(path.startswith(f"{other}.") for other in done):
+                    continue
+                without, much = (self._multiplied(self.block, self.modules[path], f) for f in (0.0, MUCH))
+                if torch.equal(without, out):
+                    done.append(path)
+                elif self._is_multiplied(out - without, much - without) and self._is_input(
+                    self._multiplied(bare, bare_modules[path], 0.0)
+                ):
+                    ends.append(path)
+                    done.append(path)
+                    set_multiplier(self.modules[path], 0.0)
+            if not ends or not self._is_input(self._run(self.block)):
+                outputs = f"those of {', '.join(reversed(ends))}" if ends else "none"
+                raise _NotResidual(f"changes its input by more than outputs of its modules (found {outputs})")
+            names = _short([self._weights_of(end, ends) for end in ends])
+            found = [self._branch(name, end, shared) for name, end in zip(names, ends, strict=True)]
+            return found[::-1]
+        finally:
+            for end in ends:
+                set_multiplier(self.modules[end], 1.0)
+
+    def _multiplied(self, block: nn.Module, module: nn.Module, factor: float) -> torch.Tensor:
+        set_multiplier(module, factor)
+        try:
+            return self._run(block)
+        finally:
+            set_multiplier(module, 1.0)
+
+    def _is_input(self, out: torch.Tensor) -> bool:
+        return out.shape == self.x.shape and bool((out - self.x).abs().max() <= ROUNDING * self.x.abs().max())
+
+    def _is_multiplied(self, once: torch.Tensor, much: torch.Tensor) -> bool:
+        size = once.abs().max()
+        allowed = MUCH * (RTOL * size + ROUNDING * self.x.abs().max())
+        return bool(size > 0) and bool((much - MUCH * once).abs().max() <= allowed)
+
+    def _holds_weights(self, path: str) -> bool:
+        return any(parameter.dim() >= 2 for parameter in self.modules[path].parameters())
+
+    def _weights_of(self, end: str, ends: Sequence[str]) -> str:
+        """The module of a branch that has weights: the one that ends it, or the last one before it."""
+        if self._holds_weights(end):
+            return end
+        for path in reversed(self.order[: self.order.index(end)]):
+            within = any(path == other or path.startswith(f"{other}.") for other in ends)
+            if not within and self._holds_weights(path):
+                return path
+        return end
+
+    def _branch(self, name: str, end: str, shared: frozenset[int]) -> Branch:
+        """With the layer that runs last in it; foldable if multiplying its tensors multiplies the branch."""
+        before = self.order[: self.order.index(end) + 1]
+        layer = next((path for path in reversed(before) if self._own_tensors(path)), None)
+        if layer is None:
+            return Branch(name, end, end, False)
+        tensors = self._own_tensors(layer)
+        set_multiplier(self.modules[end], 1.0)
+        try:
+            once = self._run(self.block)
+            for tensor in tensors:
+                tensor.mul_(MUCH)
+            much = self._run(self.block)
+            for tensor in tensors:
+                tensor.div_(MUCH)
+        finally:
+            set_multiplier(self.modules[end], 0.0)
+        foldable = not shared & {id(tensor) for tensor in tensors}
+        return Branch(name, end, layer, foldable and self._is_multiplied(once - self.x, much - self.x))
+
+    def _own_tensors(self, path: str) -> list[nn.Parameter]:
+        return [q for q in self.modules[path].parameters(recurse=False) if q.requires_grad]
 
 
-def _is_double(once: torch.Tensor, twice: torch.Tensor) -> bool:
-    size = once.abs().max()
-    return bool(size > 0) and bool((twice - 2 * once).abs().max() <= _RTOL[once.dtype] * size)
+def _short(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, and as many before it as tell it from the others and are no numbers."""
 
+    def short(path: str) -> str:
+        parts = path.split(".")
+        for length in range(1, len(parts)):
+            suffix = parts[-length:]
+            if not suffix[0].isdigit() and sum(p.split(".")[-length:] == suffix for p in paths) == 1:
+                return ".".join(suffix)
+        return path
 
-def _last_layer(modules: Mapping[str, nn.Module], block: str, child: str, calls: _Calls) -> Branch:
-    """The branch with the layer that runs last in it; foldable if doubling its tensors doubles the branch."""
-    path = f"{block}.{child}"
-    inside = [ran for ran in calls.order if ran.startswith(f"{path}.")]
-    if not inside or inside.count(inside[-1]) > 1:
-        return Branch(child, None, False)
-    args, kwargs = calls.arguments[path]
-    tensors = list(modules[inside[-1]].parameters(recurse=False))
-    once = _first(modules[path](*args, **kwargs))
-    for tensor in tensors:
-        tensor.mul_(2)
-    twice = _first(modules[path](*args, **kwargs))
-    for tensor in tensors:
-        tensor.div_(2)
-    return Branch(child, inside[-1].removeprefix(f"{block}."), _is_double(once, twice))
+    return [short(path) for path in paths]

@@ -134,6 +134,7 @@ def dissect(
         places=places,
         base_names=base_names,
         trace=run.trace or Trace({}, frozenset()),
+        not_run=run.reason,
     )
     inferred = infer_roles(evidence, roles or {})
     scale_ratio = target.width / base.width

@@ -45,7 +45,8 @@ class Use:
     """One way in which a tensor is used."""
 
     how: str
-    """matmul, conv, lookup, norm, multiply, add or other."""
+    """matmul, conv, lookup, norm, multiply, add, join; data where it is what a layer is applied to; composed
+    where it is multiplied with another tensor of the model into one; other."""
     module: str
     """Path of the innermost module that was running."""
     order: int
@@ -140,22 +141,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note how parameters are used here; returns those whose product with something else this is."""
         products: set[str] = set()
         flat = [a for a in args if not isinstance(a, list | tuple)]
-        for position, value in enumerate(flat):
-            alias = self._alias(value)
-            if alias is None:
-                continue
+        aliases = {i: alias for i, value in enumerate(flat) if (alias := self._alias(value)) is not None}
+        for position, alias in aliases.items():
             others = frozenset[str]().union(
-                *(self._upstream.get(id(t), frozenset()) for t in tensors if t is not value)
+                *(self._upstream.get(id(t), frozenset()) for t in tensors if t is not flat[position])
             )
             how = "other"
             fan_in: tuple[int | None, ...] = ()
             fan_out: tuple[int | None, ...] = ()
             if operation in _MATMUL and position in _MATMUL[operation]:
-                how = "matmul"
-                side = _MATMUL[operation].index(position)
-                first, last = alias.dims[-2:] if len(alias.dims) > 1 else (alias.dims[0], None)
-                fan_in, fan_out = ((first,), (last,)) if side else ((last,), (first,))
-                products.add(alias.name)
+                how = self._side(alias, [aliases[i] for i in _MATMUL[operation] if i in aliases])
+                if how == "matmul":
+                    side = _MATMUL[operation].index(position)
+                    first, last = alias.dims[-2:] if len(alias.dims) > 1 else (alias.dims[0], None)
+                    fan_in, fan_out = ((first,), (last,)) if side else ((last,), (first,))
+                    products.add(alias.name)
             elif operation in _CONV and position == 1:
                 how = "conv"
                 inner, outer = (0, 1) if bool(args[6]) else (1, 0)  # args[6]: transposed
@@ -164,7 +164,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif operation in _LOOKUP and position == 0:
                 how = "lookup"
             elif _NORM.search(operation):
-                how = "norm"
+                how = "norm" if position else "data"
+            elif operation in _CONV and position == 0:
+                how = "data"
             elif operation in _MULTIPLY:
                 how = "multiply"
             elif operation in _ADD or operation == "cat":
@@ -178,6 +180,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     if (alias := self._alias(item)) is not None:
                         self.uses[alias.name].append(Use("join", self.running[-1], self._count))
         return frozenset(products)
+
+    def _side(self, alias: _Alias, operands: list[_Alias]) -> str:
+        """What a tensor is in a product with others of the model's (`operands`, itself included).
+
+        Of two, that of the layer that is running is its weight, and the other one what it is applied to.
+        """
+        owned = [a for a in operands if a.name.rpartition(".")[0] == self.running[-1]]
+        if len(operands) == 1 or owned == [alias]:
+            return "matmul"
+        return "data" if len(owned) == 1 else "composed"
 
     def _flow(self, operation: str, tensors: list[Any], results: list[Any], products: frozenset[str]) -> None:
         upstream = frozenset[str]().union(*(self._upstream.get(id(t), frozenset()) for t in tensors))
