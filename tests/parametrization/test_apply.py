@@ -356,9 +356,7 @@ def _norm_after_the_sum(scale):
 
 def test_blocks_that_are_not_residual_are_an_error_when_depth_grows():
     """Where branches can't be told, growing depth is an error with a way out; growing width alone is not."""
-    with pytest.raises(
-        TransferError, match=r"be told \('blocks\.0' is not residual: .*; let every block"
-    ):
+    with pytest.raises(TransferError, match=r"be told \('blocks\.0' is not residual: .*; let every block"):
         parametrize(_norm_after_the_sum, BASE, TARGET)
     target = TARGET.replace(depth=1)
     p = parametrize(_norm_after_the_sum, BASE, target)
