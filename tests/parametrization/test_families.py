@@ -402,6 +402,147 @@ def test_blocks_of_two_kinds():
     assert 3 == tensors["blocks.0.attn.q.weight"].depth
 
 
+class Middle(Model):
+    """Outside the blocks: a gate, a bottleneck, tokens of its own, gains; probabilities out."""
+
+    def __init__(self, scale):
+        super().__init__(scale)
+        width = scale.width
+        self.gate = nn.Linear(width, 2)
+        self.narrow = nn.Linear(width, 3)
+        self.widen = nn.Linear(3, width)
+        self.hidden = nn.Linear(width, width)
+        self.latents = nn.Parameter(torch.randn(5, width))
+        self.register = nn.Parameter(torch.randn(width))
+        self.first_gain = nn.Parameter(torch.ones(width))
+        self.middle_gain = nn.Parameter(torch.ones(width))
+        self.last_gain = nn.Parameter(torch.ones(width))
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.logit_bias = nn.Parameter(torch.zeros(11))
+
+    def forward(self, tokens):
+        """Probabilities."""
+        x = self.first_gain * self.embedding(tokens)
+        register = self.register.expand(len(x), 1, -1)
+        x = torch.cat((register, self.hidden(self.latents).expand(len(x), -1, -1), x), 1)
+        for block in self.blocks:
+            x = block(x)
+        a, b = self.gate(x).softmax(-1).chunk(2, -1)
+        x = a * x + b * self.widen(F.relu(self.narrow(x)))
+        x = self.hidden(self.middle_gain * x)
+        logits = self.unembedding(self.last_gain * self.final_norm(x)) / self.temperature
+        return (logits + self.logit_bias).softmax(-1)
+
+
+def test_between_inputs_and_outputs():
+    """What a tensor outside the blocks is follows from what it reads and what it flows into."""
+    roles = roles_of(Middle, roles={"embedding_norm.*": "input_bias"})
+
+    assert {
+        "gate.weight": "router",
+        "gate.bias": "shared",
+        "narrow.weight": "wide_to_narrow",
+        "narrow.bias": "shared",
+        "widen.weight": "narrow_to_wide",
+        "widen.bias": "hidden_bias",
+        "hidden.weight": "hidden_weight",
+        "latents": "input_embedding",
+        "register": "input_embedding",
+        "first_gain": "input_bias",
+        "middle_gain": "norm_gain",
+        "last_gain": "final_norm",
+        "final_norm.weight": "final_norm",
+        "temperature": "fixed",
+        "logit_bias": "output_bias",
+        "unembedding.weight": "unembedding",
+        "unembedding.bias": "output_bias",
+    }.items() <= roles.items()
+
+
+class Recurrent(nn.Module):
+    """Recurrent layers of torch; the first one reads numbers."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.first = nn.GRU(3, scale.width, batch_first=True)
+        self.layers = nn.ModuleList(
+            nn.LSTM(scale.width, scale.width, batch_first=True) for _ in range(scale.depth)
+        )
+        self.head = nn.Linear(scale.width, 5)
+
+    def forward(self, x):
+        """Class scores."""
+        x, _ = self.first(x)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return self.head(x)
+
+
+def test_recurrent_layers():
+    """Recurrent layers, which may run as one operation, are told by what torch keeps in them."""
+    p = parametrize(Recurrent, BASE, TARGET, "mup", inputs=(torch.randn(2, 4, 3),))
+    roles = {name: str(t.role) for name, t in p.tensors.items()}
+
+    assert {
+        "first.weight_ih_l0": "input_embedding",
+        "first.weight_hh_l0": "hidden_weight",
+        "first.bias_ih_l0": "input_bias",
+        "first.bias_hh_l0": "hidden_bias",
+        "layers.5.weight_ih_l0": "hidden_weight",
+        "layers.5.bias_hh_l0": "hidden_bias",
+        "head.weight": "unembedding",
+    }.items() <= roles.items()
+
+
+class Adapter(nn.Module):
+    """A low-rank addition to a weight, multiplied out before it is used."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width))
+        self.a = nn.Parameter(torch.randn(2, width))
+        self.b = nn.Parameter(torch.randn(width, 2))
+
+    def forward(self, x):
+        """Same shape."""
+        return x @ (self.weight + self.b @ self.a)
+
+
+def test_tensors_multiplied_with_each_other_are_an_error():
+    """Which way a tensor maps can't be seen where it is multiplied into another one: that is said."""
+    with pytest.raises(TransferError, match=r"'blocks.0.mlp.a' \(2 \(fixed\) x 32 \(grows\).* use: composed"):
+        roles_of(with_mlp(Adapter))
+    said = {"*.mlp.a": "wide_to_narrow", "*.mlp.b": "narrow_to_wide"}
+
+    assert "hidden_weight" == roles_of(with_mlp(Adapter), roles=said)["blocks.0.mlp.weight"]
+
+
+class TwoHeads(Model):
+    """Two maps to a fixed size outside the blocks, and a second input that nobody guesses."""
+
+    def __init__(self, scale):
+        super().__init__(scale)
+        self.value = nn.Linear(scale.width, 1)
+
+    def forward(self, tokens, shift):
+        """Logits and value."""
+        x = self.embedding_norm(self.embedding(tokens)) + shift
+        for block in self.blocks:
+            x = block(x)
+        return self.unembedding(self.final_norm(x)), self.value(x)
+
+
+def test_a_model_that_is_not_called():
+    """Which of two readouts is one can't be told without a call: the error asks for inputs, which help."""
+    with pytest.raises(
+        TransferError, match=r"'unembedding.weight' .*not seen, as calling .* give inputs=\(tensor, ...\)"
+    ):
+        roles_of(TwoHeads)
+    roles = roles_of(TwoHeads, inputs=(torch.arange(6)[None], torch.ones(1)))
+
+    assert "unembedding" == roles["value.weight"] == roles["unembedding.weight"]
+
+
 def test_a_scalar_that_nobody_uses_is_an_error():
     """A tensor that is not seen being used is named, with its size and place."""
 

@@ -226,22 +226,25 @@ class _Examination:
         ends: list[str] = []
         done: list[str] = []
         try:
+            out = self._run(self.block)
             for path in reversed(self.order):
-                out = self._run(self.block)
                 if self._is_input(out):
                     break
                 if any(path.startswith(f"{other}.") for other in done):
                     continue
-                without, much = (self._multiplied(self.block, self.modules[path], f) for f in (0.0, MUCH))
+                without = self._multiplied(self.block, self.modules[path], 0.0)
                 if torch.equal(without, out):
                     done.append(path)
-                elif self._is_multiplied(out - without, much - without) and self._is_input(
+                    continue
+                much = self._multiplied(self.block, self.modules[path], MUCH)
+                if self._is_multiplied(out - without, much - without) and self._is_input(
                     self._multiplied(bare, bare_modules[path], 0.0)
                 ):
                     ends.append(path)
                     done.append(path)
                     set_multiplier(self.modules[path], 0.0)
-            if not ends or not self._is_input(self._run(self.block)):
+                    out = without
+            if not ends or not self._is_input(out):
                 outputs = f"those of {', '.join(reversed(ends))}" if ends else "none"
                 raise _NotResidual(f"changes its input by more than outputs of its modules (found {outputs})")
             names = _short([self._weights_of(end, ends) for end in ends])
