@@ -38,8 +38,16 @@ from transfer_bo.runners.outcomes import objective
 from transfer_bo.runners.retrying import TOKEN_ATTR
 from transfer_bo.runners.storage import open_storage
 from transfer_bo.sampler import TransferSampler
-from transfer_bo.surrogate import design  # noqa: F401  (loaded once, before the workers are forked)
 
+LOADED = [  # once, before the workers are forked; by name, for a script itself is not preloaded
+    "transfer_bo.runners.loop",
+    "transfer_bo.runners.storage",
+    "transfer_bo.surrogate.design",
+    "alembic.command",
+    "sqlalchemy.dialects.sqlite",
+    "sqlalchemy.dialects.postgresql.psycopg",
+    "psycopg",
+]
 STUDY = "chaos"
 STEPS = 8
 
@@ -166,7 +174,7 @@ def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Count:
     """Carry out a plan."""
     count = Count()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(LOADED)
     chance = random.Random(0)
     with (
         tempfile.TemporaryDirectory(prefix="transfer-bo-chaos-") as name,

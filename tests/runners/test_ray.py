@@ -18,7 +18,7 @@ from rich.console import Console
 
 from transfer_bo import Outcome, TransferError
 from transfer_bo.history import read_runs
-from transfer_bo.runners import local, ray_tasks
+from transfer_bo.runners import local
 from transfer_bo.runners.liveness import DEATHS_ATTR
 from transfer_bo.runners.storage import open_study
 from transfer_bo.runners.trial import Attempt, make_task
@@ -31,13 +31,6 @@ ON_RAY = '[run]\nrunner = "ray"\nworkers = 2\ncheckpoint_seconds = 0.1'
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='Ray is not installed (pip install "transfer-bo[ray]")'
 )
-slow = [
-    pytest.mark.slow,
-    pytest.mark.timeout(SECONDS),
-    # Ray's own: files and sockets that it leaves to the garbage collector, and words about its future.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 
 
 @pytest.fixture
@@ -56,8 +49,12 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @needs_ray
-@pytest.mark.parametrize("lost", [True])
-def test_a_lost_node_costs_nothing(lost: bool, write_study: WriteStudy, ray_cluster: Any) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS)
+# Ray's own: files and sockets that it leaves to the garbage collector, and words about its future.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_node_costs_nothing(write_study: WriteStudy, ray_cluster: Any) -> None:
     """Two nodes, one removed in the middle of its trial: all trials end, each once, with the right result."""
     path = write_study(
         ("tokens = 512", "tokens = 20_000"),

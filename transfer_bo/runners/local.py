@@ -22,7 +22,7 @@ import optuna
 from rich.console import Console
 
 from transfer_bo.errors import TransferError
-from transfer_bo.history import read_runs
+from transfer_bo.history import Run, read_runs
 from transfer_bo.runners import nursery, ray_tasks
 from transfer_bo.runners import worker as worker_process
 from transfer_bo.runners.liveness import Heart, reap
@@ -30,8 +30,9 @@ from transfer_bo.runners.outcomes import MAX_ERRORS_IN_A_ROW
 from transfer_bo.runners.progress import ENDED, Progress
 from transfer_bo.runners.search import enqueue_defaults, search_is_over
 from transfer_bo.runners.storage import check_storage, open_study
-from transfer_bo.runners.trial import make_task
-from transfer_bo.runners.verify import Job, Verification, judge, known_suggestion, plan
+from transfer_bo.runners.trial import Task, make_task
+from transfer_bo.runners.verify import Job, Verification, judge, known_suggestion, plan, replicas
+from transfer_bo.space import is_multiplier
 from transfer_bo.study_file import StudyFile
 
 __all__ = ["Pool", "devices_of", "join", "run_search", "run_verification"]
@@ -298,7 +299,10 @@ def _search(
 
 
 def run_verification(
-    study_file: StudyFile, console: Console, controls: Mapping[str, Mapping[str, Any]] | None = None
+    study_file: StudyFile,
+    console: Console,
+    controls: Mapping[str, Mapping[str, Any]] | None = None,
+    replicate: int = 0,
 ) -> Verification:
     """Run the suggestion and, if the study file says so, the defaults at the target, side by side.
 
@@ -309,7 +313,8 @@ def run_verification(
         study_file: The study.
         console: Where progress is shown.
         controls: Name -> HPs of the runs to compare with; by default the documented defaults, if the study
-            file asks for a control.
+            file asks for a control, and the best setting without multipliers, if there are multipliers.
+        replicate: How often suggestion and controls are run again with new seeds.
 
     Raises:
         TransferError: for bad input, or workers that keep failing.
@@ -321,11 +326,11 @@ def run_verification(
     with _only_one(study_file) as lock:
         reap(study)
         if controls is None:
-            controls = {"documented defaults": task.space.defaults} if study_file.verify.control else {}
+            controls = _controls(task, study) if study_file.verify.control else {}
         n_search = sum(run.outcome in ENDED and run.purpose == "search" for run in read_runs(study))
         suggestion = known_suggestion(study, study_file.target, n_search) or _project(study_file)
         jobs = plan(suggestion, controls, n_search=n_search)
-        missing = [job for job in jobs if job.find(study) is None]
+        missing = [job for job in [*jobs, *replicas(jobs, replicate)] if job.find(study) is None]
         progress = Progress(study, budget=None, target_cost=task.cost(study_file.target), console=console)
         pool = Pool(study_file, study, study_file.out / "workers.log", lock)
         if missing:
@@ -336,4 +341,22 @@ def run_verification(
                     pool.start(slot, missing[slot::workers])
 
             _run_pool(pool, study, start, progress)
-        return judge(study, jobs)
+        return judge(study, jobs, replicate)
+
+
+def _controls(task: Task, study: optuna.Study) -> dict[str, dict[str, float]]:
+    """What a suggestion is compared with: name -> HPs."""
+    defaults = task.space.defaults
+    controls = {"documented defaults": defaults}
+    if any(is_multiplier(name) for name in defaults):
+
+        def is_global(run: Run) -> bool:
+            return all(run.params.get(n, v) == v for n, v in defaults.items() if is_multiplier(n))
+
+        plain = [run for run in read_runs(study) if run.purpose == "search" and is_global(run)]
+        finished = [run for run in plain if run.loss is not None and run.scale in task.ladder.proxies]
+        if finished:
+            dearest = max((run.scale for run in finished if run.scale), key=task.cost)
+            best = min((run for run in finished if run.scale == dearest), key=lambda run: run.loss or 0.0)
+            controls["best global setting"] = {**defaults, **best.params}
+    return controls

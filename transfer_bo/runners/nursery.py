@@ -30,6 +30,10 @@ _LOADED = [  # what a worker imports; nothing of it touches a GPU or starts a th
     "transfer_bo.runners.trial",
     "transfer_bo.runners.verify",
     "transfer_bo.surrogate.design",
+    "alembic.command",  # Optuna compares the version of its tables
+    "sqlalchemy.dialects.sqlite",
+    "sqlalchemy.dialects.postgresql.psycopg",
+    "psycopg",  # where it is installed
 ]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

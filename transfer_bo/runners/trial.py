@@ -26,6 +26,7 @@ from transfer_bo.parametrization import RULES, parametrize
 from transfer_bo.runners.command import Program
 from transfer_bo.runners.liveness import DEATHS_ATTR
 from transfer_bo.runners.outcomes import is_out_of_memory
+from transfer_bo.runners.verify import REPLICA_ATTR
 from transfer_bo.scale import Ladder, Scale, default_cost
 from transfer_bo.space import DEPTH, split_name
 from transfer_bo.study_file import StudyFile
@@ -36,6 +37,8 @@ __all__ = ["ACCUMULATE_ATTR", "Attempt", "CommandTask", "StudyTask", "Task", "ma
 
 ACCUMULATE_ATTR = "transfer_bo:accumulate"
 """Trial attribute: in how many parts a batch goes through the model, once memory has run out."""
+REPLICA_SEEDS = 10**9
+"""Where the seeds of replicas begin, beyond those of any search."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Task(ABC):
         # noise. Runs at the target share theirs, so that suggestion and control differ in HPs only.
         attrs = trial.user_attrs
         seed = 1000 * self.file.seed + (0 if PURPOSE_ATTR in attrs else trial.number + 1)
+        if REPLICA_ATTR in attrs:  # the same in all runs of this number, and in no other run
+            seed = REPLICA_SEEDS + 1000 * self.file.seed + attrs[REPLICA_ATTR]
         deaths, parts = attrs.get(DEATHS_ATTR, 0), attrs.get(ACCUMULATE_ATTR, 1)
         try:
             return self.run(Attempt(trial.number, scale, hps, seed, parts, deaths, report))

@@ -6,8 +6,8 @@ what was predicted before it ran (`PREDICTION_ATTR`), so that predicted and meas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import optuna
@@ -17,16 +17,19 @@ from transfer_bo.errors import TransferError
 from transfer_bo.history import PURPOSE_ATTR, Outcome, Run, read_run, read_settings
 from transfer_bo.runners.liveness import Owner
 from transfer_bo.runners.loop import HeldTrial, run_trial
+from transfer_bo.runners.replicate import Comparison, paired
 from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
 
 __all__ = [
     "CONTROL_ATTR",
     "PREDICTION_ATTR",
+    "REPLICA_ATTR",
     "Job",
     "Verification",
     "judge",
     "known_suggestion",
     "plan",
+    "replicas",
     "run_job",
     "verify",
 ]
@@ -35,6 +38,9 @@ PREDICTION_ATTR = "transfer_bo:prediction"
 """Trial attribute of a verification: what was predicted before it ran, see `plan`."""
 CONTROL_ATTR = "transfer_bo:control"
 """Trial attribute of a control run: the name of what it stands for, e.g. "defaults"."""
+REPLICA_ATTR = "transfer_bo:replica"
+"""Trial attribute of a run made again: 1, 2, ... Runs of one number share a seed; an objective of your own
+takes its seed from it."""
 LEVEL = 0.9
 
 
@@ -58,6 +64,7 @@ class Job:
     purpose: str
     control: str | None = None
     prediction: dict[str, Any] | None = None
+    replica: int = 0
 
     def find(self, study: optuna.Study) -> Run | None:
         """The latest run of exactly this job that says something about its HPs, if there is one."""
@@ -73,7 +80,9 @@ class Job:
         run = read_run(trial)
         # What was asked for counts: an objective may have HPs that are fixed, or that it did not ask for.
         asked = {k: v for k, v in trial.system_attrs.get("fixed_params", {}).items() if k != RUNG}
-        return run.purpose == self.purpose and run.scale == self.scale and asked == self.params
+        replica = trial.user_attrs.get(REPLICA_ATTR, 0)
+        same = run.purpose == self.purpose and run.scale == self.scale and replica == self.replica
+        return bool(same and asked == self.params)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class Verification:
     """Measured loss of each control run, by name."""
     level: float = LEVEL
     maximize: bool = False
+    comparisons: tuple[Comparison, ...] = ()
+    """Suggestion and each control over several seeds, if they were run again."""
 
     @property
     def inside(self) -> bool:
@@ -117,7 +128,7 @@ class Verification:
             gain = (self.measured - loss if self.maximize else loss - self.measured) / abs(loss)
             compared = f"{abs(gain):.2%} {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
             words.append(f"It is {compared} the control run with the {name}, {loss:.4f}.")
-        return " ".join(words)
+        return " ".join([*words, *(comparison.text for comparison in self.comparisons)])
 
 
 def plan(
@@ -143,6 +154,19 @@ def plan(
         Job(dict(params), suggestion.target, "control", control=name)
         for name, params in (controls or {}).items()
     ]
+
+
+def replicas(jobs: Sequence[Job], count: int) -> list[Job]:
+    """Each job again with `count` new seeds, the same seeds for all jobs (see `REPLICA_ATTR`)."""
+    return [
+        replace(job, purpose="replicate", control=_name(job), prediction=None, replica=replica)
+        for replica in range(1, count + 1)
+        for job in jobs
+    ]
+
+
+def _name(job: Job) -> str:
+    return job.control or "suggestion"
 
 
 @dataclass(frozen=True)
@@ -204,6 +228,8 @@ def run_job(
         attrs[CONTROL_ATTR] = job.control
     if job.prediction is not None:
         attrs[PREDICTION_ATTR] = job.prediction
+    if job.replica:
+        attrs[REPLICA_ATTR] = job.replica
     trial_id = _take_up(study, job)
     if trial_id is None:
         template = optuna.trial.create_trial(
@@ -226,33 +252,44 @@ def _take_up(study: optuna.Study, job: Job) -> int | None:
     return None
 
 
-def judge(study: optuna.Study, jobs: list[Job]) -> Verification:
-    """The verdict on jobs that have been run.
+def judge(study: optuna.Study, jobs: Sequence[Job], replicate: int = 0) -> Verification:
+    """The verdict on jobs that have been run, each once and `replicate` times more.
 
     Raises:
         TransferError: if one of them has not, or stopped with an error that says nothing about its HPs.
     """
-    losses: list[float | None] = []
-    for job in jobs:
-        run = job.find(study)
-        if run is None:
-            raise TransferError(
-                f"The {job.control or 'suggestion'} has not been run at {job.scale} yet, or stopped with an "
-                "error; run the verification again."
-            )
-        losses.append(run.loss)
+    # The first runs were made after the search and nothing was chosen by them: a pair like any other.
+    losses = [[_loss(study, each) for each in (job, *replicas([job], replicate))] for job in jobs]
     prediction = jobs[0].prediction
     assert prediction is not None
     low, high = prediction["interval"]
+    maximise = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    compared = [
+        paired(_name(jobs[0]), _name(job), list(zip(losses[0], of_control, strict=True)), maximise)
+        for job, of_control in zip(jobs[1:], losses[1:], strict=True)
+        if replicate
+    ]
     return Verification(
         target=jobs[0].scale,
-        measured=losses[0],
+        measured=losses[0][0],
         predicted_mean=prediction["loss"],
         interval=(low, high),
-        control={str(job.control): loss for job, loss in zip(jobs[1:], losses[1:], strict=True)},
+        control={str(job.control): of[0] for job, of in zip(jobs[1:], losses[1:], strict=True)},
         level=prediction["level"],
-        maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+        maximize=maximise,
+        comparisons=tuple(compared),
     )
+
+
+def _loss(study: optuna.Study, job: Job) -> float | None:
+    run = job.find(study)
+    if run is None:
+        again = f"Replica {job.replica} of the" if job.replica else "The"
+        raise TransferError(
+            f"{again} {_name(job)} has not been run at {job.scale} yet, or stopped with an error; "
+            "run the verification again."
+        )
+    return run.loss
 
 
 def verify(
@@ -260,6 +297,8 @@ def verify(
     objective: Callable[[optuna.Trial], float],
     suggestion: _Suggestion,
     controls: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    replicate: int = 0,
 ) -> Verification:
     """Run the suggestion once at its target with the user's own objective, and judge the prediction.
 
@@ -272,12 +311,14 @@ def verify(
             as such. It must ask for its scale with `ladder.suggest(trial)`.
         suggestion: From `transfer_bo.suggest`.
         controls: Name -> HPs of further runs at the target to compare with, e.g. the defaults.
+        replicate: how often suggestion and controls are run again, for a paired test over seeds. The
+            objective takes its seed from `trial.user_attrs.get(REPLICA_ATTR, 0)`.
 
     Raises:
         TransferError: if a run ended with an error that says nothing about its HPs.
     """
     jobs = plan(suggestion, controls)
-    for job in jobs:
+    for job in [*jobs, *replicas(jobs, replicate)]:
         if job.find(study) is None:
             run_job(study, objective, job)
-    return judge(study, jobs)
+    return judge(study, jobs, replicate)
