@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from transfer_bo.cli.common import StudyArgument, app, console, interruptible, quiet, spoken
 from transfer_bo.errors import hide_passwords
 from transfer_bo.runners import nursery
@@ -29,7 +33,12 @@ def run(study: StudyArgument) -> None:
 
 @app.command()
 @spoken
-def verify(study: StudyArgument) -> None:
+def verify(
+    study: StudyArgument,
+    replicate: Annotated[
+        int, typer.Option(min=0, help="Run suggestion and controls again, with so many new seeds, and test.")
+    ] = 0,
+) -> None:
     """Run the suggestion at full size, beside the defaults, and compare with what was predicted."""
     study_file = load_study_file(study)
     quiet()
@@ -37,7 +46,7 @@ def verify(study: StudyArgument) -> None:
 
     out = console()
     with interruptible("verify", study):
-        verification = run_verification(study_file, out)
+        verification = run_verification(study_file, out, replicate=replicate)
     out.print(verification.text, soft_wrap=True, markup=False)
 
 

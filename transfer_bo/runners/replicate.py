@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One of "better", "worse" and "undecided": decided if the interval leaves out 0 and no run was lost."""
+        """Decided ("better", "worse", not "undecided") if the interval leaves out 0 and no run was lost."""
         low, high = self.interval
         if self.lost or len(self.differences) < FEWEST or low <= 0 <= high:
             return "undecided"
