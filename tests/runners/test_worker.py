@@ -28,7 +28,7 @@ SECONDS = 200
 MEET = """
 import os, pathlib, sys, time
 folder, trial, output = sys.argv[1:]
-pathlib.Path(folder, trial).touch()
+pathlib.Path(folder, trial).write_text(str(os.environ))
 while len(os.listdir(folder)) < 2: time.sleep(0.05)
 open(output, "a").write('{{"loss": 1.0}}')
 """
@@ -108,7 +108,7 @@ def test_two_join_by_address_alone(
 def test_two_work_at_the_same_time(
     write_study: WriteStudy, server: Cluster, start: Start, tmp_path: Path
 ) -> None:
-    """Each runs a trial that ends only when the other one runs a trial, too."""
+    """Each runs a trial that ends only when the other one runs a trial, too; programs get no password."""
     (tmp_path / "met").mkdir()
     command = (
         f"run = {json.dumps([sys.executable, '-c', MEET, str(tmp_path / 'met'), '{trial}', '{output}'])}"
@@ -125,6 +125,7 @@ def test_two_work_at_the_same_time(
     assert [0, 0] == [process.returncode for process in both], said
     assert {Outcome.FINISHED} == {run.outcome for run in read_runs(study)}
     assert 2 == len({trial.user_attrs[WORKER_ATTR]["id"] for trial in trials})
+    assert not any(holds_the_password(file.read_text()) for file in (tmp_path / "met").iterdir())
 
 
 def test_a_program_that_only_the_storage_names_is_not_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,9 @@ from transfer_bo.study_file import StudyFile, load_study_file
 
 __all__: list[str] = []
 
+STORAGE = "TRANSFER_BO_STORAGE"
+"""In the place of `--storage`, which other users of a machine can see."""
+
 
 @app.command()
 @spoken
@@ -25,7 +29,7 @@ def worker(
         str | None,
         typer.Option(
             help="Where the study is kept: postgresql://, grpc://, journal:/// or sqlite:///.",
-            envvar="TRANSFER_BO_STORAGE",
+            envvar=STORAGE,
         ),
     ] = None,
     study: Annotated[str | None, typer.Option(help="The study's name.")] = None,
@@ -33,6 +37,7 @@ def worker(
 ) -> None:
     """Work on a study together with others; as many as you like may join and leave, at any time."""
     joined = _study_file(study_file, storage, study)
+    os.environ.pop(STORAGE, None)  # programs that trials start have no use for its password
     if workers is not None:
         joined = joined.model_copy(update={"run": joined.run.model_copy(update={"workers": workers})})
     if joined.run.runner == "local":

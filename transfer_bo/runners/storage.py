@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from pydantic import ValidationError
 
 from transfer_bo.errors import TransferError
 from transfer_bo.runners.backends import check_address, connect_backend, holds_something
@@ -152,13 +153,19 @@ def stored_study_file(url: str, name: str) -> StudyFile:
             raise KeyError(name)
         storage = open_storage(url, create=False)
         study = optuna.load_study(study_name=name, storage=storage)
-        text = study.user_attrs[STUDY_FILE_ATTR]
+        study_file = StudyFile.model_validate_json(study.user_attrs[STUDY_FILE_ATTR]).stored_in(url)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise TransferError(
+            f"--study {name!r}: the study file kept with it can't be read ({key}: "
+            f"{first['msg']}); it may be another version's: join with the study file."
+        ) from None
     except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
         raise TransferError(
             f"--study {name!r}: {url!r} holds no study of that name that a study file has started; "
             "start it with: transfer-bo run STUDY.toml"
         ) from None
-    study_file = StudyFile.model_validate_json(text).stored_in(url)
     if study_file.command is not None:
         run = study_file.command.run
         shown = run if isinstance(run, str) else " ".join(run)
