@@ -1,8 +1,8 @@
 """Made-up problems whose truth is known: a loss over HPs and scale, drawn from a stated distribution.
 
 The distribution is written down here and not taken from the package, so that a change of what the package
-believes shows as a loss of coverage. Symbols: z = HPs in octaves from the middle of their range, s = doublings
-of the axes from the base, psi = optimum, t = HPs as seen from the optimum.
+believes shows as a loss of coverage. Symbols: z = HPs in octaves from the middle of their range, s =
+doublings of the axes from the base, psi = optimum, t = HPs as seen from the optimum.
 
     ln loss = L(s) + A ln(1 + b / A) + r(z - psi(s), s) + w(s)           A = .3
     b       = e^(g + gamma s) sum_i c_i q(t_i),  q(t) = 2 (e^(kt) - kt - 1) / k^2,  t = (I + N) M (z - psi(s))
@@ -11,8 +11,8 @@ of the axes from the base, psi = optimum, t = HPs as seen from the optimum.
     a run   = ln loss + sigma N(0, 1) + .15 excess N(0, 1); it diverges with logistic(b0 + a M z + m s)
 
     bowl        g ~ N(ln .01, 2); ln c ~ N(0, .8) for lr and batch, N(-1.5, 1.2) for others; gamma ~ N(0, .25)
-                k ~ N(.4, .3) for lr, N(0, .3) for others; N strictly upper triangular, N(0, .3) sqrt(c_j / c_i)
-                M adds log lr to log weight decay
+                k ~ N(.4, .3) for lr, N(0, .3) for others; M adds log lr to log weight decay
+                N strictly upper triangular, N(0, .3) sqrt(c_j / c_i)
     optimum     u ~ N(0, range / 4) for lr and batch, N(0, range / 6) for others; B by the tables below
                 j ~ N(0, tau^2), correlated over .7 doublings, ln tau ~ N(ln .2, .4)
     level       logit e ~ N(0, 1); omega = softmax N(0, .7); alpha ~ N(.4, .25)
