@@ -9,6 +9,7 @@ from fake_fit import BOUNDS, DRIFT, LADDER, TARGET, FakeFit, make_runs
 from matplotlib.colors import to_rgb
 
 from transfer_bo import plots
+from transfer_bo.history import Outcome, Run
 
 
 @pytest.mark.parametrize(
@@ -158,3 +159,21 @@ def test_nothing_is_left_in_pyplot() -> None:
     plots.draw_drift(fit.suggest().drift)
 
     assert [] == matplotlib.pyplot.get_fignums()
+
+
+def test_the_divergence_map_shows_the_cliff_first() -> None:
+    """Runs diverge above one HP's value: it comes first, its shares rise from 0 to 1, all runs show."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for number in range(60):
+        lr, decay = (float(2.0**z) for z in rng.uniform(-8, -2, 2))
+        outcome = Outcome.DIVERGED if lr > 2**-4 else Outcome.FINISHED
+        runs.append(Run(number, {"weight_decay": decay, "lr": lr}, TARGET, outcome, None))
+    figure = plots.draw_divergence(runs, ["weight_decay", "lr"])
+    first, second = figure.axes[:2]
+    shares = [float(bar.get_paths()[0].vertices[:, 1].max()) for bar in first.collections[:6]]
+
+    assert ["lr", "weight_decay"] == [first.get_xlabel(), second.get_xlabel()]
+    assert (0.0, 1.0) == (shares[0], shares[-1])
+    assert sorted(shares) == shares
+    assert 60 == sum(len(dots.get_offsets()) for dots in first.collections[6:])

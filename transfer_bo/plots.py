@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from transfer_bo.history import Outcome
 from transfer_bo.scale import Scale
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LEVEL_SD",
     "MAX_PANELS",
+    "draw_divergence",
     "draw_drift",
     "draw_importance",
     "draw_landscape",
@@ -407,6 +409,57 @@ def _draw_runs(
     axes.set_xlabel("cost of one run, in runs at the target", fontsize=9)
     axes.set_ylabel("final loss", fontsize=9)
     axes.set_title("Finished runs over their cost, and the target", fontsize=9)
+
+
+def draw_divergence(runs: Sequence[Run], hps: Sequence[str]) -> Figure:
+    """Where runs diverge, along each HP: the share that diverged in each sixth of the runs, and every run.
+
+    HPs come in the order of how far apart diverged and other runs lie, in pooled standard deviations; at most
+    `MAX_PANELS` of them.
+
+    Args:
+        runs: of a study; only those that finished, were stopped or diverged count.
+        hps: positive numeric HPs.
+    """
+    told = [run for run in runs if run.outcome in (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED)]
+    diverged = np.array([run.outcome is Outcome.DIVERGED for run in told])
+    columns = {hp: np.array([float(run.params.get(hp, math.nan)) for run in told]) for hp in hps}
+    shown = sorted(hps, key=lambda hp: -_apart(columns[hp], diverged))[:MAX_PANELS]
+    rows = max(1, math.ceil(len(shown) / COLUMNS))
+    figure = Figure(figsize=(WIDTH_IN, 0.4 + 1.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(shown):
+            axes.set_axis_off()
+            continue
+        known = ~np.isnan(columns[shown[index]])
+        values, bad = columns[shown[index]][known], diverged[known]
+        order = np.argsort(values, kind="stable")
+        for part in np.array_split(order, 6):
+            if len(part):
+                edges = values[part[0]], values[part[-1]]
+                axes.fill_between(edges, 0, float(bad[part].mean()), color="#CCCCCC", linewidth=0)
+        height = 0.1 + 0.8 * np.linspace(0, 1, len(values))  # in the order of the runs, to tell them apart
+        axes.scatter(values[~bad], height[~bad], s=7, color=CONTROL_COLOUR, alpha=0.5, linewidth=0)
+        axes.scatter(values[bad], height[bad], s=22, color=TARGET_COLOUR, marker="x", linewidth=1.2)
+        if len(values) and values.min() < values.max():
+            _log2_axis(axes, values)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel(_plain(shown[index]), fontsize=9, fontweight="bold")
+        _tidy(axes)
+        axes.tick_params(labelleft=index % COLUMNS == 0)
+        if index % COLUMNS == 0:
+            axes.set_ylabel("share diverged", fontsize=9)
+    return figure
+
+
+def _apart(values: np.ndarray[Any, Any], diverged: np.ndarray[Any, Any]) -> float:
+    """How far apart the diverged and the other runs lie along an HP, in log2 and pooled sd."""
+    known = values > 0
+    z, bad = np.log2(values[known]), diverged[known]
+    if not bad.any() or bad.all() or np.ptp(z) == 0:
+        return 0.0
+    return float(abs(z[bad].mean() - z[~bad].mean()) / z.std())
 
 
 _INTERVAL: dict[str, Any] = {"color": TARGET_COLOUR, "linewidth": 2, "marker": "_", "markersize": 10}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from transfer_bo import Scale, TransferError
-from transfer_bo.diagnostics.importance import METHODS, hp_importance
+from transfer_bo.diagnostics.importance import METHODS, hp_importance, nil_hps
 from transfer_bo.diagnostics.relief import relief
 from transfer_bo.history import Outcome, Run
 from transfer_bo.surrogate.dimension import Dimension
@@ -118,3 +118,23 @@ def test_bad_input_is_named(runs: list[Run], dimensions: list[Dimension], messag
     """Each lack has a sentence of its own."""
     with pytest.raises(TransferError, match=message):
         hp_importance(runs, dimensions)
+
+
+def test_what_matters_is_never_called_nil_and_little_is_said_of_few_runs() -> None:
+    """Two HPs of twelve act; neither is nil in any of five tables, while most of the others are, in some."""
+    dimensions = [Dimension(f"hp{i}", "linear", 0.0, 1.0) for i in range(12)]
+    found: set[str] = set()
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        runs = []
+        for number in range(60):
+            u = rng.random(12)
+            params = {f"hp{i}": float(u[i]) for i in range(12)}
+            loss = 2.0 + u[0] + 2 * (u[1] - 0.5) ** 2 + 0.05 * rng.normal()
+            runs.append(Run(number, params, SMALL, Outcome.FINISHED, float(loss)))
+        found |= set(nil_hps(runs, dimensions, seed))
+
+        assert {} == nil_hps(runs[:23], dimensions, seed)
+
+    assert not found & {"hp0", "hp1"}
+    assert len(found) >= 5

@@ -13,7 +13,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,19 @@ from transfer_bo.history import Outcome, Run
 from transfer_bo.scale import Scale
 from transfer_bo.surrogate.dimension import Dimension
 
-__all__ = ["METHODS", "Importance", "hp_importance"]
+__all__ = ["METHODS", "Importance", "hp_importance", "nil_hps"]
 
 METHODS = ("N-RReliefF", "fANOVA", "PED-ANOVA")
 MIN_RUNS = 10
 """Finished runs of a scale below which no method says anything."""
 DRAWS = {"N-RReliefF": 100, "fANOVA": 0, "PED-ANOVA": 30}
 """Bootstrap draws of the rank correlation: fANOVA grows a forest for each, which would take minutes."""
+NIL_METHODS = ("N-RReliefF", "fANOVA")
+"""Both have to find an HP unimportant: one looks at neighbours, the other at averages over all the rest."""
+RUNS_PER_HP = 2
+"""Finished runs per HP below which none is called unimportant."""
+MIN_SHADOWS = 5
+"""HPs without influence that are made up for comparison; for many HPs, a third as many."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,50 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
             agreement[method] = known if DRAWS[method] else Interval(known.value, math.nan, math.nan)
     hps = tuple(dim.name for dim in dimensions)
     return Importance(tuple(tables), hps, shares, agreement, tuple(left_out))
+
+
+def nil_hps(
+    runs: Sequence[Run], dimensions: Sequence[Dimension], seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """HPs that matter no more than made-up ones without any influence, by N-RReliefF and fANOVA alike.
+
+    Shares of importance have no zero: noise gives every HP some. So HPs are made up, shuffled copies of real
+    ones (shadow features: Kursa & Rudnicki, J. Stat. Softw. 36(11), 2010), and an HP is nil if both methods
+    give it no more than they give the made-up ones on average. The runs are those of the scale with the most
+    finished ones; scales are never mixed.
+
+    Args:
+        runs: of any scales and outcomes.
+        dimensions: the searched HPs.
+        seed: of the shuffles and of fANOVA's forest.
+
+    Returns:
+        `{hp: {method: its share relative to the mean of the made-up ones}}` for the nil HPs; none where the
+        scale has less than `RUNS_PER_HP` finished runs per HP.
+    """
+    by_scale: dict[Scale, list[Run]] = {}
+    for run in runs:
+        is_done = run.outcome is Outcome.FINISHED and run.scale is not None and run.loss is not None
+        if is_done and _complete(run, dimensions):
+            by_scale.setdefault(run.scale, []).append(run)  # type: ignore[arg-type]
+    at = max(by_scale.values(), key=len, default=[])
+    varying = [dim for dim in dimensions if len({run.params[dim.name] for run in at}) > 1]
+    if len(varying) < 2 or len(at) < max(MIN_RUNS, RUNS_PER_HP * len(varying)):
+        return {}
+    table = _table(at, varying)
+    rng = np.random.default_rng(seed)
+    copied = rng.choice(len(varying), max(MIN_SHADOWS, len(varying) // 3))
+    shadows = [replace(varying[i], name=f"made up {n}") for n, i in enumerate(copied)]
+    X = np.hstack([table.X, *[rng.permutation(table.X[:, [i]]) for i in copied]])
+    relative = {}
+    for method in NIL_METHODS:
+        shares = _METHODS[method](_Table(X, table.y, table.origin), [*varying, *shadows], seed)
+        relative[method] = shares[: len(varying)] / max(float(shares[len(varying) :].mean()), 1e-12)
+    return {
+        dim.name: {method: float(relative[method][i]) for method in NIL_METHODS}
+        for i, dim in enumerate(varying)
+        if all(relative[method][i] <= 1 for method in NIL_METHODS)
+    }
 
 
 def _alone(dimensions: Sequence[Dimension]) -> TransferError:
