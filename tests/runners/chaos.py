@@ -62,6 +62,11 @@ class Plan:
     seconds: float = 1.2
     """Of a trial."""
     kill_every: float = 1.0
+    """Seconds between two kills."""
+    kill_trials: float = 0.0
+    """Trials that must have ended between two kills: on a busy machine workers die faster than they start."""
+    grace: float = 5.0
+    """Seconds of silence after which a trial is taken for dead."""
     most_kills: int = 1_000_000
     """No more kills than these, so that the end does not depend on how fast a busy machine starts workers."""
     restarts: int = 0
@@ -136,7 +141,7 @@ def run_worker(url: str, folder: Path, plan: Plan) -> None:
     def after(trial: FrozenTrial) -> None:
         _note(folder / "told", f"{trial.number} {trial.value!r}")
 
-    work(study, objective(train), is_over=is_over, owner=owner, after=after, beat=1.0, grace=5.0)
+    work(study, objective(train), is_over=is_over, owner=owner, after=after, beat=1.0, grace=plan.grace)
 
 
 def _note(file: Path, line: str) -> None:
@@ -197,19 +202,20 @@ def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Count:
         deadline = started + plan.patience + 4 * plan.trials * plan.seconds / plan.workers
         next_kill = started + plan.kill_every
         while workers and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.1)
             for worker in list(workers):
                 if worker.exitcode is not None:
                     workers.remove(worker)
                     if worker.exitcode != 0:  # killed, or dead of itself
                         workers.append(start())
-            if time.monotonic() > next_kill and workers and count.kills < plan.most_kills:
+            ended = _lines(folder / "told")
+            is_time = time.monotonic() > next_kill and len(ended) >= plan.kill_trials * count.kills
+            if is_time and workers and count.kills < plan.most_kills:
                 victim = chance.choice(workers)
                 if victim.pid is not None and victim.exitcode is None:
                     os.kill(victim.pid, signal.SIGKILL)
                     count.kills += 1
-                next_kill += plan.kill_every
-            ended = _lines(folder / "told")
+                next_kill = max(next_kill + plan.kill_every, time.monotonic())
             next_restart = plan.trials * (count.restarts + 1) / (plan.restarts + 1)
             if server is not None and count.restarts < plan.restarts and len(ended) >= next_restart:
                 server.stop("fast" if count.restarts % 2 else "immediate")
@@ -266,8 +272,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.2)
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--kill-every", type=float, default=1.0)
+    parser.add_argument("--kill-trials", type=float, default=0.0)
+    parser.add_argument("--grace", type=float, default=5.0)
     parser.add_argument("--patience", type=float, default=300.0)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped in order, leaving no process behind
     has_server = given.storage in ("postgresql", "grpc")
     count = run(
         Plan(
@@ -276,6 +285,8 @@ def main() -> None:
             given.workers,
             given.seconds,
             given.kill_every,
+            given.kill_trials,
+            given.grace,
             restarts=given.restarts * has_server,
             patience=given.patience,
         ),
