@@ -191,8 +191,7 @@ def test_what_an_optimizer_cannot_do(rule, hps, message):
 
 def test_independent_weight_decay():
     """Then the HP is what a step takes off a weight at the base, whatever the learning rate."""
-    rule = dataclasses.replace(RULES["mup"], independent_weight_decay=True)
-    p = parametrize(Model, BASE, WIDE, rule)
+    p = parametrize(Model, BASE, WIDE, "complete_d_p_independent_decay")
     for lr in (0.01, 0.03):
         groups = p.param_groups(Model(WIDE), {"lr": lr, "lr.q": 2.0, "weight_decay": 1e-3})
         assert all(1e-3 == pytest.approx(g["lr"] * g["weight_decay"], rel=1e-12) for g in groups)
@@ -211,6 +210,26 @@ def test_ways_of_betas_reach_the_optimizer():
     assert (0.8, 0.9) == pytest.approx(betas["linear"])
     assert (0.9**2, 0.95**2) == pytest.approx(betas["half_life"])
     assert (0.9, 0.95) == pytest.approx(betas["fixed"])
+
+
+def test_beta1_may_stay():
+    """With half-lives in tokens β2 follows the batch and nothing else, and β1 stays."""
+    base = Scale(width=8, depth=2, batch=8, tokens=1000)
+    target = base.replace(batch=32, tokens=9000)
+    group = parametrize(Model, base, target, "complete_d_p_token_half_life").param_groups(Model(target))[0]
+
+    assert (0.9, 0.95**4) == pytest.approx(group["betas"], rel=1e-12)
+
+
+def test_decay_by_tokens_per_parameter_counts_the_parameters():
+    """The ratio of parameters is that of the models as they are built."""
+    decay = []
+    for rule in ("complete_d_p", "complete_d_p_power_lines"):
+        table = parametrize(Model, BASE, WIDE, rule).table()
+        decay.append(table.set_index("name").weight_decay["final_norm.weight"])
+    counts = [sum(q.numel() for q in Model(scale).parameters()) for scale in (WIDE, BASE)]
+
+    assert (counts[0] / counts[1]) ** -0.527 == pytest.approx(decay[1] / decay[0], rel=1e-12)
 
 
 def test_a_tied_embedding_has_its_multiplier_on_the_input():

@@ -19,7 +19,7 @@ from transfer_bo.parametrization.rules import (
 )
 from transfer_bo.parametrization.tables import COMPLETE_D_P, find_rule
 
-M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7)
+M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7, parameters=11)
 ALPHAS = (0.5, 1.0)
 
 

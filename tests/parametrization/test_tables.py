@@ -1,6 +1,6 @@
 """Every other table, against the literature's values spelled out independently.
 
-All at width 4, depth 3, batch 2, tokens 5, fan-out 7, which tells the axes apart.
+All at width 4, depth 3, batch 2, tokens 5, fan-out 7, parameters 11, which tells the axes apart.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import pytest
 from transfer_bo.parametrization.rules import Power, Ratios, Role, Row
 from transfer_bo.parametrization.tables import COMPLETE_D_P, KFAC_DAMPING, RULES
 
-M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7)
+M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7, parameters=11)
 
 # (init std, lr, ε, weight decay, forward) per role; α = 1, and no batch or duration rule, unless said.
 COMPLETEP = {
@@ -81,11 +81,14 @@ LITERATURE = {
         "input_embedding": (1, 4, 1, 1, 1),
         "position_embedding": (1, 4, 1, 1, 1),
     },
-    # 2512.05620; everything times sqrt(2/5) for lr and λ, sqrt(5/2) for ε, as in Complete(d)P
+    # 2512.05620; everything times sqrt(2/5) for lr and λ, sqrt(5/2) for ε, as in Complete(d)P; Shampoo's ε
+    # times that once more: it is in proportion to 1/batch
     "muon": {"hidden_weight": (1 / 2, math.sqrt(7 / 4), math.sqrt(4 / 7) / 3, math.sqrt(4 / 7) / 4, 1)},
     "soap": {"hidden_weight": (1 / 2, math.sqrt(7 / 4), math.sqrt(4 / 7) / 3, math.sqrt(4 / 7) / 4, 1)},
-    "shampoo": {"hidden_weight": (1 / 2, math.sqrt(7 / 4), 4 / 7 / 9, math.sqrt(4 / 7) / 4, 1)},
-    "shampoo_half": {"hidden_weight": (1 / 2, 1 / 3, 4 / 7 / 9, 3 / 4, 1)},
+    "shampoo": {
+        "hidden_weight": (1 / 2, math.sqrt(7 / 4), math.sqrt(5 / 2) * 4 / 7 / 9, math.sqrt(4 / 7) / 4, 1)
+    },
+    "shampoo_half": {"hidden_weight": (1 / 2, 1 / 3, math.sqrt(5 / 2) * 4 / 7 / 9, 3 / 4, 1)},
     # 2312.12226; ε is the damping, of K-FAC that of both factors
     "kfac": {
         "input_embedding": (1, 1, 1 / 4, 1, 1),
@@ -197,6 +200,16 @@ def test_duration(name, exponent):
     assert 2 / 5 == pytest.approx(setting.lr * setting.weight_decay, rel=1e-12)
     assert math.sqrt(5 / 2) == pytest.approx(setting.eps, rel=1e-12)
     assert 2 / 5 == setting.one_minus_beta
+
+
+def test_averaging_time_by_tokens_per_parameter():
+    """2505.13738: 1/(lr·λ), as a share of the run, goes as (tokens per parameter)^-0.527."""
+    plain, other = (
+        RULES[name].setting(Role.FINAL_NORM, M, 1.0) for name in ("complete_d_p", "complete_d_p_power_lines")
+    )
+
+    assert (5 / 11) ** 0.527 == pytest.approx(other.weight_decay / plain.weight_decay, rel=1e-12)
+    assert dataclasses.replace(other, weight_decay=plain.weight_decay) == plain
 
 
 @pytest.mark.parametrize(

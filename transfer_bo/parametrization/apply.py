@@ -12,6 +12,7 @@ exactly 1.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -121,9 +122,10 @@ class Parametrization:
             )
         self.tensors: dict[str, Tensor] = anatomy.tensors
         """Every trainable tensor by name."""
-        self._duration = Ratios(
+        self._of_the_run = Ratios(
             batch=target.get("batch", 1) / base.get("batch", 1),
             tokens=target.get("tokens", 1) / base.get("tokens", 1),
+            parameters=sum(math.prod(t.shape) for t in self.tensors.values()) / _count(anatomy.run.model),
         )
         self.module_types: tuple[str, ...] = _unique(t.module_type for t in self.tensors.values())
         """Names of the kinds of layers, in the model's order."""
@@ -213,7 +215,7 @@ class Parametrization:
     # ------------------------------------------------------------------------------------ settings
 
     def _rule_setting(self, tensor: Tensor) -> Setting:
-        ratios = replace(self._duration, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out)
+        ratios = replace(self._of_the_run, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out)
         return self.rule.setting(tensor.role, ratios, self.alpha)
 
     def _branch_multiplier(self, path: str, hps: HPs) -> float:
@@ -452,6 +454,10 @@ class Parametrization:
 
 def _unique(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(items))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in parameters_of(model).values())
 
 
 def _is_constant(values: torch.Tensor) -> bool:

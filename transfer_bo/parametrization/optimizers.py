@@ -69,7 +69,8 @@ def options_of(
     options = {"lr": lr * folded.lr, "weight_decay": weight_decay}
 
     def beta(kind: str) -> float:
-        return beta_of(kind, tensor.labels, folded.one_minus_beta, hps, tensor.position, rule.betas)
+        betas = "fixed" if rule.keeps_beta1 and kind == "one_minus_beta1" else rule.betas
+        return beta_of(kind, tensor.labels, folded.one_minus_beta, hps, tensor.position, betas)
 
     eps = value_of("eps", tensor.labels, hps, tensor.position) * folded.eps
     if optimizer in ("adamw", "adam"):

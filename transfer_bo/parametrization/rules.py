@@ -6,6 +6,7 @@ is a product of powers of ratios target/base:
 
     m_N  width (of a weight: its fan-in)     m_out  fan-out of a weight
     m_L  depth (blocks)     m_B  batch (tokens per step)     m_D  tokens of the whole run
+    m_P  parameters of the whole model
 
 α is the exponent of the residual multiplier m_L^-α; exponents of m_L are affine in it. Weight decay λ is that
 of the optimizer: for AdamW, Muon and Adafactor a step shrinks a weight by lr·λ; for SGD too.
@@ -88,11 +89,12 @@ class Ratios:
     batch: float = 1.0
     tokens: float = 1.0
     fan_out: float = 1.0
+    parameters: float = 1.0
 
 
 @dataclass(frozen=True)
 class Power:
-    """m_N^width · m_L^(depth + depth_alpha·α) · m_B^batch · m_D^tokens · m_out^fan_out: an entry."""
+    """m_N^width · m_L^(depth + depth_alpha·α) · m_B^batch · m_D^tokens · m_out^fan_out · m_P^parameters."""
 
     width: float = 0.0
     depth: float = 0.0
@@ -100,6 +102,7 @@ class Power:
     batch: float = 0.0
     tokens: float = 0.0
     fan_out: float = 0.0
+    parameters: float = 0.0
 
     def __mul__(self, other: Power) -> Power:
         return Power(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -112,7 +115,7 @@ class Power:
         depth_exponent = self.depth + self.depth_alpha * alpha
         value = float(m.width**self.width * m.depth**depth_exponent)
         value *= float(m.batch**self.batch * m.tokens**self.tokens)
-        return value * float(m.fan_out**self.fan_out)
+        return value * float(m.fan_out**self.fan_out * m.parameters**self.parameters)
 
 
 ONE = Power()
@@ -211,8 +214,9 @@ class Rule:
     one_minus_beta: Power = ONE
     betas: str = "linear"
     """How 1-β follows `one_minus_beta`: "linear" as printed in 2512.22382, with a guard; "half_life", where
-    the average's half-life in tokens is kept exactly; "fixed", where β stays (2512.22382 and 2205.10287
-    scale it; others keep β1 = .9)."""
+    the average's half-life in tokens is kept exactly; "fixed", where β stays."""
+    keeps_beta1: bool = False
+    """Whether β1 stays, whatever `betas` says (2512.22382 and 2205.10287 scale it, others do not)."""
     independent_weight_decay: bool = False
     """Whether the HP `weight_decay` is what a step shrinks a weight by, rather than that over the learning
     rate. The product lr·λ scales alike in both; what differs is whether tuning lr moves it."""

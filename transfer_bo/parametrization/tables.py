@@ -133,6 +133,26 @@ _LARGE_VOCABULARY = replace(
     rows=_changed(COMPLETE_D_P, {Role.INPUT_EMBEDDING: replace(_INPUT, lr=_width(-0.5))}),
 )
 _HALF_LIFE = replace(COMPLETE_D_P, name="complete_d_p_half_life", betas="half_life")
+_TOKEN_HALF_LIFE = replace(
+    COMPLETE_D_P,
+    name="complete_d_p_token_half_life",
+    source="2512.22382, Table 1; β2 to the power of m_B, β1 kept: Marek et al. on small batches",
+    one_minus_beta=Power(batch=+1),
+    betas="half_life",
+    keeps_beta1=True,
+)
+_INDEPENDENT = replace(COMPLETE_D_P, name="complete_d_p_independent_decay", independent_weight_decay=True)
+# The time that AdamW averages over, 1/(lr·λ), is a fixed share of the run in Complete(d)P; here that share is
+# in proportion to (tokens per parameter)^-0.527 (as recalled; the paper was not at hand).
+_POWER_LINES = replace(
+    COMPLETE_D_P,
+    name="complete_d_p_power_lines",
+    source="2512.22382, Table 1; λ by tokens per parameter: 2505.13738 (as recalled)",
+    every=replace(
+        COMPLETE_D_P.every,
+        weight_decay=COMPLETE_D_P.every.weight_decay * Power(tokens=+0.527, parameters=-0.527),
+    ),
+)
 
 # ------------------------------------------------------------------------------------------- CompleteP
 # 2505.01618, Table 1: the unembedding's multiplier stands in the forward pass; one ε for all of a block, the
@@ -343,9 +363,11 @@ _EVERETT = [
 # ---------------------------------------------------------------------------- matrix preconditioners
 # 2512.05620 (and its code): learning rate and ε by fan-in and fan-out, branch multiplier m_L^-1 (α = 1),
 # for preconditioners that are not split into blocks. Where it says nothing, Complete(d)P's AdamW does.
-# Depth at α < 1 is derived. lr·λ of matrices is in proportion to 1/width.
+# Depth at α < 1 is derived. lr·λ of matrices is in proportion to 1/width. Shampoo's ε is on squares of
+# gradients, so with the batch it goes as the square of Adam's (with the tokens too: derived).
 
 _RATIO = Power(width=-1, fan_out=+1)  # m_out / m_in
+_SQUARED_EPS = _RATIO**-1 * _depth(-2) * COMPLETE_D_P.every.eps
 
 
 def _preconditioned(name: str, optimizer: str, lr: Power, eps: Power, note: str) -> Rule:
@@ -364,8 +386,8 @@ def _preconditioned(name: str, optimizer: str, lr: Power, eps: Power, note: str)
 _PRECONDITIONED = [
     _preconditioned("muon", "muon", _RATIO**0.5, _RATIO**-0.5 * _depth(-1), "Muon"),
     # E, the total inverse power, is 1/2 for Shampoo with powers -1/4, and 1 with powers -1/2.
-    _preconditioned("shampoo", "shampoo", _RATIO**0.5, _RATIO**-1 * _depth(-2), "Shampoo, powers -1/4"),
-    _preconditioned("shampoo_half", "shampoo", _depth(-1), _RATIO**-1 * _depth(-2), "Shampoo, powers -1/2"),
+    _preconditioned("shampoo", "shampoo", _RATIO**0.5, _SQUARED_EPS, "Shampoo, powers -1/4"),
+    _preconditioned("shampoo_half", "shampoo", _depth(-1), _SQUARED_EPS, "Shampoo, powers -1/2"),
     _preconditioned("soap", "soap", _RATIO**0.5, _RATIO**-0.5 * _depth(-1), "SOAP, both sides"),
 ]
 
@@ -419,6 +441,9 @@ RULES: Mapping[str, Rule] = {
         _SQRT_DECAY,
         _LARGE_VOCABULARY,
         _HALF_LIFE,
+        _TOKEN_HALF_LIFE,
+        _INDEPENDENT,
+        _POWER_LINES,
         replace(COMPLETE_D_P, name="complete_d_p_adam", optimizer="adam"),
         COMPLETEP,
         _COMPLETEP_SGD,
