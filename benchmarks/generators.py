@@ -13,7 +13,7 @@ doublings of the axes from the base, psi = optimum, t = HPs as seen from the opt
     bowl        g ~ N(ln .01, 2); ln c ~ N(0, .8) for lr and batch, N(-1.5, 1.2) for others; gamma ~ N(0, .25)
                 k ~ N(.4, .3) for lr, N(0, .3) for others; M adds log lr to log weight decay
                 N strictly upper triangular, N(0, .3) sqrt(c_j / c_i)
-    optimum     u ~ N(0, range / 4) for lr and batch, N(0, range / 6) for others; B by the tables below
+    optimum     u ~ N(0, range / 12^.5), what is known of an HP without a default; B by the tables below
                 j ~ N(0, tau^2), correlated over .7 doublings, ln tau ~ N(ln .2, .4)
     level       logit e ~ N(0, 1); omega = softmax N(0, .7); alpha ~ N(.4, .25)
                 w a random walk along each axis, ln step ~ N(ln .01, .7)
@@ -198,7 +198,7 @@ def _right(
     mix = np.eye(d)
     if "weight_decay" in hps:
         mix[hps.index("weight_decay"), hps.index("lr")] = 1.0
-    u = rng.normal(0, 2 * half * np.where(steep, 1 / 4, 1 / 6))
+    u = rng.normal(0, 2 * half / 12**0.5)
     B = np.array([[_drift(hp, axis, coordinates, hps, rng) for axis in axes] for hp in hps])
     apart = ((places[:, None] - places[None]) ** 2).sum(-1)
     half_jitter = np.linalg.cholesky(np.exp(-0.5 * apart / 0.7**2) + 1e-9 * np.eye(len(places)))

@@ -29,6 +29,7 @@ __all__ = [
     "read_run",
     "read_runs",
     "read_settings",
+    "spent",
 ]
 
 OUTCOME_ATTR = "transfer_bo:outcome"
@@ -166,6 +167,29 @@ class Settings:
                 "costs": tuple(plain["costs"]),
             }
         )
+
+
+def spent(settings: Settings, runs: Iterable[Run], least: float = 0.0) -> float:
+    """Tuning compute used or reserved: a stopped or lost run counts as far as it got, a running one whole.
+
+    Args:
+        settings: of the study.
+        runs: all runs; only those of the search count.
+        least: what a whole run is charged at least, in the unit of the costs.
+    """
+    total = 0.0
+    for run in runs:
+        if run.scale is None or run.purpose != "search" or run.outcome is Outcome.WAITING:
+            continue
+        cost = max(settings.cost(run.scale), least)
+        reached = max(run.curve, default=0.0)
+        if run.outcome is Outcome.PREEMPTED or (
+            run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
+        ):
+            total += cost * min(1.0, reached)
+        else:
+            total += cost
+    return total
 
 
 def read_settings(study: Any) -> Settings:

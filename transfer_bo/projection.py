@@ -1,8 +1,8 @@
 """The optimum at the target, with an error bar: from the fitted surrogate to a `Suggestion`.
 
-The suggested setting is the one with the least expected loss at the target, over joint draws of the landscape
-and of the optimum there, plus the price of divergence times its probability. Its interval is that of the
-optimum itself. Symbols: as in `surrogate.landscape` and `surrogate.gp`; ξ = one draw of all of it.
+The suggested setting is the one with the least expected loss at the target, plus the price of divergence
+times its probability (`surrogate.optimum`). Its interval is that of the best setting itself, and like the
+predicted loss it rests on draws from the posterior of the landscape (`surrogate.chains`). Symbols: as there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch import Tensor
 from transfer_bo.errors import TransferError
 from transfer_bo.history import Outcome, Run, Settings, read_dimensions, read_runs, read_settings
 from transfer_bo.scale import Ladder, Scale
-from transfer_bo.surrogate.optimum import excess, least_expected_loss
+from transfer_bo.surrogate.chains import Ensemble
+from transfer_bo.surrogate.gp import TOLERANCE
+from transfer_bo.surrogate.optimum import least_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["PredictedLoss", "Projection", "Suggestion", "fit_study", "suggest"]
 
-DRAWS = 512
 _FAR = 3.0
 """Doublings beyond the largest run on some axis from which a warning is due."""
 
@@ -114,6 +115,7 @@ class Projection:
         self.ladder.align(settings.scales)
         self.target = settings.target
         self.hps = [dim.name for dim in surrogate.coordinates.numeric]
+        self._ensemble = Ensemble(surrogate.model, settings.seed)
 
     def optimum(self, scale: Scale, level: float = 0.9) -> dict[str, tuple[float, float, float]]:
         """`{hp: (median, low, high)}` of the optimum at a scale."""
@@ -209,17 +211,11 @@ class Projection:
         surrogate, landscape = self.surrogate, self.surrogate.landscape
         flags = surrogate.best_flags() if flags is None else flags
         x = surrogate.rows(v[None], scale, flags)[0]
-        latent = surrogate.latent(scale, x)
-        draws = latent.draw(DRAWS, torch.Generator().manual_seed(self.settings.seed + 1))
         s = surrogate.coordinates.s(scale)
-        theta, error = draws[:, : landscape.p], draws[:, -1]
-        bowl = excess(surrogate, v, scale, draws @ latent.path_map().T)
-        # The law is taken linear about its most probable form: draws of its parameters leave the curved ridge
-        # on which it fits the runs, and would bias the loss upwards.
-        slope = torch.func.grad(landscape.law)(surrogate.theta, s)
-        law = landscape.law(surrogate.theta, s) + (theta - surrogate.theta) @ slope
-        y = law + bowl + landscape.get(theta, "w") @ flags + error
-        noise = float(surrogate.model.noise(x[None])[0]) ** 0.5
+        draws = self._ensemble.at(s, x)
+        bowl = landscape.bowl(draws.theta, v - draws.jitter, s)  # the jitter moves the bowl, not the setting
+        y = landscape.law(draws.theta, s) + bowl + landscape.get(draws.theta, "w") @ flags + draws.error
+        noise = (draws.floor**2 + (TOLERANCE * bowl) ** 2).sqrt()
         y = y + noise * torch.randn(
             len(y), dtype=y.dtype, generator=torch.Generator().manual_seed(self.settings.seed)
         )
@@ -234,11 +230,11 @@ class Projection:
         return z
 
     def _optima(self, scale: Scale) -> Tensor:
-        """Draws of the optimum in natural coordinates (DRAWS x d), the same ones at every call."""
-        latent = self.surrogate.latent(scale)
-        rng = np.random.default_rng(self.settings.seed)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        return self.surrogate.draws_in_z(latent.draw(DRAWS, generator), latent)
+        """Draws of the optimum in natural coordinates (count x d), the same ones at every call."""
+        coordinates = self.surrogate.coordinates
+        draws = self._ensemble.at(coordinates.s(scale))
+        z = draws.optimum @ coordinates.unmix.T + draws.off
+        return torch.minimum(torch.maximum(z, coordinates.z_low), coordinates.z_high)
 
     def _values(self, z: Tensor) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         value = self.surrogate.coordinates.value_of

@@ -22,12 +22,12 @@ from optuna.trial import FrozenTrial, TrialState
 from transfer_bo.errors import TransferError
 from transfer_bo.history import (
     SETTINGS_ATTR,
-    Outcome,
     Run,
     Settings,
     read_dimensions,
     read_run,
     read_runs,
+    spent,
 )
 from transfer_bo.scale import RUNG, SCALE_ATTR, Ladder, Scale, default_cost
 
@@ -268,20 +268,3 @@ def _on_grid(value: Any, distribution: BaseDistribution) -> Any:
     if step is not None:
         value = min(low + round((value - low) / step) * step, high)
     return int(value) if isinstance(distribution, IntDistribution) else float(value)
-
-
-def spent(settings: Settings, runs: Sequence[Run]) -> float:
-    """Tuning compute used or reserved: a stopped or lost run counts as far as it got, a running one whole."""
-    total = 0.0
-    for run in runs:
-        if run.scale is None or run.purpose != "search" or run.outcome is Outcome.WAITING:
-            continue
-        cost = settings.cost(run.scale)
-        reached = max(run.curve, default=0.0)
-        if run.outcome is Outcome.PREEMPTED or (
-            run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
-        ):
-            total += cost * min(1.0, reached)
-        else:
-            total += cost
-    return total

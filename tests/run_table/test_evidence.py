@@ -105,10 +105,10 @@ def test_answers_that_rest_on_the_prior_say_so() -> None:
 
 
 def test_cliff_moves_a_learning_rate_down() -> None:
-    """A bowl that is steeper above its optimum is approached from below, and the shift is told."""
+    """Where higher learning rates diverged the suggestion lies lower, and the shift is told."""
     table = past_runs(10)
     z = np.log2(table["lr"] / table["n_params"].map(best_lr))
-    table["loss"] *= np.exp(0.03 * np.clip(z, 0, None) ** 3)
+    table.loc[z > 0.5, "loss"] = np.nan
     evidence = tb.suggest_from_runs(table, **ASK, held_out=False).evidence
 
     assert evidence["cliff_shift"]["lr"] < 0

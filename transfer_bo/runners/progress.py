@@ -20,9 +20,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, read_runs, read_settings
+from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, read_runs, read_settings, spent
 from transfer_bo.runners.search import spent_so_far
-from transfer_bo.sampler import spent
 from transfer_bo.scale import Scale, default_cost
 
 __all__ = ["Progress", "RungSummary", "rung_table", "scale_text", "spent_text", "summarise"]

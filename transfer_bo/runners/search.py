@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, read_runs, read_settings
-from transfer_bo.sampler import TransferSampler, spent
+from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, read_runs, read_settings, spent
+from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import RUNG
 
 if TYPE_CHECKING:

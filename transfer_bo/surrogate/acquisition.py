@@ -34,8 +34,8 @@ def propose(
 ) -> tuple[Scale, dict[str, Any]]:
     """The next run, given the running ones.
 
-    What is left is spent in thought on the runs that together teach most about the optimum at the target; the
-    cheapest of them comes first, for what it tells may change the plan for the others.
+    What is left is spent in thought on the runs that together teach most about the optimum at the target; of
+    these, the one that alone teaches most per cost comes first, for it may change the plan for the others.
 
     Args:
         surrogate: fitted to all runs so far.
@@ -61,8 +61,7 @@ def propose(
         least = torch.stack([risk[rung == i].min() for i in range(len(scales))])
         safe = risk <= least[rung].clamp(min=RISK)
         X, rung = X[safe], rung[safe]
-    picks = latent.plan(X, price[rung], left, rivals, generator)
-    first = min(picks, key=lambda i: float(price[rung[i]]))
+    first = latent.plan(X, price[rung], left, rivals, generator)[0]
     v, flags, _ = surrogate.landscape.split(X[first])
     return scales[int(rung[first])], surrogate.coordinates.params(v, flags)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from scipy.stats import norm, qmc
 
-from transfer_bo.history import Outcome, Run, Settings
+from transfer_bo.history import Outcome, Run, Settings, spent
 from transfer_bo.surrogate import acquisition
 from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.optimum import least_expected_loss
-from transfer_bo.surrogate.priors import optimum_spread
+from transfer_bo.surrogate.priors import is_unknown, optimum_spread
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["next_run"]
@@ -25,7 +26,8 @@ nothing is learnt there about where the optimum is; but it tells the loss law, a
 CHECK_SHARE = 0.15
 """Rungs are checked if one run costs at most this share of the budget."""
 MOST_RUNS = 64
-"""A run is priced at no less than this fraction of the budget: nobody wants hundreds of tiny runs."""
+"""A run is priced at no less than this fraction of the budget: nobody wants hundreds of tiny runs, and a
+search that is ended by their number should have seen the larger rungs by then."""
 STARTUP_SHARE = 0.25
 """Start-up runs use the rungs at which they take at most so much of the budget ..."""
 STARTUP_MOST = 0.5
@@ -75,37 +77,37 @@ def next_run(
         )
         return cheap[number % len(cheap)], startup_point(dimensions, settings, number)
     surrogate = Surrogate(runs, dimensions, settings, maximise)
-
-    def spent_at(index: int) -> float:
-        scale, cost = settings.scales[index], settings.costs[index]
-        return cost * sum(run.scale == scale for run in searched)
-
+    least = 0.0 if settings.budget is None else settings.budget / MOST_RUNS
+    prices = {settings.scales[index]: max(settings.costs[index], least) for index in rungs}
     generator = torch.Generator().manual_seed(
         int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     )
     if number % CHECK_EVERY == 0:
         limit = math.inf if settings.budget is None else CHECK_SHARE * settings.budget
-        index = min(rungs, key=lambda index: (settings.costs[index] > limit, spent_at(index)))
-        v, flags = least_expected_loss(surrogate, settings.scales[index], generator)
-        return index, surrogate.coordinates.params(v, flags)
-    spent = sum(spent_at(index) for index in range(len(settings.scales)))
-    left = spent if settings.budget is None else settings.budget - spent  # no budget: as much again
-    least = 0.0 if settings.budget is None else settings.budget / MOST_RUNS
-    costs = {settings.scales[index]: max(settings.costs[index], least) for index in rungs}
-    scale, params = acquisition.propose(surrogate, costs, left, generator)
+        counts = Counter(run.scale for run in searched)
+        scale = min(prices, key=lambda scale: (prices[scale] > limit, prices[scale] * counts[scale]))
+        v, flags = least_expected_loss(surrogate, scale, generator, caution=0.0)
+        return settings.scales.index(scale), surrogate.coordinates.params(v, flags)
+    used = spent(settings, runs, least)
+    # Without a budget, as much again; at the end of one, at least one more run of any rung it still buys.
+    left = used if settings.budget is None else max(settings.budget - used, *prices.values())
+    scale, params = acquisition.propose(surrogate, prices, left, generator)
     return settings.scales.index(scale), params
 
 
 def startup_point(dimensions: Sequence[Dimension], settings: Settings, number: int) -> dict[str, Any]:
-    """HPs of one start-up run: the number-th Sobol point, drawn from the prior of the optimum.
+    """HPs of one start-up run: the number-th Sobol point.
 
-    A numeric HP is normal about its default with the prior's spread, kept inside the range; without a default
-    it is uniform over the range.
+    Uniform over the range where little is known beforehand: a learning rate, a batch size, an HP without a
+    default. The others are normal about their default with the prior's spread, kept inside the range; in
+    every second run they stay at it, so that few runs already tell the first ones apart.
     """
     sobol = qmc.Sobol(
         len(dimensions), scramble=True, rng=np.random.default_rng([settings.seed, len(dimensions)])
     )
     uniform = sobol.fast_forward(number).random(1)[0] if number else sobol.random(1)[0]
+    usual = [dim for dim in dimensions if dim.default is not None and not is_unknown(dim.name)]
+    stay = number % 2 == 1 and len(usual) < len(dimensions)
     params: dict[str, Any] = {}
     for dim, u in zip(dimensions, uniform, strict=True):
         if dim.transform == "categorical":
@@ -113,9 +115,10 @@ def startup_point(dimensions: Sequence[Dimension], settings: Settings, number: i
             continue
         low, high = sorted((dim.forward(dim.low), dim.forward(dim.high)))
         z = low + u * (high - low)
-        if dim.default is not None:
-            centre, sd = dim.forward(dim.default), (high - low) * optimum_spread(dim.name)
+        if dim in usual:
+            assert dim.default is not None
+            centre, sd = dim.forward(dim.default), (high - low) * optimum_spread(dim.name, has_default=True)
             below, within = float(norm.cdf((low - centre) / sd)), float(norm.cdf((high - centre) / sd))
-            z = centre + sd * float(norm.ppf(below + u * (within - below)))
+            z = centre if stay else centre + sd * float(norm.ppf(below + u * (within - below)))
         params[dim.name] = dim.backward(z if math.isfinite(z) else low)
     return params

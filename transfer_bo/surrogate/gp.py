@@ -17,6 +17,7 @@ J = ∂f/∂θ (n x p); others as in `landscape`. Double precision throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import gpytorch
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from transfer_bo.surrogate.landscape import Landscape
 
-__all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit"]
+__all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "scales_misfit"]
 
 JITTER_REACH = 0.7
 """Doublings over which two scales share the jitter of their optimum."""
@@ -54,8 +55,11 @@ FITTED = 256
 """The scales are fitted to at most so many runs; everything else uses all."""
 SCALES = {"jitter": (0.2, 0.4), "residual": (0.004, 1.2), "level": (0.01, 0.7), "floor": (0.003, 1.5)}
 """Prior of each scale: centre, and sd of its logarithm. Jitter in octaves, the others in ln loss."""
-REACH_SPREAD, REACH_CATEGORY = 0.7, 1.5
+REACH_SPREAD, REACH_CATEGORY = 0.5, 1.5
 """Prior of the residual's reach: centred on half the range of an HP, or on so many choices; sd of its log."""
+WIDEST, REACH_WIDEST = 5.0, 2.0
+"""How many prior sd the fitted scales, and the reach, may lie off. What changes within a fifth of a range is
+noise: a surface that follows it would send the search after one lucky seed, again and again."""
 
 
 class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorch has no types
@@ -345,7 +349,7 @@ class Latent:
             generator: source of randomness.
 
         Returns:
-            Indices of the picked rows, at least one.
+            Indices of the picked rows, at least one; the one that alone lowers most per cost comes first.
         """
         mean, joint, _ = self.values(contenders)
         values, vectors = torch.linalg.eigh(joint)
@@ -369,6 +373,7 @@ class Latent:
         bulk = (left / (PLANNED * costs)).floor().clamp(min=1.0)  # cheap runs are planned in bundles
         price, noise = bulk * costs, self.model.noise(X) / bulk
         best: tuple[float, list[int]] = (-1.0, [])
+        alone = torch.empty(0)
         for rung in [None, *sorted(set(costs.tolist()))]:
             V, b, c, var, budget, total, picks = V0, b0, c0, var0, left, 0.0, list[int]()
             while not picks or bool((price <= budget * (1 + 1e-9)).any()):
@@ -379,6 +384,7 @@ class Latent:
                 V_run = V.diagonal() + noise
                 lower = (var - c**2 / V_run[:, None]).clamp(min=0)
                 drop = (b**2).sum(-1) / V_run + (var.sqrt() - lower.sqrt()) @ chance
+                alone = alone if len(alone) else drop / costs
                 i = int(torch.where(allowed, drop / price, -1.0).argmax())
                 if picks and forced and price[i] > budget * (1 + 1e-9):
                     break
@@ -389,7 +395,7 @@ class Latent:
                 V = V - torch.outer(weight, V[i])
             if total > best[0] and (budget >= -1e-9 * left or not best[1]):
                 best = total, picks
-        return best[1]
+        return sorted(best[1], key=lambda i: -float(alone[i]))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws of ξ (count x latent)."""
@@ -433,7 +439,31 @@ def _first_scales(model: LandscapeGP, theta: Tensor) -> Tensor:
 
 
 def _fit_scales(model: LandscapeGP) -> Tensor:
-    """The most probable logarithms of the scales for the current linearisation and weights of the runs.
+    """The most probable logarithms of the scales for the current linearisation and weights of the runs."""
+    kernel, surprise_at = model.covar_module, scales_misfit(model)
+
+    def objective(at: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        scales = torch.tensor(at, dtype=torch.double, requires_grad=True)
+        value = surprise_at(scales)
+        (gradient,) = torch.autograd.grad(value, scales)
+        return float(value.detach()), gradient.numpy()
+
+    widest = torch.full_like(kernel.prior_sd, REACH_WIDEST)
+    widest[: len(SCALES)] = WIDEST
+    low, high = kernel.prior_mean - widest * kernel.prior_sd, kernel.prior_mean + widest * kernel.prior_sd
+    found = minimize(
+        objective,
+        kernel.scales.numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=torch.stack([low, high], -1).tolist(),
+        options={"maxiter": ITERATIONS},
+    )
+    return torch.tensor(found.x, dtype=torch.double)
+
+
+def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], Tensor]:
+    """Minus the log posterior density of the scales, as a function of their logarithms; differentiable twice.
 
     Marginal likelihood, and a normal prior on each logarithm. Of many runs FITTED are used, evenly in time.
     """
@@ -452,11 +482,10 @@ def _fit_scales(model: LandscapeGP) -> Tensor:
     apart = kernel.apart(s, s)
     seen = kernel.seen(X)
     squares = (seen.unsqueeze(-2) - seen.unsqueeze(-3)).square()  # n x n x (d + categories)
-    surprise = y - model.mean_module(X)
+    surprise = y - model.mean_module(X).detach()
     mean, sd = kernel.prior_mean, kernel.prior_sd
 
-    def objective(at: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        scales = torch.tensor(at, dtype=torch.double, requires_grad=True)
+    def misfit(scales: Tensor) -> Tensor:
         scale = scales.exp()
         reach = scale[len(SCALES) :]
         C = (
@@ -468,21 +497,10 @@ def _fit_scales(model: LandscapeGP) -> Tensor:
         )
         whiten = torch.linalg.cholesky(C)
         quad = torch.linalg.solve_triangular(whiten, surprise[:, None], upper=False).square().sum()
-        value = whiten.diagonal().log().sum() + 0.5 * quad + 0.5 * (((scales - mean) / sd) ** 2).sum()
-        value.backward()
-        assert scales.grad is not None
-        return float(value.detach()), scales.grad.numpy()
+        value: Tensor = whiten.diagonal().log().sum() + 0.5 * quad + 0.5 * (((scales - mean) / sd) ** 2).sum()
+        return value
 
-    bounds = [(float(m - 5 * w), float(m + 5 * w)) for m, w in zip(mean, sd, strict=True)]
-    found = minimize(
-        objective,
-        kernel.scales.numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": ITERATIONS},
-    )
-    return torch.tensor(found.x, dtype=torch.double)
+    return misfit
 
 
 def _matern(squared: Tensor) -> Tensor:

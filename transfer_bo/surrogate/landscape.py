@@ -88,7 +88,9 @@ class Landscape:
         add("gamma", torch.zeros(a), 0.25 * one)
         add("lnc", *table(kinds, priors.CURVATURE, priors.CURVATURE_OTHER))
         add("kappa", *table(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER))
-        share = torch.tensor([priors.optimum_spread(dim.name) for dim in coordinates.numeric])
+        share = torch.tensor(
+            [priors.optimum_spread(dim.name, dim.default is not None) for dim in coordinates.numeric]
+        )
         spread = (coordinates.z_high - coordinates.z_low) * share.double()
         add("u", torch.zeros(d), spread)
         add("B", *drift)

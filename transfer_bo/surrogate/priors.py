@@ -17,6 +17,7 @@ __all__ = [
     "drift_prior",
     "drift_priors",
     "hp_kind",
+    "is_unknown",
     "optimum_spread",
 ]
 
@@ -72,9 +73,11 @@ CURVATURE: dict[str, Normal] = {"lr": (0.0, 0.8), "batch": (0.0, 0.8), "residual
 CURVATURE_OTHER: Normal = (-1.5, 1.2)
 
 # How far the optimum may lie from its prior guess: sd as a share of the searched range. Nobody knows the base
-# learning rate or batch size of a new set-up; the usual value of anything else is rarely off by as much.
+# learning rate or batch size of a new set-up; the usual value of anything else is rarely off by as much. Of
+# an HP without a usual value only the range is known: the sd of a uniform distribution over it.
 OPTIMUM_SPREAD: dict[str, float] = {"lr": 1 / 4, "batch": 1 / 4}
 OPTIMUM_SPREAD_OTHER = 1 / 6
+OPTIMUM_SPREAD_UNKNOWN = 12**-0.5
 
 # κ_i: how much steeper the bowl is above the optimum than below (1/octave). Learning rates have a cliff.
 ASYMMETRY: dict[str, Normal] = {"lr": (0.4, 0.3)}
@@ -115,9 +118,16 @@ RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (-0.03,
 RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
 
 
-def optimum_spread(name: str) -> float:
+def is_unknown(name: str) -> bool:
+    """Whether even an expert's guess of an HP's optimum is worth little; of a group multiplier it is not."""
+    return "." not in name and hp_kind(name) in OPTIMUM_SPREAD
+
+
+def optimum_spread(name: str, has_default: bool) -> float:
     """Prior sd of an HP's optimum, as a share of its searched range (in z). A group multiplier is "other"."""
-    return OPTIMUM_SPREAD_OTHER if "." in name else OPTIMUM_SPREAD.get(hp_kind(name), OPTIMUM_SPREAD_OTHER)
+    if not has_default:
+        return OPTIMUM_SPREAD_UNKNOWN
+    return OPTIMUM_SPREAD[hp_kind(name)] if is_unknown(name) else OPTIMUM_SPREAD_OTHER
 
 
 def drift_prior(

@@ -1,0 +1,213 @@
+"""Draws from the posterior of the landscape itself, where its linearised form is too sure of itself.
+
+Near its most probable parameters θ̂ the landscape is taken as linear (`gp`), which makes proposals cheap.
+But a flat bowl may lie further off than a steep one, and a loss law that falls fast may level out early: such
+bent ridges matter for the answer about a scale far beyond the runs. So the answer rests on draws of θ from
+
+    p(θ | y) ∝ N(y; f(X; θ), C) N(θ; θ0, Σ0)        C = jitter + residual + level + noise, as fitted
+
+by elliptical slice sampling (Murray, Adams & MacKay 2010) about the normal approximation at θ̂, widened
+(Nishihara, Murray & Adams 2014, section 3). Given θ and a draw of the kernel's scales (normal about their
+most probable logarithms), the jitter δ of the optimum at a scale and the error ρ of f at a row are normal.
+
+The residual moves the best setting a little off the bowl's optimum ψ. In a steep bowl of curvature H by its
+gradient over 2H; in a flat one by no more than to where the bowl costs as much as the residual could gain:
+
+    ω_i ~ N(0, 1 / (1 / V + 1 / W)),    V = 5/3 (r / ℓ_i)² / (2 H_ii)²,    W = r / H_ii
+
+Symbols: as in `landscape` and `gp`; e = (θ - θ0) / sd, standard normal before any run; r, ℓ = size and reach
+of the residual.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from transfer_bo.surrogate.gp import SCALES, LandscapeGP, scales_misfit
+
+__all__ = ["Draws", "Ensemble"]
+
+CHAINS, KEPT = 64, 8
+"""Chains run side by side, and draws kept from each of them."""
+SETTLING, THINNED = 50, 6
+"""Steps of each chain before its first draw, and between two draws."""
+WIDENED = 2.0
+"""The normal approximation that steps are drawn from is wider than the posterior by this factor."""
+SHRINKS = 30
+"""A step whose arc was cut so often stays where it is."""
+FLOOR = list(SCALES).index("floor")
+"""Where the noise stands among the scales."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The landscape and what it does not say, at one scale.
+
+    Attributes:
+        theta: parameters (count x p).
+        optimum: ψ of the scale, jitter included, in v (count x d).
+        jitter: its part that is jitter, in v (count x d).
+        off: from ψ to the best setting, because of the residual, in z (count x d).
+        error: residual and level error of f at the row (count); zeros without one.
+        floor: sd of the noise of one run near the optimum, ln loss (count).
+    """
+
+    theta: Tensor
+    optimum: Tensor
+    jitter: Tensor
+    off: Tensor
+    error: Tensor
+    floor: Tensor
+
+
+class Ensemble:
+    """CHAINS x KEPT draws from the posterior of a fitted surrogate.
+
+    Args:
+        model: fitted.
+        seed: of all its randomness.
+
+    Attributes:
+        theta: draws of the parameters (count x p).
+        scales: logarithms of the kernel's scales (KEPT x scales), each for CHAINS draws of θ.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: LandscapeGP, seed: int) -> None:
+        self.model, self._seed = model, seed
+        generator = torch.Generator().manual_seed(seed)
+        kernel, X = model.covar_module, model.rows
+        whiten = torch.linalg.cholesky(kernel.nuisance(X, X) + torch.diag(model.likelihood.noise.detach()))
+        self.theta = _chains(model, whiten, generator)
+        self._surprise = model.losses - _values(model, self.theta)  # count x n
+        standard = torch.randn(KEPT, len(kernel.scales), dtype=torch.double, generator=generator)
+        self.scales = kernel.scales + standard @ _spread(model).T
+
+    @torch.no_grad()
+    def at(self, s: Tensor, x: Tensor | None = None) -> Draws:
+        """The draws at a scale s (a), with the error of f at one row x of it."""
+        model, kernel, landscape = self.model, self.model.covar_module, self.model.landscape
+        generator = torch.Generator().manual_seed(self._seed + 1)
+        fitted, parts = kernel.scales, []
+        try:
+            for scales, surprise in zip(self.scales, torch.split(self._surprise, CHAINS), strict=True):
+                kernel.scales = scales
+                parts.append(_conditional(model, s, x, surprise, generator))
+        finally:
+            kernel.scales = fitted
+        jitter, error, off = (torch.cat(part) for part in zip(*parts, strict=True))
+        jitter = jitter @ landscape.coordinates.mix.T
+        floor = self.scales[:, FLOOR].exp().repeat_interleave(CHAINS)
+        return Draws(self.theta, landscape.path(self.theta, s) + jitter, jitter, off, error, floor)
+
+
+def _conditional(
+    model: LandscapeGP, s: Tensor, x: Tensor | None, surprise: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """δ (count x d), ρ (count) and ω (count x d), given y - f(X; θ) (count x n) and the kernel's scales."""
+    kernel, landscape, X = model.covar_module, model.landscape, model.rows
+    d = landscape.d
+    noise = model.likelihood.noise.detach()
+    whiten = torch.linalg.cholesky(kernel.nuisance(X, X) + torch.diag(noise))
+    _, _, at = landscape.split(X)
+    near = kernel.jitter**2 * kernel.near(at, s[None])
+    slopes = kernel.jacobian(X)[:, landscape.part("u")]
+    prior, cross = kernel.jitter.square().repeat(d), near * slopes
+    if x is not None:
+        slope = kernel.jacobian(x[None])[:, landscape.part("u")]
+        cross = torch.cat([cross, kernel.nuisance(X, x[None]) - near * (slopes @ slope.T)], -1)
+        prior = torch.cat([prior, kernel.residual[None] ** 2 + kernel.level**2 * s.abs().sum()])
+    half = torch.linalg.solve_triangular(whiten, cross, upper=False)  # n x (d + 1)
+    mean = torch.linalg.solve_triangular(whiten, surprise.T, upper=False).T @ half
+    values, vectors = torch.linalg.eigh(torch.diag(prior) - half.T @ half)
+    standard = torch.randn(len(surprise), len(values), dtype=torch.double, generator=generator)
+    both = mean + (standard * values.clamp(min=0).sqrt()) @ vectors.T
+    error = both[:, -1] if x is not None else torch.zeros(len(both), dtype=torch.double)
+
+    mix = landscape.coordinates.mix
+    H = (mix.T @ landscape.curvature(kernel.theta, s) @ mix).diagonal()
+    reach = kernel.scales[len(SCALES) : len(SCALES) + d].exp()
+    by_slope = 5 / 3 * (kernel.residual / reach) ** 2 / (2 * H) ** 2
+    off = (1 / (1 / by_slope + H / kernel.residual)).sqrt()
+    return (
+        both[:, :d],
+        error,
+        off * torch.randn(len(both), d, dtype=torch.double, generator=generator),
+    )
+
+
+def _spread(model: LandscapeGP) -> Tensor:
+    """A square root of the posterior covariance of the logarithms of the scales."""
+    kernel = model.covar_module
+    with torch.enable_grad():
+        H: Tensor = torch.autograd.functional.hessian(scales_misfit(model), kernel.scales.clone())  # type: ignore[no-untyped-call]
+    # At a bound, or where rounding rules, the curvature may be off: never less sure than the prior.
+    values, vectors = torch.linalg.eigh((H + H.T) / 2 * kernel.prior_sd * kernel.prior_sd[:, None])
+    root: Tensor = kernel.prior_sd[:, None] * vectors / values.clamp(min=1.0).sqrt()
+    return root
+
+
+def _values(model: LandscapeGP, theta: Tensor) -> Tensor:
+    """F of all runs for many parameters (count x p) -> (count x n)."""
+    landscape = model.landscape
+    v, flags, s = landscape.split(model.rows)
+    each = theta.unsqueeze(-2)
+    effects = landscape.get(theta, "w") @ flags.T
+    return landscape.law(each, s) + landscape.bowl(each, v, s) + effects
+
+
+def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws of θ (CHAINS KEPT x p); `whiten` is the Cholesky factor of C."""
+    landscape = model.landscape
+    centre = (model.covar_module.theta - landscape.mean) / landscape.sd
+    J = landscape.jacobian(model.covar_module.theta, model.rows) * landscape.sd
+    A = torch.linalg.solve_triangular(whiten, J, upper=False)
+    lower = torch.linalg.cholesky(A.T @ A + torch.eye(landscape.p, dtype=torch.double))
+
+    def normal() -> Tensor:
+        standard = torch.randn(landscape.p, CHAINS, dtype=torch.double, generator=generator)
+        step: Tensor = torch.linalg.solve_triangular(lower.T, standard, upper=True).T
+        return step
+
+    def log_ratio(e: Tensor) -> Tensor:
+        """Logarithm of the posterior over the widened normal approximation (chains)."""
+        surprise = model.losses - _values(model, landscape.mean + landscape.sd * e)
+        misfit = torch.linalg.solve_triangular(whiten, surprise.T, upper=False).square().sum(0)
+        from_centre = ((e - centre) @ lower).square().sum(-1) / WIDENED**2
+        value: Tensor = 0.5 * (from_centre - misfit - e.square().sum(-1))
+        return torch.nan_to_num(value, nan=-math.inf)
+
+    def uniform() -> Tensor:
+        return torch.rand(CHAINS, dtype=torch.double, generator=generator)
+
+    e = centre + normal()
+    now, kept = log_ratio(e), []
+    for step in range(1, SETTLING + KEPT * THINNED + 1):
+        other = WIDENED * normal()
+        level = now + uniform().log()
+        angle = 2 * math.pi * uniform()
+        low, high = angle - 2 * math.pi, angle.clone()
+        open_ = torch.ones(CHAINS, dtype=torch.bool)
+        for _ in range(SHRINKS):
+            i = open_.nonzero()[:, 0]
+            turn = angle[i, None]
+            trial = centre + (e[i] - centre) * turn.cos() + other[i] * turn.sin()
+            value = log_ratio(trial)
+            good = value > level[i]
+            moved = i[good]
+            e = e.index_copy(0, moved, trial[good])
+            now = now.index_copy(0, moved, value[good])
+            open_[moved] = False
+            if not bool(open_.any()):
+                break
+            low = torch.where(angle < 0, angle, low)
+            high = torch.where(angle >= 0, angle, high)
+            angle = low + (high - low) * uniform()
+        if step > SETTLING and (step - SETTLING) % THINNED == 0:
+            kept.append(e)
+    theta: Tensor = landscape.mean + landscape.sd * torch.cat(kept)
+    return theta
