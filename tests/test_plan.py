@@ -112,6 +112,18 @@ def test_command_line_in_three_units() -> None:
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:1e-4:1e-2"], "lr:1e-4"),
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:0:1"], "low"),
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:2:1"], "lr:log:2:1"),
+        (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:2:inf"], "finite"),
+        (
+            ["--budget", "2", "--target", "n_params=1e9", "--target", "n_params=2", "--hp", "a:log:1:2"],
+            "twice",
+        ),
+        (
+            [
+                *["--budget", "2", "--unit", "gpu-hours", "--target", "n_params=1e9", "--hp", "lr:log:1:2"],
+                *["--flops-per-second", "0"],
+            ],
+            "--flops-per-second 0",
+        ),
         (
             [
                 *["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:1:2"],

@@ -18,6 +18,7 @@ from transfer_bo.cli import app
 from transfer_bo.history import Outcome
 from transfer_bo.run_table.columns import Columns, guess_columns
 from transfer_bo.run_table.fit import Beliefs, project
+from transfer_bo.run_table.read import read_table
 from transfer_bo.run_table.rows import MAX_ROWS, read_rows
 
 COLUMNS = Columns(("n_params", "tokens"), {"lr": "log", "beta2": "one_minus"}, "loss")
@@ -51,6 +52,9 @@ def changed(**values: Any) -> pd.DataFrame:
         (past_runs(2).assign(loss=np.nan), {}, ["No row"]),
         (past_runs(2).assign(lr=None), {}, ["None of 12 rows"]),
         (past_runs(2).assign(lr=0.01, beta2=0.9), {}, ["No HP varies", "lr = 0.01"]),
+        (past_runs(2), {"diverged_above": 0.1}, ["All 12 finished rows", "0.1"]),
+        (past_runs(2), {"diverged_above": math.nan}, ["diverged_above is nan"]),
+        (past_runs(2), {"study": "x"}, ["no study 'x'"]),
         (past_runs(2).assign(lr=[[1]] * 12), {"hps": {"lr": "categorical"}}, ["lists"]),
         (past_runs(20), {"hps": {"lr": "categorical"}}, ["120 different values"]),
         (pd.concat([past_runs(2), past_runs(2)[["lr"]]], axis=1), {}, ["more than one column 'lr'"]),
@@ -237,6 +241,8 @@ def test_the_command_shows_its_guesses_and_takes_flags(tmp_path: Path) -> None:
         (["--target", "tokens"], "--target tokens"),
         (["--target", "tokens=1e9", "--hp", "lr"], "--hp lr:log"),
         (["--target", "tokens=1e9", "--drift", "lr=1"], "--drift lr=1"),
+        (["--target", "tokens=1e9", "--target", "tokens=2e9"], "--target is given twice for 'tokens'"),
+        (["--target", "tokens=1e9", "--hp", "lr:log", "--hp", "lr:linear"], "--hp is given twice for 'lr'"),
         (["study.toml"], "either"),
     ],
 )
@@ -248,3 +254,75 @@ def test_flags_that_say_too_little(tmp_path: Path, flags: list[str], word: str) 
 
     assert 2 == result.exit_code
     assert word in result.stderr
+
+
+def test_a_table_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    """Semicolons between cells and a byte order mark are read; the losses are those of the plain file."""
+    table = past_runs(2)
+    path = tmp_path / "runs.csv"
+    path.write_text("\ufeff" + table.to_csv(index=False, sep=";"), encoding="utf-8")
+    read = read_table(str(path))
+
+    assert list(table.columns) == list(read.columns)
+    assert table["loss"].tolist() == pytest.approx([float(value) for value in read["loss"]])
+
+
+def test_what_is_odd_is_remarked() -> None:
+    """Losses that are all alike, or not positive, are fitted and said to be so."""
+    same = read_rows(past_runs(2).assign(loss=2.0), COLUMNS, maximise=False, seed=0)
+    table = past_runs(2)
+    negative = read_rows(table.assign(loss=-table["loss"]), COLUMNS, maximise=False, seed=0)
+
+    assert any("which says nothing about HPs" in note for note in same.notes)
+    assert any("no scaling law" in note for note in negative.notes)
+
+
+TEXT = st.sampled_from(
+    [
+        "",
+        "nan",
+        "inf",
+        "-1",
+        "0",
+        "1",
+        "1e-3",
+        "0.5",
+        "2.5",
+        "3",
+        "1e9",
+        "4e9",
+        "4B",
+        "x",
+        '"',
+        "1,5",
+        "\x00",
+        "é",
+    ]
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.lists(TEXT, min_size=3, max_size=6).map(",".join), max_size=6),
+    header=st.sampled_from(
+        ["n_params,tokens,lr,loss", "N;D;lr;loss", "lr,loss", "", "n_params,n_params,lr,loss"]
+    ),
+    command=st.sampled_from(["suggest", "diagnose"]),
+    flags=st.lists(
+        st.sampled_from(["--axis=n_params", "--hp=lr:log", "--hp=lr", "--loss=loss", "--maximise"]),
+        unique=True,
+    ),
+    target=st.sampled_from(["n_params=1e9", "tokens=nan", "n_params", "tokens=1e400"]),
+)
+def test_fuzzed_files_and_flags(
+    tmp_path: Path, rows: list[str], header: str, command: str, flags: list[str], target: str
+) -> None:
+    """Whatever stands in a file and on the command line: an answer, or one sentence and exit code 2."""
+    path = tmp_path / "runs.csv"
+    path.write_bytes("\n".join([header, *rows]).encode())
+    options = [f"--target={target}", "--no-held-out"] if command == "suggest" else []
+    result = CliRunner().invoke(app, [command, "--runs", str(path), *flags, *options])
+    said = [line for line in result.stderr.splitlines() if not line.startswith("Columns guessed")]
+
+    assert result.exit_code in (0, 2), (result.exception, result.stderr)
+    assert (1 if result.exit_code else 0) == len(said), said

@@ -24,6 +24,7 @@ from transfer_bo.cli.common import (
     quiet,
     spoken,
 )
+from transfer_bo.cli.suggest import kind_of, once
 from transfer_bo.errors import TransferError
 from transfer_bo.study_file import load_study_file
 
@@ -106,12 +107,7 @@ def _from_table(
     from transfer_bo.scale import Scale
 
     table = read_table(source, study, loss or "loss")
-    kinds = {}
-    for text in hps:
-        name, _, kind = text.rpartition(":")
-        if not name:
-            raise TransferError(f"--hp {text} names no kind; write e.g. --hp {text or 'lr'}:log.")
-        kinds[name] = kind
+    kinds = once([kind_of(text) for text in hps], "--hp")
     columns = guess_columns(table, axes, kinds, loss)
     rows = read_rows(table, columns, maximise=maximise, seed=0)
     # All rows, not only those that a surrogate could bear.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from typing import Annotated
 
 import typer
 
 from transfer_bo.cli.common import app, console, quiet, spoken
-from transfer_bo.cli.suggest import pair
+from transfer_bo.cli.suggest import once, scale_of
 from transfer_bo.errors import TransferError
 
 __all__: list[str] = []
@@ -47,15 +48,17 @@ def plan(
     from transfer_bo.plan import make_plan
     from transfer_bo.scale import Scale, default_cost
 
-    goal = Scale(dict(pair(text, "--target", "n_params=1.07e9") for text in target))
+    goal = Scale(scale_of(target, "--target"))
+    if not flops_per_second > 0:
+        raise TransferError(f"--flops-per-second {flops_per_second:g} is not positive; write e.g. 2e14.")
     if unit is _Unit.FLOP and not ({"n_params", "width"} & set(goal) and "tokens" in goal):
         raise TransferError(f"FLOPs of a run need n_params (or width) and tokens, but the target is {goal}.")
-    floor = dict(pair(text, "--smallest", "n_params=1e8") for text in smallest or [])
+    floor = scale_of(smallest or [], "--smallest")
     per = {_Unit.FLOP: 1.0, _Unit.GPU_HOURS: 3600 * flops_per_second, _Unit.RUNS: default_cost(goal)}
     made = make_plan(
         budget * per[unit],
         goal,
-        dict(_range(text) for text in hp),
+        once([_range(text) for text in hp], "--hp"),
         smallest=goal.replace(**floor) if floor else None,
         coordinates=coordinates,
     )
@@ -83,8 +86,8 @@ def _range(text: str) -> tuple[str, tuple[str, float, float]]:
         raise TransferError(
             f"--hp {text} is no NAME:KIND:LOW:HIGH; write e.g. --hp lr:log:1e-4:1e-2."
         ) from None
-    if kind not in ("log", "linear", "one_minus") or not bounds[0] < bounds[1]:
+    if kind not in ("log", "linear", "one_minus") or not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise TransferError(
-            f"--hp {text}: the kind is log, linear or one_minus, and the low end lies below the high one."
+            f"--hp {text}: the kind is log, linear or one_minus, the ends are finite, the lower one first."
         )
     return name, (kind, *bounds)

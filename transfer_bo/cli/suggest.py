@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -24,7 +25,9 @@ from transfer_bo.cli.common import (
 from transfer_bo.errors import TransferError
 from transfer_bo.study_file import StudyFile, load_study_file
 
-__all__ = ["pair"]
+__all__ = ["kind_of", "once", "scale_of"]
+
+_Value = TypeVar("_Value")
 
 
 @app.command()
@@ -84,7 +87,7 @@ def suggest(
     from transfer_bo.run_table.suggest import fit_runs
 
     table = read_table(runs, study, loss or "loss")
-    hps = dict(_hp(text) for text in hp or [])
+    hps = once([kind_of(text) for text in hp or []], "--hp")
     columns = guess_columns(table, axis or [], hps, loss or "")
     if not (axis and hps and loss):
         flags = [f"--axis {name}" for name in columns.axes]
@@ -97,7 +100,7 @@ def suggest(
         columns.axes,
         columns.hps,
         columns.loss,
-        target=dict(pair(text, "--target", "n_params=1.07e9") for text in target),
+        target=scale_of(target, "--target"),
         coordinates=coordinates,
         drift_prior=_drift_prior(drift or []),
         maximise=maximise,
@@ -136,20 +139,34 @@ def _suggestion(study_file: StudyFile) -> Any:
     return suggest(open_study(study_file), target=study_file.target)
 
 
-def _hp(text: str) -> tuple[str, str]:
+def kind_of(text: str) -> tuple[str, str]:
+    """A flag's HP:KIND."""
     name, colon, kind = text.rpartition(":")
     if not colon or not name:
         raise TransferError(f"--hp {text} names no kind; write e.g. --hp {text.strip(':') or 'lr'}:log.")
     return name, kind
 
 
-def pair(text: str, flag: str, example: str) -> tuple[str, float]:
-    """A flag's AXIS=NUMBER."""
+def once(pairs: Sequence[tuple[str, _Value]], flag: str) -> dict[str, _Value]:
+    """What a flag said of each name; refused where it spoke of one name twice."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise TransferError(f"{flag} is given twice for {twice!r}; give it once.")
+    return dict(pairs)
+
+
+def scale_of(texts: Sequence[str], flag: str) -> dict[str, float]:
+    """A flag's AXIS=NUMBER, once for each axis."""
+    return once([_pair(text, flag) for text in texts], flag)
+
+
+def _pair(text: str, flag: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
         return name.strip(), float(value)
     except ValueError:
-        raise TransferError(f"{flag} {text} is no AXIS=NUMBER; write e.g. {flag} {example}.") from None
+        raise TransferError(f"{flag} {text} is no AXIS=NUMBER; write e.g. {flag} n_params=1.07e9.") from None
 
 
 def _model(model: str | None, base: list[str] | None, rule: str | None) -> dict[str, Any]:
@@ -167,7 +184,7 @@ def _model(model: str | None, base: list[str] | None, rule: str | None) -> dict[
 
     options: dict[str, Any] = {
         "build_model": load_build_model(model),
-        "base": dict(pair(text, "--base", "width=64") for text in base),
+        "base": scale_of(base, "--base"),
     }
     return options | ({} if rule is None else {"rule": rule})
 

@@ -26,6 +26,8 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
     Raises:
         TransferError: if there is no such file or study, or it holds no table or no row.
     """
+    if study is not None and not (isinstance(runs, str) and "://" in runs):
+        raise TransferError(f"{_named(runs)} is no storage, so it holds no study {study!r}; leave that out.")
     if isinstance(runs, pd.DataFrame):
         table = runs.reset_index(drop=True)
     elif isinstance(runs, str) and "://" in runs:
@@ -65,7 +67,7 @@ def _read_file(path: Path, loss: str) -> pd.DataFrame:
         # An empty cell (nothing known) and the word nan (the loss was nan) are told apart.
         return pd.read_csv(
             path,
-            sep="\t" if ".tsv" in path.suffixes else ",",
+            sep="\t" if ".tsv" in path.suffixes else _separator(path),
             keep_default_na=False,
             na_values=[""],
             low_memory=False,
@@ -76,5 +78,14 @@ def _read_file(path: Path, loss: str) -> pd.DataFrame:
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise TransferError(
-            f"{path} can't be read as a table ({reason}); give a CSV with a header line, or Parquet."
+            f"{path} can't be read as a table ({reason}); give a CSV in UTF-8 with a header line, or Parquet."
         ) from None
+
+
+def _separator(path: Path) -> str:
+    """A semicolon or tab if the header has them and no comma, as spreadsheets write in some countries."""
+    if path.suffix != ".csv":
+        return ","  # compressed: as it should be
+    with path.open(encoding="utf-8") as file:
+        header = file.readline()
+    return next((sep for sep in (",", ";", "\t") if sep in header), ",")

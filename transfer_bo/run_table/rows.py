@@ -11,6 +11,7 @@ A finished loss far above the others is a diverged run too (`_blown_up`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,8 @@ def read_rows(
         TransferError: if nothing usable is left, saying why.
     """
     columns.check(table)
+    if diverged_above is not None and not math.isfinite(diverged_above):
+        raise TransferError(f"diverged_above is {diverged_above}; give a finite loss, or leave it out.")
     notes: list[str] = []
     copies = _copies(table)
     if copies.any():
@@ -109,7 +112,18 @@ def read_rows(
             f"No row of {len(clean)} has a finite {columns.loss!r} and a finished status: nothing to fit; "
             "check the column and the status words."
         )
-    log = not maximise and bool((clean["loss"][clean["outcome"] == Outcome.FINISHED] > 0).all())
+    losses = clean["loss"][clean["outcome"] == Outcome.FINISHED]
+    log = not maximise and bool((losses > 0).all())
+    if not log and not maximise:
+        notes.append(
+            f"Some values of {columns.loss} are not positive: it is taken as a metric on a linear scale, "
+            "for which no scaling law is known."
+        )
+    if losses.nunique() == 1 and len(losses) > 1:
+        notes.append(
+            f"All {len(losses)} finished rows have {columns.loss} = {losses.iloc[0]:g}, "
+            "which says nothing about HPs."
+        )
     if log or diverged_above is not None:
         blown = _blown_up(clean, columns, diverged_above)
         clean.loc[blown, "outcome"] = Outcome.DIVERGED
@@ -119,6 +133,11 @@ def read_rows(
                 f"{blown.sum()} finished rows count as diverged, for their loss is {above} "
                 f"(from {clean['loss'][blown].min():.4g}); say diverged_above=... if they are not."
             )
+            if blown.sum() == len(losses):
+                raise TransferError(
+                    f"All {len(losses)} finished rows have a loss above diverged_above = {diverged_above:g}; "
+                    "set it higher, or leave it out."
+                )
     _check_units(clean, columns)
     constants = {
         name: _plain(clean[name].iloc[0]) for name in columns.hps if clean[name].nunique(dropna=False) == 1
@@ -127,8 +146,8 @@ def read_rows(
     if not varying:
         values = ", ".join(f"{name} = {value}" for name, value in constants.items())
         raise TransferError(
-            f"No HP varies over the {len(clean)} usable rows ({values}), so nothing is known about its "
-            "best value; give runs with at least two values."
+            f"No HP varies over the usable rows, {len(clean)} in number ({values}), so nothing is known of "
+            "its best value; give runs with at least two values."
         )
     for name, value in constants.items():
         notes.append(f"{name} is {value} in all rows: it is repeated, not projected.")
@@ -154,7 +173,7 @@ def _clean(table: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.DataFr
         if len(bad):
             raise TransferError(
                 f"Axis {axis!r} is {clean[axis].iloc[bad[0]]:g} in row {bad[0] + 1}; "
-                "an axis of scale is a positive finite number."
+                f"an axis of scale lies between {1 / AXIS_LIMIT:g} and {AXIS_LIMIT:g}."
             )
     for name, kind in columns.hps.items():
         if kind == "categorical":
