@@ -16,13 +16,22 @@ from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
 from transfer_bo import plots
 from transfer_bo.history import Outcome, Run
 from transfer_bo.parametrization import parametrize
-from transfer_bo.report import tensor_settings, write_report
+from transfer_bo.report import sections, tensor_settings, write_report
 from transfer_bo.scale import Scale
 from transfer_bo.training import build_transformer
 
 URL = "postgresql://me:secret@db.example/x"
 STUDY_FILE = f'name = "x"\nseed = 3\nstorage = "{URL}"\n'
-SECTIONS = ["settings", "prediction", "landscape", "drift", "importance", "compute", "provenance"]
+SECTIONS = [
+    "settings",
+    "prediction",
+    "landscape",
+    "drift",
+    "importance",
+    "divergence",
+    "compute",
+    "provenance",
+]
 
 
 class _Parsed(HTMLParser):
@@ -306,3 +315,18 @@ def test_every_tensor_gets_the_optimizers_own_numbers() -> None:
     embedding = table[table["module_type"] == "embedding"].iloc[0]
     assert 0.04 == embedding["lr"]
     assert list(p.table()["lr"]) == list(table["rule: lr"])
+
+
+def test_hps_that_are_nil_are_named_and_the_cliff_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both sentences and the picture are there when there is something to say, and say so when not."""
+    monkeypatch.setattr(sections, "nil_hps", lambda runs, dimensions: {"lr.embedding": {}})
+    told = _Parsed(_write(tmp_path, make_runs())).words
+    monkeypatch.setattr(sections, "nil_hps", lambda runs, dimensions: {})
+    untold = _Parsed(_write(tmp_path, [run for run in make_runs(12) if run.loss is not None])).words
+
+    assert "Nil, and so not worth searching further: lr.embedding." in told
+    assert "crosses runs that diverged" in told
+    assert "No HP is found to be nil." in untold
+    assert "No run has diverged." in untold

@@ -55,6 +55,7 @@ def write_report(
         page.section("landscape", "Loss against each HP over scale", *sections.landscape(state)),
         page.section("drift", "Drift of the optimum", *sections.drift_of_optimum(state)),
         page.section("importance", "Importance", *sections.importance(state)),
+        page.section("divergence", "Where runs diverge", *sections.divergence(state)),
         page.section("compute", "Runs and compute", *sections.runs_and_compute(state)),
         page.section("tensors", "Every tensor", *sections.tensors(state, tensor_table)),
         page.section("provenance", "Where this comes from", *provenance_table(state, provenance or {})),

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transfer_bo import plots
+from transfer_bo.diagnostics.importance import nil_hps
 from transfer_bo.errors import TransferError
-from transfer_bo.history import ERROR_ATTR, Outcome, Run, Settings
+from transfer_bo.history import ERROR_ATTR, Outcome, Run, Settings, read_dimensions, spent
 from transfer_bo.report import page
 from transfer_bo.report.state import State
 from transfer_bo.runners.verify import Verification
-from transfer_bo.sampler import spent
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEPTH, KINDS, split_name
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "divergence",
     "drift_of_optimum",
     "headline",
     "importance",
@@ -66,6 +67,15 @@ ABOUT = {
         "Share of each HP in the spread of the fitted loss over its searched range, the others at "
         "their optimum; each column sums to 100%. It depends on the ranges: a wider range makes "
         "an HP more important."
+    ),
+    "nil": (
+        "Nil means: N-RReliefF and fANOVA both find it no more important than made-up HPs that have no "
+        "influence, at the scale with the most finished runs. It takes two finished runs per HP."
+    ),
+    "divergence": (
+        "Dots are runs that gave a loss, crosses runs that diverged, in the order they were made from bottom "
+        "to top; grey is the share that diverged in each sixth of the runs. HPs with the clearest edge come "
+        "first."
     ),
     "tensors": (
         "What the optimizer and the initialisation get for each tensor at the target, under the HPs that "
@@ -316,8 +326,31 @@ def importance(state: State) -> list[str]:
             plots.draw_importance(state.fit),
             "Share of each HP in the spread of the loss, per scale",
             ABOUT["importance"],
-        )
+        ),
+        page.paragraph(_nil_words(state)),
+        page.paragraph(ABOUT["nil"], "quiet"),
     ]
+
+
+def _nil_words(state: State) -> str:
+    seen = [trial.distributions for trial in state.study.get_trials(deepcopy=False)]
+    nil = sorted(nil_hps([r for r in state.runs if r.purpose == "search"], read_dimensions(seen, {})))
+    if not nil:
+        return "No HP is found to be nil."
+    return f"Nil, and so not worth searching further: {', '.join(nil)}."
+
+
+def divergence(state: State) -> list[str]:
+    """Where runs diverge."""
+    if not any(run.outcome is Outcome.DIVERGED for run in state.runs):
+        return [page.paragraph("No run has diverged.")]
+    hps = {hp for run in state.runs for hp, value in run.params.items() if _is_positive(value)}
+    figure = plots.draw_divergence(state.runs, sorted(hps))
+    return [page.figure(figure, "Which runs diverged, along each HP", ABOUT["divergence"])]
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def runs_and_compute(state: State) -> list[str]:
