@@ -2,11 +2,12 @@
 
     python studies/transfer_curves/curves.py
 
-For each size: losses averaged over seeds at each octave; the optimum is the vertex of the parabola through
-the three lowest neighbouring points. Drift: slope of the optimum (octaves) over log2 of size. Excess: loss at
-the largest size with the smallest size's optimum, over the least loss there. Intervals are 90% percentiles
-over 2000 draws, in each of which all points get fresh noise of the size seen between seeds (or, of one seed,
-ASSUMED).
+For each size: losses at each octave, freed of the seeds' levels by least squares (loss = level of the
+seed + curve); the optimum is the vertex of the parabola through the three lowest neighbouring points. Drift:
+slope of the optimum (octaves) over log2 of size. Excess: loss at the largest size with the smallest size's
+optimum, over the least loss there. Intervals are 90% percentiles over 1000 draws, in each of which all points
+get fresh noise of the size seen between seeds (or, as long as no cell has two, ASSUMED). A seed counts in a
+cell once its best octave has a neighbour on each side.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ HERE = Path(__file__).parent
 ASSUMED = 0.015
 """Noise of a point relative to its neighbours, nats (sd). Runs of other seeds differ by .03, but neighbours
 of one seed share part of it."""
-DRAWS = 2000
-Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]
-"""Octaves, mean losses, number of seeds."""
+DRAWS = 1000
+Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Octaves, losses, and the number of seeds at each."""
 
 
 def curves(runs: pd.DataFrame) -> dict[tuple[str, str], dict[float, Curve]]:
@@ -35,41 +36,61 @@ def curves(runs: pd.DataFrame) -> dict[tuple[str, str], dict[float, Curve]]:
     found: dict[tuple[str, str], dict[float, Curve]] = defaultdict(dict)
     finite = runs[np.isfinite(runs.loss)]
     for (series, size, rule), cell in finite.groupby(["series", "size", "rule"]):
-        # Only octaves that every seed of the cell has, or a seed's level would look like a bowl.
-        by_octave = cell.pivot_table(index="octave", columns="seed", values="loss").dropna()
-        if len(by_octave) < 3:
+        by_octave = complete(cell)
+        if by_octave.empty:
             continue
-        curve = (
-            by_octave.index.to_numpy(dtype=float),
-            by_octave.mean(axis=1).to_numpy(),
-            by_octave.shape[1],
-        )
+        losses, _ = freed_of_levels(by_octave)
+        curve = (by_octave.index.to_numpy(dtype=float), losses, by_octave.count(axis=1).to_numpy(dtype=float))
         rules = runs[(runs.series == series) & (runs.rule != "base")].rule.unique()
         for name in rules if rule == "base" else [rule]:
             found[series, name][size] = curve
     return {key: dict(sorted(sizes.items())) for key, sizes in found.items() if len(sizes) > 1}
 
 
+def complete(cell: pd.DataFrame) -> pd.DataFrame:
+    """Losses by octave and seed, of the seeds whose best octave has a neighbour on each side."""
+    by_octave = cell.pivot_table(index="octave", columns="seed", values="loss")
+    done = []
+    for seed, losses in by_octave.items():
+        octaves = list(losses.dropna().index)
+        if losses.idxmin() not in (octaves[0], octaves[-1]):
+            done.append(seed)
+    return by_octave[done].dropna(how="all")
+
+
+def freed_of_levels(by_octave: pd.DataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The curve in loss = level of the seed + curve, at the seeds' mean level; and what is left over."""
+    octaves, seeds = by_octave.shape
+    at = np.argwhere(by_octave.notna().to_numpy())
+    design = np.zeros((len(at) + 1, octaves + seeds))
+    design[np.arange(len(at)), at[:, 0]] = 1
+    design[np.arange(len(at)), octaves + at[:, 1]] = 1
+    design[-1, octaves:] = 1  # the levels' sum is 0
+    observed = np.append(by_octave.to_numpy()[at[:, 0], at[:, 1]], 0.0)
+    solution = np.linalg.lstsq(design, observed, rcond=None)[0]
+    return solution[:octaves], (observed - design @ solution)[:-1]
+
+
 def noise(runs: pd.DataFrame) -> float:
-    """Sd of a run about its seed's level and its octave's mean, where cells have several seeds."""
+    """Sd of a run about its seed's level and its octave's curve, from the cells that have several seeds."""
     squares, freedom = 0.0, 0
     for _, cell in runs[np.isfinite(runs.loss)].groupby(["series", "size", "rule"]):
-        table = cell.pivot_table(index="octave", columns="seed", values="loss").dropna()
-        rows, columns = table.shape
-        if rows > 1 and columns > 1:
-            rest = (
-                table.sub(table.mean(axis=1), axis=0).sub(table.mean(axis=0), axis=1)
-                + table.to_numpy().mean()
-            )
-            squares += float((rest.to_numpy() ** 2).sum())
-            freedom += (rows - 1) * (columns - 1)
+        by_octave = complete(cell)
+        if by_octave.shape[1] > 1:
+            _, rest = freed_of_levels(by_octave)
+            squares += float((rest**2).sum())
+            freedom += len(rest) - sum(by_octave.shape) + 1
     return math.sqrt(squares / freedom) if freedom > 3 else ASSUMED
 
 
-def bowl(octaves: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def bowl(octaves: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Coefficients of the parabola through the lowest point and its neighbours (at an end: its two)."""
     at = min(max(int(losses.argmin()), 1), len(losses) - 2)
-    return np.polyfit(octaves[at - 1 : at + 2], losses[at - 1 : at + 2], 2)
+    (x, y, z), (u, v, w) = octaves[at - 1 : at + 2].tolist(), losses[at - 1 : at + 2].tolist()
+    first, second = (v - u) / (y - x), (w - v) / (z - y)  # Newton's divided differences
+    a = (second - first) / (z - x)
+    b = first - a * (x + y)
+    return a, b, u - a * x**2 - b * x
 
 
 def optimum(octaves: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float:
@@ -95,7 +116,8 @@ def loss_at(octave: float, octaves: npt.NDArray[np.float64], losses: npt.NDArray
 def drift_and_excess(sizes: dict[float, Curve]) -> tuple[float, float]:
     """Octaves per doubling of size; excess loss at the largest size with the smallest's optimum, in %."""
     best = {size: optimum(octaves, losses) for size, (octaves, losses, _) in sizes.items()}
-    slope = float(np.polyfit(np.log2(list(best)), list(best.values()), 1)[0])
+    sizes_log2 = np.log2(list(best)) - np.log2(list(best)).mean()
+    slope = float(sizes_log2 @ np.array(list(best.values())) / (sizes_log2 @ sizes_log2))
     octaves, losses, _ = sizes[max(sizes)]
     least = loss_at(best[max(sizes)], octaves, losses)
     return slope, 100 * (loss_at(best[min(sizes)], octaves, losses) / least - 1)
@@ -112,7 +134,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
             [
                 drift_and_excess(
                     {
-                        size: (octaves, losses + draw.normal(0, sd / math.sqrt(seeds), len(losses)), seeds)
+                        size: (octaves, losses + draw.normal(0, sd / np.sqrt(seeds)), seeds)
                         for size, (octaves, losses, seeds) in sizes.items()
                     }
                 )
@@ -125,7 +147,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
                 "series": series,
                 "rule": rule,
                 "sizes": ", ".join(f"{size:g}" for size in sizes),
-                "seeds": min(seeds for *_, seeds in sizes.values()),
+                "seeds": ", ".join(f"{seeds.max():.0f}" for *_, seeds in sizes.values()),
                 "best octave": ", ".join(f"{optimum(o, y):.2f}" for o, y, _ in sizes.values()),
                 "least loss": ", ".join(f"{loss_at(optimum(o, y), o, y):.3f}" for o, y, _ in sizes.values()),
                 "drift": drift,

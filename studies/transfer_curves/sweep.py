@@ -68,7 +68,12 @@ SERIES = (
     ),
     Series("batch", _grown(_BASE, "batch", (1, 2, 4)), (("sp", 1.0), ("complete_d_p", 1.0))),
     Series("depth", _grown(_BASE, "depth", (1, 2, 4)), (("sp", 1.0), ("complete_d_p", 1.0))),
-    Series("tokens", _grown(_BASE, "tokens", (1, 2, 4)), (("sp", 1.0), ("complete_d_p", 1.0))),
+    Series(
+        "tokens",
+        _grown(_BASE, "tokens", (1, 2, 4)),
+        # The last one keeps the betas, as the batch stays.
+        (("sp", 1.0), ("complete_d_p", 1.0), ("complete_d_p_token_half_life", 1.0)),
+    ),
     Series(
         "weight_decay",
         tuple(
