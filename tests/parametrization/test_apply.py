@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import Model, tokens, train
 from torch import nn
 
@@ -498,6 +499,48 @@ def test_a_base_wider_than_the_target_is_a_warning():
     """Going from large to small works, with a warning."""
     with pytest.warns(UserWarning, match="base is wider"):
         parametrize(Model, TARGET.replace(depth=1), BASE.replace(batch=16, tokens=5000))
+
+
+class Heads(nn.Module):
+    """Two heads at every width; scores are divided by a power of their size."""
+
+    power = 0.5
+
+    def __init__(self, width):
+        super().__init__()
+        self.q = nn.Linear(width, width)
+        self.o = nn.Linear(width, width)
+
+    def forward(self, x):
+        """Same shape."""
+        q = self.q(x).unflatten(-1, (2, -1)).transpose(1, 2)
+        scale = 4 ** (self.power - 0.5) * q.shape[-1] ** -self.power
+        return self.o(F.scaled_dot_product_attention(q, q, q, scale=scale).transpose(1, 2).flatten(2))
+
+
+class HeadsAsMupWants(Heads):
+    """Scores are divided by the size of the heads."""
+
+    power = 1.0
+
+
+def test_heads_that_grow_are_a_warning():
+    """Growing heads whose scores are divided by a root do not transfer under muP: a warning, not under SP."""
+
+    def build(heads):
+        def of(scale):
+            model = Model(scale)
+            for block in model.blocks:
+                block.attn = heads(scale.width)
+            return model
+
+        return of
+
+    target = BASE.replace(width=32)
+    with pytest.warns(UserWarning, match=r"heads grow with the width \(size 8 at width 16, 16 at 32\)"):
+        parametrize(build(Heads), BASE, target)
+    assert parametrize(build(Heads), BASE, target, "sp")
+    assert parametrize(build(HeadsAsMupWants), BASE, target)
 
 
 def test_missing_axes_do_not_scale():

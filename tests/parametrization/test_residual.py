@@ -38,7 +38,7 @@ class NormedEnds(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.attn = nn.MultiheadAttention(width, width // 4, batch_first=True)
         self.post_attn_norm = nn.RMSNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.mlp_dropout = nn.Dropout(0.0)

@@ -40,7 +40,7 @@ from transfer_bo.parametrization.residual import (
     set_multiplier,
 )
 from transfer_bo.parametrization.roles import Anatomy, Tensor, dissect
-from transfer_bo.parametrization.rules import Ratios, Role, Rule, Setting
+from transfer_bo.parametrization.rules import Ratios, Role, Row, Rule, Setting
 from transfer_bo.parametrization.settings import HPs, check_hps, multiplier_of, value_of
 from transfer_bo.parametrization.sharding import total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
@@ -118,6 +118,12 @@ class Parametrization:
             warnings.warn(
                 f"The base is wider ({base.width:g}) than the target ({target.width:g}); "
                 "rules are meant to go from small to large.",
+                stacklevel=3,
+            )
+        if anatomy.attention and self.rule.rows.get(Role.HIDDEN_WEIGHT, Row()).lr.width < 0:
+            warnings.warn(
+                f"Rule {self.rule.name!r} may not transfer over widths: {anatomy.attention}; "
+                "let their number grow instead, or give scale = constant / size to the attention.",
                 stacklevel=3,
             )
         self.tensors: dict[str, Tensor] = anatomy.tensors

@@ -89,6 +89,8 @@ class Anatomy:
     """Ratio of blocks target/base for each stack, e.g. {"blocks": 4.0}."""
     run: Run
     """The base model, and a call that works."""
+    attention: str
+    """What is wrong with its attention at other widths; "" if nothing is, as far as can be seen."""
 
 
 def dissect(
@@ -167,7 +169,8 @@ def dissect(
         for number, match in stack.blocks.items()
         if match is not None
     }
-    return Anatomy(tensors, base_blocks, {path: stack.depth for path, stack in stacks.items()}, run)
+    attention = _attention(build_model, base, run) if target.width != base.width else ""
+    return Anatomy(tensors, base_blocks, {path: s.depth for path, s in stacks.items()}, run, attention)
 
 
 def _position(place: Place, stacks: Mapping[str, Stack]) -> float | None:
@@ -242,6 +245,26 @@ def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tup
             f"{PROBE * base.width:g}; use scale.width in it."
         )
     return growth
+
+
+def _attention(build_model: BuildModel, base: Scale, run: Run) -> str:
+    """Whether heads grow with the width while scores are not divided by their size, as muP and its kin want.
+
+    Queries and keys get aligned in training, so that their products grow as the size of the heads.
+    """
+    if run.trace is None or not run.trace.attention:
+        return ""
+    wide = base.replace(width=PROBE * base.width)
+    wider = run_somehow(build_real(build_model, wide, seed=0).eval(), run.arguments)
+    for (size, scale), (more, other) in zip(
+        run.trace.attention, () if wider.trace is None else wider.trace.attention, strict=False
+    ):
+        if more * other > 1.01 * size * scale:
+            return (
+                f"attention heads grow with the width (size {size} at width {base.width:g}, {more} at "
+                f"{wide.width:g}) and scores are not divided by it"
+            )
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------- groups

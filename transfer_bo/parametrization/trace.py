@@ -67,6 +67,8 @@ class Trace:
     """By tensor; layers that were not reached (an expert no token chose) take those of their like."""
     gates: frozenset[str]
     """Tensors whose product goes, element by element, into a softmax, sigmoid or top-k: routers."""
+    attention: tuple[tuple[int, float], ...] = ()
+    """Size of the heads and what scores are multiplied by, of each fused attention, in the order of calls."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names = names
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.gates: set[str] = set()
+        self.attention: list[tuple[int, float]] = []
         self.running: list[str] = [""]
         self._alive: list[Any] = []  # an id is only a name as long as its object lives
         self._aliases: dict[int, _Alias] = {}
@@ -109,6 +112,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self._alive += [*tensors, *results]
         self._count += 1
+        if _ATTENTION.search(operation):
+            size = args[0].shape[-1]
+            scale = (kwargs or {}).get("scale")
+            self.attention.append((size, size**-0.5 if scale is None else scale))
         if len(tensors) >= 1 and self._is_view(func, operation, tensors, results):
             return out
         products = self._note(operation, args, tensors)
@@ -276,6 +283,7 @@ def trace_uses(model: nn.Module, arguments: tuple[torch.Tensor, ...]) -> Trace:
     return Trace(
         uses={name: () if of is None else tuple(recorder.uses[of]) for name, of in seen.items()},
         gates=frozenset(name for name, of in seen.items() if of in recorder.gates),
+        attention=tuple(recorder.attention),
     )
 
 
