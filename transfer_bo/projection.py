@@ -115,7 +115,7 @@ class Projection:
         self.ladder.align(settings.scales)
         self.target = settings.target
         self.hps = [dim.name for dim in surrogate.coordinates.numeric]
-        self._ensemble = Ensemble(surrogate.model, settings.seed)
+        self._draws: Ensemble | None = None
 
     def optimum(self, scale: Scale, level: float = 0.9) -> dict[str, tuple[float, float, float]]:
         """`{hp: (median, low, high)}` of the optimum at a scale."""
@@ -220,6 +220,13 @@ class Projection:
             len(y), dtype=y.dtype, generator=torch.Generator().manual_seed(self.settings.seed)
         )
         return PredictedLoss(np.sort([surrogate.output.backward(float(value)) for value in y]))
+
+    @property
+    def _ensemble(self) -> Ensemble:
+        """Draws that all answers rest on, made when the first one is asked for."""
+        if self._draws is None:
+            self._draws = Ensemble(self.surrogate.model, self.settings.seed)
+        return self._draws
 
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
         """HPs in natural coordinates (n x d): the i-th over its range, the others at their optimum."""

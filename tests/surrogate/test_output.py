@@ -44,3 +44,12 @@ def test_one_extreme_value_stays_one_point() -> None:
     output = Output.of([-1.0, -0.5, 0.0, 0.5, 1e300])
 
     assert 1 < output.forward(1e300) < 1000
+
+
+@given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=5), st.floats(1e-250, 1e250))
+def test_a_loss_comes_back_however_large(values: list[float], value: float) -> None:
+    """Logarithms of losses are compressed far above the best one, in order and without loss."""
+    output = Output.of(values)
+
+    assert math.isclose(value, output.backward(output.forward(value)), rel_tol=1e-9)
+    assert output.forward(value) < output.forward(2 * value)

@@ -33,11 +33,11 @@ __all__ = ["Draws", "Ensemble"]
 
 CHAINS, KEPT = 64, 8
 """Chains run side by side, and draws kept from each of them."""
-SETTLING, THINNED = 50, 6
+SETTLING, THINNED = 30, 3
 """Steps of each chain before its first draw, and between two draws."""
-WIDENED = 2.0
+WIDENED = 1.2
 """The normal approximation that steps are drawn from is wider than the posterior by this factor."""
-SHRINKS = 30
+SHRINKS = 6
 """A step whose arc was cut so often stays where it is."""
 FLOOR = list(SCALES).index("floor")
 """Where the noise stands among the scales."""

@@ -100,14 +100,15 @@ def startup_point(dimensions: Sequence[Dimension], settings: Settings, number: i
 
     Uniform over the range where little is known beforehand: a learning rate, a batch size, an HP without a
     default. The others are normal about their default with the prior's spread, kept inside the range; in
-    every second run they stay at it, so that few runs already tell the first ones apart.
+    every second pair of runs they stay at it, so that few runs already tell the first ones apart. In pairs,
+    for Sobol points of odd numbers alone fill only half of the range.
     """
     sobol = qmc.Sobol(
         len(dimensions), scramble=True, rng=np.random.default_rng([settings.seed, len(dimensions)])
     )
     uniform = sobol.fast_forward(number).random(1)[0] if number else sobol.random(1)[0]
     usual = [dim for dim in dimensions if dim.default is not None and not is_unknown(dim.name)]
-    stay = number % 2 == 1 and len(usual) < len(dimensions)
+    stay = number % 4 >= 2 and len(usual) < len(dimensions)
     params: dict[str, Any] = {}
     for dim, u in zip(dimensions, uniform, strict=True):
         if dim.transform == "categorical":

@@ -16,14 +16,28 @@ __all__ = ["Output"]
 _SPREAD_IN_Y = 0.1
 """The middle half of a metric that is no loss spans so much y: about what ln loss spans in a normal study."""
 
+_BAD, _BAD_LOG = 1.0, 3.0
+"""From where y grows with its logarithm: ten times the middle spread above the centre; e³ times the best."""
 
 _SAME = 1e-12
 """Metrics that differ by no more than this share count as all the same."""
 
 
+def _compress(y: float, limit: float) -> float:
+    return y if y < limit else limit + math.log1p(y - limit)
+
+
+def _expand(y: float, limit: float) -> float:
+    return y if y < limit else limit + math.expm1(min(y - limit, 700.0))
+
+
 @dataclass(frozen=True)
 class Output:
-    """y = ln(value), or y = (sign · value - centre) / scale, compressed above 1; smaller y is better."""
+    """y = ln(value), or y = (sign · value - centre) / scale; smaller y is better.
+
+    Far above the best value, or the centre, y grows with the logarithm only: all that is left to say there is
+    "bad", and one loss of 1e300 must not bend the fit.
+    """
 
     log: bool
     sign: float = 1.0
@@ -34,7 +48,7 @@ class Output:
     def of(cls, values: Sequence[float], maximise: bool = False) -> Output:
         """The transform for a set of finite metric values: ln if they are all positive and minimised."""
         if not maximise and all(value > 0 for value in values):
-            return cls(log=True)
+            return cls(log=True, centre=min((math.log(value) for value in values), default=0.0))
         signed = [-value if maximise else value for value in values] or [0.0]
         low, middle, high = (float(q) for q in np.quantile(signed, [0.25, 0.5, 0.75]))
         size = max(abs(middle), 1.0)
@@ -44,9 +58,8 @@ class Output:
     def forward(self, value: float) -> float:
         """Metric -> y."""
         if self.log:
-            return math.log(value)
-        y = (self.sign * value - self.centre) / self.scale
-        return y if y < 1 else 1 + math.log(y)  # ten times the middle spread: only "bad" is left to say
+            return self.centre + _compress(math.log(value) - self.centre, _BAD_LOG)
+        return _compress((self.sign * value - self.centre) / self.scale, _BAD)
 
     def takes(self, value: float) -> bool:
         """Whether a metric value can be transformed."""
@@ -55,5 +68,5 @@ class Output:
     def backward(self, y: float) -> float:
         """Y -> metric."""
         if self.log:
-            return math.exp(min(y, 700.0))
-        return self.sign * ((y if y < 1 else math.exp(min(y - 1, 700.0))) * self.scale + self.centre)
+            return math.exp(min(self.centre + _expand(y - self.centre, _BAD_LOG), 700.0))
+        return self.sign * (_expand(y, _BAD) * self.scale + self.centre)

@@ -23,6 +23,10 @@ from transfer_bo.surrogate.stability import Stability
 
 __all__ = ["Surrogate"]
 
+MOST_RUNS = 600
+"""A fit to more runs takes seconds and hardly knows more: the newer half of these is the newest runs, which a
+search made near the optimum, and the older half stands for all the others, evenly over time."""
+
 
 class Surrogate:
     """The fitted surrogate of a study.
@@ -34,7 +38,8 @@ class Surrogate:
         maximise: whether larger metrics are better.
 
     Attributes:
-        X, y: rows and transformed losses of the runs that count (finished; stopped ones by their estimate).
+        X, y: rows and transformed losses of the runs that count (finished; stopped ones by their estimate;
+            at most MOST_RUNS).
         drift_prior: mean and sd of the drift, each d x a, octaves per doubling.
 
     Raises:
@@ -66,7 +71,8 @@ class Surrogate:
             if y is not None:
                 rows.append(self.row(run))
                 ys.append(y)
-        self.X, self.y = torch.stack(rows), torch.tensor(ys, dtype=torch.double)
+        keep = _kept(len(rows))
+        self.X, self.y = torch.stack(rows)[keep], torch.tensor(ys, dtype=torch.double)[keep]
         self.drift_prior = self._drift()
         self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
         self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape)
@@ -154,3 +160,13 @@ class Surrogate:
         best = min(self.output.forward(peer.curve[progress]) for peer in peers)
         end = min(self.output.forward(peer.loss) for peer in peers if peer.loss is not None)
         return end + max(0.0, self.output.forward(last) - best)
+
+
+def _kept(n: int) -> Tensor:
+    """Which of n runs, oldest first, are fitted."""
+    if n <= MOST_RUNS:
+        return torch.arange(n)
+    newest = n - MOST_RUNS // 2
+    return torch.cat(
+        [torch.linspace(0, newest - 1, MOST_RUNS - MOST_RUNS // 2).long(), torch.arange(newest, n)]
+    )

@@ -1,0 +1,96 @@
+"""Whatever an objective returns, the next proposal lies in its ranges; an answer is finite or says why not."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import transfer_bo as tb
+from transfer_bo.errors import TransferError
+from transfer_bo.history import Outcome, read_runs
+from transfer_bo.scale import RUNG
+
+SMALL, LARGE = tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=2e5)
+MIDDLE = tb.Scale(width=128, tokens=4e5)
+LOSSES = [1.0, 1.0 + 1e-15, 2.0, 1e300, 1e-300, 0.0, -3.0, math.nan, math.inf, -math.inf]
+POINTS = st.tuples(
+    st.sampled_from([0, 1]),
+    st.sampled_from([1e-4, 1e-3, 1.1e-3, 1e-1]),
+    st.sampled_from(["a", "b"]),
+    st.sampled_from(LOSSES),
+)
+
+
+def ask_after(points: list[tuple[Any, ...]], scales: list[tb.Scale], target: tb.Scale) -> optuna.Study:
+    """A study with these results; the last trial is asked of the surrogate."""
+    ladder = tb.Ladder(scales)
+    sampler = tb.TransferSampler(ladder=ladder, target=target, seed=0, n_startup_trials=len(points))
+    study = optuna.create_study(sampler=sampler)
+    queue = list(points)
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        ladder.suggest(trial)
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        assert 1e-4 <= lr <= 1e-1
+        assert kind in ("a", "b")
+        return float(queue.pop(0)[3]) if queue else 1.5
+
+    for rung, lr, kind, _ in points:
+        study.enqueue_trial({RUNG: rung % len(scales), "lr": lr, "kind": kind})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna says that it stores no nan
+        study.optimize(objective, n_trials=len(points) + 1)
+    return study
+
+
+def judge(study: optuna.Study) -> None:
+    """The last proposal ran, and the answer is finite or one sentence."""
+    assert study.trials[-1].state.is_finished()
+    if not any(run.outcome is Outcome.FINISHED for run in read_runs(study)):
+        with pytest.raises(TransferError, match="No run has finished"):
+            tb.suggest(study)
+        return
+    suggestion = tb.suggest(study)
+    low, high = suggestion.interval(0.9)["lr"]
+    assert 1e-4 <= low <= high <= 1e-1
+    assert 1e-4 <= suggestion.params["lr"] <= 1e-1
+    assert all(math.isfinite(at) for at in suggestion.predicted_loss.interval(0.9))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(POINTS, min_size=1, max_size=8))
+def test_any_results(points: list[tuple[Any, ...]]) -> None:
+    """Constant, huge, tiny, negative, infinite and undefined losses; points twice; two rungs."""
+    judge(ask_after(points, [SMALL, LARGE], tb.Scale(width=256, tokens=1e6)))
+
+
+@pytest.mark.parametrize(
+    ("losses", "scales", "target"),
+    [
+        ([1.0] * 6, [SMALL, LARGE], tb.Scale(width=256, tokens=1e6)),
+        ([2.0], [SMALL, LARGE], tb.Scale(width=256, tokens=1e6)),
+        ([math.nan] * 6, [SMALL, LARGE], tb.Scale(width=256, tokens=1e6)),
+        ([2.0, 2.1, 1e300, 2.2], [SMALL, LARGE], tb.Scale(width=256, tokens=1e6)),
+        ([2.0, 2.1, 2.3, 2.2], [SMALL, LARGE], LARGE),
+        ([2.0, 2.1, 2.3, 2.2], [SMALL], tb.Scale(width=256, tokens=1e6)),
+        (
+            [2.0, 2.1, 2.3, 2.2],
+            [SMALL, LARGE, MIDDLE],
+            tb.Scale(width=256, tokens=1e6),
+        ),
+    ],
+    ids=["constant", "one", "all diverged", "1e300", "target is a rung", "one rung", "a rung never run"],
+)
+def test_named_cases(losses: list[float], scales: list[tb.Scale], target: tb.Scale) -> None:
+    """Each case that users are known to run into."""
+    points = [(i, 1e-3 * 2**i, "ab"[i % 2], loss) for i, loss in enumerate(losses)]
+
+    judge(ask_after([(at[0] % 2, *at[1:]) for at in points], scales, target))
