@@ -377,6 +377,8 @@ def test_inputs_can_be_given():
     """A model that is not called with token numbers alone needs to be told what it is called with."""
     with pytest.raises(TransferError, match="give inputs="):
         parametrize(Pair, BASE, TARGET)
+    with pytest.warns(UserWarning, match=r"could not be seen \(calling the model failed .* give inputs="):
+        parametrize(Pair, BASE, BASE.replace(width=32))
     p = parametrize(Pair, BASE, TARGET, inputs=(tokens(), torch.ones(1)))
 
     assert ("attn", "mlp") == p.residual_branches

@@ -148,6 +148,12 @@ class Parametrization:
                 f"told ({self._no_branches}); let every block return its input plus outputs of its modules, "
                 "and give inputs=(tensor, ...) if the model needs more than token numbers."
             )
+        if anatomy.run.trace is None:
+            warnings.warn(
+                f"How tensors are used could not be seen ({anatomy.run.reason}), so roles rest on the kinds "
+                "of layers that hold them; give inputs=(tensor, ...) that the model can be called with.",
+                stacklevel=3,
+            )
         self.residual_branches: tuple[str, ...] = _unique(b.name for b in self._branches.values())
         """Names of the residual branches, as HPs `residual.<name>` call them."""
         self._multipliers = {
