@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
+import json
+import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,11 @@ from rich.console import Console
 from transfer_bo import Outcome, TransferError
 from transfer_bo.history import read_runs
 from transfer_bo.runners import local
-from transfer_bo.runners.liveness import DEATHS_ATTR
+from transfer_bo.runners.liveness import DEATHS_ATTR, Owner
+from transfer_bo.runners.search import make_sampler
 from transfer_bo.runners.storage import open_study
 from transfer_bo.runners.trial import Attempt, make_task
-from transfer_bo.study_file import load_study_file
+from transfer_bo.study_file import StudyFile, load_study_file
 
 WriteStudy = Callable[..., Path]
 SECONDS = 600
@@ -37,7 +42,25 @@ needs_ray = pytest.mark.skipif(
 def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A cluster of this machine whose head runs no trials; nodes are added and removed by the test."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's patience with processes that start, which on a busy machine take long.
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", str(SECONDS))
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", str(1000 * SECONDS))
+    from ray._private import services
     from ray.cluster_utils import Cluster
+
+    get_node = services.get_node
+
+    def patient(*arguments: Any) -> Any:
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    monkeypatch.setattr(services, "get_node", patient)
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -50,7 +73,7 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS)
+@pytest.mark.timeout(4 * SECONDS)
 # Ray's own: files and sockets that it leaves to the garbage collector, and words about its future.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -112,3 +135,79 @@ def test_without_ray_the_sentence_says_what_to_install(
 
     with pytest.raises(TransferError, match=r'pip install "transfer-bo\[ray\]"'):
         local.run_search(study_file, Console(file=io.StringIO()))
+
+
+class FakeRay(types.ModuleType):
+    """Runs a task when it is asked for its result; the first one is lost in the middle of its trial."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.asked: list[dict[str, Any]] = []
+        self.exceptions = types.SimpleNamespace(RayError=ConnectionError, TaskCancelledError=TimeoutError)
+
+    def is_initialized(self) -> bool:
+        """A cluster is there."""
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        """With GPUs."""
+        return {"CPU": 8.0, "GPU": 4.0}
+
+    def remote(self, function: Callable[..., Any]) -> Any:
+        """What a task is made of."""
+
+        def options(**asked: Any) -> Any:
+            self.asked.append(asked)
+            return types.SimpleNamespace(remote=lambda spec: functools.partial(function, spec))
+
+        return types.SimpleNamespace(options=options)
+
+    def wait(self, results: list[Any], timeout: float | None) -> tuple[list[Any], list[Any]]:
+        """All are ready."""
+        return results, []
+
+    def get(self, result: Any) -> Any:
+        """The result, or that a node is gone."""
+        if len(self.asked) > 1:
+            return result()
+        spec = result.args[0]
+        study_file = StudyFile.model_validate_json(json.dumps(spec["study"]))
+        owner = Owner("elsewhere", 1, spec["owner"])
+        open_study(study_file, sampler=make_sampler(make_task(study_file)), owner=owner).ask()
+        raise ConnectionError("The node is gone.")
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
+    """In the place of Ray."""
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    before = signal.getsignal(signal.SIGINT)
+    yield fake
+    signal.signal(signal.SIGINT, before)  # a task takes it for itself
+
+
+def test_a_task_runs_one_trial_on_gpus_of_its_own(write_study: WriteStudy, fake_ray: FakeRay) -> None:
+    """As many tasks as trials, one for a lost one, and one that finds nothing left to do."""
+    path = write_study(("trials = 4", 'trials = 2\n[run]\nrunner = "ray"\nthreads = 2'))
+    shown = io.StringIO()
+    local.run_search(load_study_file(path), Console(file=shown, width=160))
+
+    study = open_study(load_study_file(path))
+    assert [Outcome.FINISHED, Outcome.FINISHED] == [run.outcome for run in read_runs(study)]
+    assert [1, None] == [trial.user_attrs.get(DEATHS_ATTR) for trial in study.trials]
+    assert "A worker died (exit code 1); its trial is given back and a new worker starts." in shown.getvalue()
+    assert "The node is gone." in (load_study_file(path).out / "workers.log").read_text()
+    assert [(1, 2, 0)] * 4 == [
+        (asked["num_gpus"], asked["num_cpus"], asked["max_retries"]) for asked in fake_ray.asked
+    ]
+
+
+def test_trials_that_keep_failing_end_the_study(write_study: WriteStudy, fake_ray: FakeRay) -> None:
+    """Though each task sees its own trial only."""
+    command = f"[command]\nrun = {json.dumps([sys.executable, '-c', 'raise SystemExit(1)'])}\n"
+    path = write_study(
+        ("trials = 4", 'trials = 99\n[run]\nrunner = "ray"'), ("[budget]", f"{command}[budget]")
+    )
+    with pytest.raises(TransferError, match="5 trials in a row failed, the last with CommandError: "):
+        local.run_search(load_study_file(path), Console(file=io.StringIO()))
