@@ -92,8 +92,11 @@ def test_command_line_in_three_units() -> None:
 
     assert plans[0]["transfer"]["trials"] == plans[1]["transfer"]["trials"] == plans[2]["transfer"]["trials"]
     assert math.isclose(plans[0]["run_cost"], RUN)
-    shown = CliRunner().invoke(app, [*common[:-1], "--budget", "2", "--unit", "runs"]).stdout
+    flags = [*common[:-1], "--budget", "2", "--unit", "runs", "--rates", "1.0,0.25"]
+    shown = CliRunner().invoke(app, flags).stdout
     assert "excess loss at the target" in shown
+    assert "F^-0.40 when tuning directly" in shown  # -2α / (hα + 2r) with one HP and r = 2
+    assert "proxies gain nothing" in shown
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,13 @@ def test_command_line_in_three_units() -> None:
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:0:1"], "low"),
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:2:1"], "lr:log:2:1"),
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:2:inf"], "finite"),
+        (
+            [
+                *["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:1:2"],
+                *["--rates", "0.5"],
+            ],
+            "--rates 0.5",
+        ),
         (
             ["--budget", "2", "--target", "n_params=1e9", "--target", "n_params=2", "--hp", "a:log:1:2"],
             "twice",

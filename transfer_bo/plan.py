@@ -150,7 +150,8 @@ def useful_transfer(alpha: float, beta: float, hps: int, cost_power: float = 2.0
         cost_power: r, a run at width n costs n^r.
 
     Returns:
-        "direct" and "transfer" (the slower of its two terms), and "useful" (β > α/2).
+        "direct" and "transfer" (the slower of its two terms), "width": of the proxies, n* ~ F^(1/(hβ+r)), and
+        "useful" (β > α/2).
     """
     if min(alpha, beta, cost_power) <= 0 or hps < 1:
         raise TransferError(
@@ -158,7 +159,8 @@ def useful_transfer(alpha: float, beta: float, hps: int, cost_power: float = 2.0
         )
     direct = -2 * alpha / (hps * alpha + 2 * cost_power)
     transfer = max(-alpha / cost_power, -2 * beta / (hps * beta + cost_power))
-    return {"direct": direct, "transfer": transfer, "useful": beta > alpha / 2}
+    width = 1 / (hps * beta + cost_power)
+    return {"direct": direct, "transfer": transfer, "width": width, "useful": beta > alpha / 2}
 
 
 def make_plan(

@@ -39,13 +39,19 @@ def plan(
         list[str] | None, typer.Option(help="AXIS=VALUE of the smallest proxy that trains like the target.")
     ] = None,
     coordinates: Annotated[str, typer.Option(help="raw, or base under a parametrization.")] = "raw",
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            help="ALPHA,BETA of loss gap and HP gap over width, as `diagnose` finds: adds the theory."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Which ladder and how many trials, or none: what a budget buys, before anything is trained."""
     quiet()
     from rich.table import Table
 
-    from transfer_bo.plan import make_plan
+    from transfer_bo.plan import make_plan, useful_transfer
     from transfer_bo.scale import Scale, default_cost
 
     goal = Scale(scale_of(target, "--target"))
@@ -62,11 +68,20 @@ def plan(
         smallest=goal.replace(**floor) if floor else None,
         coordinates=coordinates,
     )
+    theory = None if rates is None else useful_transfer(*_rates(rates), hps=len(hp))
     if as_json:
-        typer.echo(json.dumps(made.to_json(), indent=2))
+        said = made.to_json() | ({} if theory is None else {"theory": theory})
+        typer.echo(json.dumps(said, indent=2))
         return
     out = console()
     out.print(made.advice, soft_wrap=True)
+    if theory is not None:
+        out.print(
+            f"By theory the loss gap falls with the compute F as F^{theory['direct']:.2f} when tuning "
+            f"directly, as F^{theory['transfer']:.2f} with proxies whose width grows as "
+            f"F^{theory['width']:.2f}: at last, proxies {'gain' if theory['useful'] else 'gain nothing'}.",
+            soft_wrap=True,
+        )
     best = made.transfer if made.use_proxies else made.direct
     if best is None:
         return
@@ -75,6 +90,14 @@ def plan(
         shown = ", ".join(f"{axis} {value:.3g}" for axis, value in scale.items())
         table.add_row(shown, str(n), f"{n * default_cost(scale) / made.run_cost:.2g}")
     out.print(table)
+
+
+def _rates(text: str) -> tuple[float, float]:
+    try:
+        alpha, beta = (float(part) for part in text.split(","))
+    except ValueError:
+        raise TransferError(f"--rates {text} is no ALPHA,BETA; write e.g. --rates 0.5,0.4.") from None
+    return alpha, beta
 
 
 def _range(text: str) -> tuple[str, tuple[str, float, float]]:
