@@ -4,7 +4,7 @@ From 4 or 8 random runs in each of the six small Step Law cells (N <= 268M, D <=
 ones included) each method names a learning rate and a batch size for a larger cell; the excess is that cell's
 loss at the nearest grid point above its best. Methods, all from the same runs:
 
-    suggestion          `suggest_from_runs`
+    suggestion          `suggest_from_runs`; one fit serves all cells, its box opened for the farthest
     median              the same fit, but the median of its optimum instead of least expected loss
     power law           one quadratic in ln loss, its optimum linear in log N and log D, least squares;
                         intervals from 60 bootstrap samples of the runs
@@ -159,6 +159,10 @@ def judge(table: pd.DataFrame, per_cell: int, seed: int, with_rivals: bool = Tru
     rivals: dict[str, PowerLaw | MultiFidelity] = {}
     if with_rivals:
         rivals = {"power law": PowerLaw(done, seed), "BoTorch": MultiFidelity(done, table, seed)}
+    farthest = Scale({axis: float(table[axis].max()) for axis in COLUMNS.axes})
+    began = time.perf_counter()
+    projection = project(rows.runs, rows.dimensions, farthest, Beliefs(seed=seed))
+    seconds = time.perf_counter() - began
     found = []
     for (n_params, tokens), cell in table.groupby(list(COLUMNS.axes)):
         if n_params <= PROXY_N and tokens <= PROXY_D:
@@ -167,9 +171,7 @@ def judge(table: pd.DataFrame, per_cell: int, seed: int, with_rivals: bool = Tru
         target = Scale(n_params=float(n_params), tokens=float(tokens))
         top = logs(cell, HPS)[cell["loss"].argsort()[:5]].mean(0)
         truth = dict(zip(("lr", "batch"), top.tolist(), strict=True))
-        began = time.perf_counter()
-        suggestion = project(rows.runs, rows.dimensions, target, Beliefs(seed=seed)).suggest()
-        seconds = time.perf_counter() - began
+        suggestion = projection.suggest(target)
         medians = {name: float(np.median(draws)) for name, draws in suggestion.optimum.items()}
         optima = np.log2(np.stack([suggestion.optimum[name] for name in HPS], -1))
         answers: dict[str, tuple[int, Array | None, Array | None]] = {
