@@ -2,7 +2,7 @@
 
 A fresh Python needs seconds of a core to load torch and the rest, each time a worker starts. Here that is
 paid once, beside what the parent itself loads, and memory that nobody writes to is shared. Where processes
-can't be forked (Windows) they are fresh ones.
+can't be forked (Windows), or not with all libraries (macOS), they are fresh ones.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -20,7 +21,7 @@ from transfer_bo.runners import worker
 
 __all__ = ["Process", "prepare"]
 
-_CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()
+_CAN_FORK = sys.platform == "linux"
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if _CAN_FORK else "spawn")
 _LOADED = [  # what a worker imports; nothing of it touches a GPU or starts a thread
     "transfer_bo.cli",
