@@ -1,4 +1,4 @@
-"""Whatever an objective returns, the next proposal lies in its ranges; an answer is finite or says why not."""
+"""Whatever an objective returns, the next proposal lies in its ranges, and answers are finite or say why."""
 
 from __future__ import annotations
 
