@@ -123,16 +123,10 @@ class Surrogate:
         return torch.minimum(torch.maximum(z, self.coordinates.z_low), self.coordinates.z_high)
 
     def _drift(self) -> tuple[Tensor, Tensor]:
-        batch_free = any(priors.hp_kind(dim.name) == "batch" for dim in self.coordinates.numeric)
-        table = [
-            [
-                priors.drift_prior(
-                    dim.name, axis, self.settings.coordinates, self.settings.drift_prior, batch_free
-                )
-                for axis in self.coordinates.axes
-            ]
-            for dim in self.coordinates.numeric
-        ]
+        names = [dim.name for dim in self.coordinates.numeric]
+        table = priors.drift_priors(
+            names, self.coordinates.axes, self.settings.coordinates, self.settings.drift_prior
+        )
         both = torch.tensor(table, dtype=torch.double).reshape(self.coordinates.d, self.coordinates.a, 2)
         return both[..., 0], both[..., 1]
 
