@@ -6,7 +6,7 @@ Objectives return at once, so all the time is overhead. "Optuna" is `study.optim
 Optuna's own storage; "ours, random" the same sampler in our loop (retries, marks of ownership, liveness); the
 difference is what safety costs. "ours, search" is `TransferSampler` in its start-up phase. In brackets is the
 time of this process's core, which says more on a busy machine. Then a study of many trials is made, opened in
-a process of its own, and asked for one more. `--trials 0` leaves the loops out.
+a process of its own, and asked for one more. `--trials 0` leaves out the loops, `--large 0` the large study.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def main() -> None:
             with cluster() as server:
                 if given.trials:
                     measure("postgresql", server.url)
-                large(server.url, given.large)
+                if given.large:
+                    large(server.url, given.large)
 
 
 if __name__ == "__main__":
