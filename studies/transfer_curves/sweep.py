@@ -58,6 +58,8 @@ def _parameters(width: int) -> int:
 
 _BASE = Scale(width=32, depth=2, batch=4, tokens=200_000)
 TOKENS_PER_PARAMETER = 8
+_OF_THE_RUN = (("sp", 1.0), ("complete_d_p", 1.0), ("complete_d_p_token_half_life", 1.0))
+"""The last one keeps β1, and β2's half-life in tokens."""
 # Where width stays, SP, its variant and muP are one rule, called "sp": nothing changes with the size. Where
 # width alone grows, muP is Complete(d)P.
 SERIES = (
@@ -66,14 +68,9 @@ SERIES = (
         _grown(_BASE.replace(width=16), "width", (1, 2, 4, 8)),
         (("sp", 1.0), ("sp_embedding_lr", 1.0), ("complete_d_p", 1.0)),
     ),
-    Series("batch", _grown(_BASE, "batch", (1, 2, 4)), (("sp", 1.0), ("complete_d_p", 1.0))),
+    Series("batch", _grown(_BASE, "batch", (1, 2, 4)), _OF_THE_RUN),
     Series("depth", _grown(_BASE, "depth", (1, 2, 4)), (("sp", 1.0), ("complete_d_p", 1.0))),
-    Series(
-        "tokens",
-        _grown(_BASE, "tokens", (1, 2, 4)),
-        # The last one keeps the betas, as the batch stays.
-        (("sp", 1.0), ("complete_d_p", 1.0), ("complete_d_p_token_half_life", 1.0)),
-    ),
+    Series("tokens", _grown(_BASE, "tokens", (1, 2, 4)), _OF_THE_RUN),
     Series(
         "weight_decay",
         tuple(

@@ -1,5 +1,7 @@
 """Roles in models of many kinds, none of them with a hint: only how a tensor is used can tell them."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,6 +156,58 @@ def test_experts(make, up, down):
     assert "expert_down" == roles[f"blocks.0.mlp.{down}"]
     if make is Fused:
         assert "shared" == roles["blocks.0.mlp.select.bias"]
+
+
+class Selected(nn.Module):
+    """Experts in one tensor each, as many as `count` says, the better half of them taken."""
+
+    def __init__(self, width, count):
+        super().__init__()
+        self.select = nn.Linear(width, count, bias=False)
+        self.first = nn.Parameter(0.1 * torch.randn(count, 2 * width, width))
+        self.second = nn.Parameter(0.1 * torch.randn(count, width, 2 * width))
+
+    def forward(self, x):
+        """Same shape."""
+        share, chosen = self.select(x).sigmoid().topk(self.select.out_features // 2, -1)
+        h = F.silu(torch.einsum("efd,btd->btef", self.first, x))
+        out = torch.einsum("edf,btef->bted", self.second, h)
+        return (share[..., None] * out.gather(2, chosen[..., None].expand(*chosen.shape, x.shape[-1]))).sum(2)
+
+
+def test_experts_whose_number_grows():
+    """With more experts in a wider model a router grows like a hidden weight, but its product is ranked."""
+    tensors = tensors_of(with_mlp(lambda width: Selected(width, width // 2)))
+    roles = [tensors[f"blocks.0.mlp.{name}"].role for name in ("select.weight", "first", "second")]
+
+    assert ["router", "expert_up", "expert_down"] == roles
+    assert 4 == tensors["blocks.0.mlp.select.weight"].width
+
+
+class Numbered(Listed):
+    """As `Listed`, with as many experts as the scale says."""
+
+    def __init__(self, width, count):
+        super().__init__(width)
+        self.select = nn.Linear(width, count, bias=False)
+        self.experts.extend(nn.Sequential(*map(copy.deepcopy, self.experts[0])) for _ in range(count - 4))
+
+
+def test_experts_on_an_axis_of_their_own():
+    """More experts than the base has: each corresponds to one of the base's."""
+
+    def build(scale):
+        model = Model(scale)
+        for block in model.blocks:
+            block.mlp = Numbered(scale.width, scale["experts"])
+        return model
+
+    tensors = tensors_of(build, BASE.replace(experts=4), TARGET.replace(experts=8))
+    seventh = tensors["blocks.5.mlp.experts.7.2.weight"]
+
+    assert "expert_down" == seventh.role
+    assert "blocks.1.mlp.experts.0.2.weight" == seventh.base_name
+    assert "router" == tensors["blocks.5.mlp.select.weight"].role
 
 
 class SharedKeys(nn.Module):

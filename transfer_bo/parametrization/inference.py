@@ -243,6 +243,8 @@ def _weight(evidence: Evidence, name: str, grows: tuple[bool, ...]) -> Role | No
     if axes is not None:
         fan_in, fan_out = (any(grows[d] for d in dims) for dims in axes)
         if fan_in and fan_out:
+            if inside and evidence.base_names[name] in evidence.trace.selects:
+                return Role.ROUTER  # to experts whose number grows
             is_conv = isinstance(evidence.owner(name), _ConvNd)
             return Role.CONV_KERNEL if is_conv else Role.HIDDEN_WEIGHT
         if fan_in:
@@ -324,13 +326,11 @@ def _find_experts(evidence: Evidence, roles: dict[str, Role], said: frozenset[st
             or any(p.isdigit() for p in evidence.places[name].inner.split("."))
         )
     }
-    by_block: dict[str, set[str]] = {}
+    by_block: dict[str | None, set[str]] = {}
     for name in experts:
-        base_name = evidence.base_names[name]
-        by_block.setdefault(base_name.removesuffix(evidence.places[name].inner), set()).add(base_name)
+        by_block.setdefault(evidence.places[name].block_path, set()).add(evidence.base_names[name])
     for name in experts:
-        base_name = evidence.base_names[name]
-        others = by_block[base_name.removesuffix(evidence.places[name].inner)] - {base_name}
+        others = by_block[evidence.places[name].block_path] - {evidence.base_names[name]}
         is_down = any(use.upstream & others for use in evidence.uses(name) if use.how == "matmul")
         roles[name] = Role.EXPERT_DOWN if is_down else Role.EXPERT_UP
 

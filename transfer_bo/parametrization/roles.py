@@ -12,7 +12,7 @@ Everything is kept by tensor name: attributes hung on tensors get lost in FSDP, 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,7 @@ from transfer_bo.parametrization.structure import (
     module_types,
     place_of,
 )
-from transfer_bo.parametrization.trace import Trace
+from transfer_bo.parametrization.trace import Trace, like
 from transfer_bo.scale import Scale
 
 __all__ = ["Anatomy", "Tensor", "dissect"]
@@ -200,9 +200,11 @@ class _Builds:
         return {name: tuple(p.shape) for name, p in parameters_of(self.model(scale)).items()}
 
 
-def _base_name(name: str, stacks: Mapping[str, Stack], base_names: Container[str]) -> str:
+def _base_name(name: str, stacks: Mapping[str, Stack], base_names: Collection[str]) -> str:
     found = base_name_of(name, stacks)
-    if found is None or found not in base_names:
+    if found is not None and found not in base_names:
+        found = like(found, base_names)  # an expert more than the base has: another one of its block
+    if found is None:
         raise TransferError(
             f"Tensor {name!r} of the target has no counterpart in the base model; "
             "make build_model give every scale the same layers."

@@ -94,8 +94,15 @@ def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -
         TransferError: if the model has a depth but nothing in it repeats.
     """
     wider = PROBE * base.width
-    in_base = _containers(shapes(base), shapes(base.replace(width=wider)))
-    in_target = _containers(shapes(target.replace(width=base.width)), shapes(target.replace(width=wider)))
+
+    def containers(scale: Scale) -> dict[str, dict[int, Kind]]:
+        return _containers(shapes(scale.replace(width=base.width)), shapes(scale.replace(width=wider)))
+
+    # An axis of the user's own (a number of experts) would make all blocks of the target another kind.
+    own = [axis for axis in base if axis not in ("width", "depth", "batch", "tokens")]
+    if any(base[axis] != target[axis] for axis in own):
+        target = base.replace(depth=target.depth) if "depth" in base else base
+    in_base, in_target = containers(base), containers(target)
     if "depth" not in base:
         alike = [
             path
@@ -108,7 +115,7 @@ def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -
         return {path: _stack(in_base[path], in_target[path], set(in_base[path])) for path in outermost}
 
     deep = base.replace(depth=PROBE * base.depth)
-    in_deeper = _containers(shapes(deep), shapes(deep.replace(width=wider)))
+    in_deeper = containers(deep)
     stacks = {}
     for path, children in in_base.items():
         deeper = in_deeper.get(path, {})

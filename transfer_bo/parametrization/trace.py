@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from transfer_bo.parametrization.builds import modules_of, parameters_of
 
-__all__ = ["Trace", "Use", "trace_uses"]
+__all__ = ["Trace", "Use", "like", "trace_uses"]
 
 INPUT = "<input>"
 """Stands among the names of tensors for what the model was called with."""
@@ -31,7 +31,8 @@ _MATMUL = {"mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2), "baddbmm"
 _MATMUL |= {"_grouped_mm": (0, 1), "dot": (0, 1)}
 _CONV = {"convolution", "_convolution"}
 _LOOKUP = {"embedding", "_embedding_bag"}
-_GATE = {"_softmax", "_safe_softmax", "softmax", "sigmoid", "topk", "_log_softmax", "sort", "argmax"}
+_SELECT = {"topk", "sort", "argmax"}
+_GATE = {"_softmax", "_safe_softmax", "softmax", "sigmoid", "_log_softmax", *_SELECT}
 _COPY = {"clone", "_to_copy", "copy", "contiguous", "lift_fresh_copy"}
 _BY_INDEX = {"index", "index_select"}
 _MULTIPLY = {"mul", "mul_", "div"}
@@ -67,6 +68,8 @@ class Trace:
     """By tensor; layers that were not reached (an expert no token chose) take those of their like."""
     gates: frozenset[str]
     """Tensors whose product goes, element by element, into a softmax, sigmoid or top-k: routers."""
+    selects: frozenset[str] = frozenset()
+    """Those of them whose product is ranked: its largest elements are taken."""
     attention: tuple[tuple[int, float], ...] = ()
     """Size of the heads and what scores are multiplied by, of each fused attention, in the order of calls."""
 
@@ -85,6 +88,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names = names
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.gates: set[str] = set()
+        self.selects: set[str] = set()
         self.attention: list[tuple[int, float]] = []
         self.running: list[str] = [""]
         self._alive: list[Any] = []  # an id is only a name as long as its object lives
@@ -204,7 +208,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         product = frozenset[str]().union(*(self._product.get(id(t), frozenset()) for t in tensors))
         if operation in _GATE:
             self.gates |= product
-            product = frozenset()
+            if operation in _SELECT:
+                self.selects |= product
         if operation in _MATMUL or operation in _CONV or _ATTENTION.search(operation):
             product = products
         for result in results:
@@ -230,8 +235,8 @@ def _dim_of(stride: int, size: int, source: torch.Tensor, alias: _Alias) -> int 
     return None
 
 
-def _like(name: str, seen: Sequence[str]) -> str | None:
-    """Of the tensors that were seen, the one most like a tensor that was not: the nearest in the same place.
+def like(name: str, seen: Collection[str]) -> str | None:
+    """Of some tensors, the one most like another: the nearest in the same place; None if none is.
 
     Names that differ in numbers only; as few of them as possible, and the later the better: for an expert
     that no token chose, another expert of its block.
@@ -279,10 +284,11 @@ def trace_uses(model: nn.Module, arguments: tuple[torch.Tensor, ...]) -> Trace:
         for handle in handles:
             handle.remove()
 
-    seen = {name: name if name in recorder.uses else _like(name, list(recorder.uses)) for name in parameters}
+    seen = {name: name if name in recorder.uses else like(name, list(recorder.uses)) for name in parameters}
     return Trace(
         uses={name: () if of is None else tuple(recorder.uses[of]) for name, of in seen.items()},
         gates=frozenset(name for name, of in seen.items() if of in recorder.gates),
+        selects=frozenset(name for name, of in seen.items() if of in recorder.selects),
         attention=tuple(recorder.attention),
     )
 
