@@ -85,6 +85,25 @@ def test_ratios_are_measured():
     assert 1 == tensors["unembedding.weight"].depth
 
 
+def test_sizes_that_grow_late_grow():
+    """An inner size that is the same up to twice the width of the base is seen growing at the target."""
+
+    class Late(Model):
+        def __init__(self, scale):
+            super().__init__(scale)
+            for block in self.blocks:
+                inner = max(64, 4 * scale.width)
+                block.mlp.up = nn.Linear(scale.width, inner)
+                block.mlp.gate = nn.Linear(scale.width, inner)
+                block.mlp.down = nn.Linear(inner, scale.width)
+
+    tensors = dissect(Late, BASE, TARGET).tensors
+
+    assert "hidden_weight" == tensors["blocks.0.mlp.up.weight"].role
+    assert "hidden_weight" == tensors["blocks.0.mlp.down.weight"].role
+    assert 2 == tensors["blocks.0.mlp.down.weight"].width
+
+
 def test_groups_of_the_reference_transformer():
     """Labels are the layer's name and its families."""
     anatomy = dissect(build_transformer, Scale(width=16, depth=1), Scale(width=32, depth=2))

@@ -240,7 +240,11 @@ def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tup
         return built
 
     narrow, wide = at_width(base.width), at_width(PROBE * base.width)
-    growth = {n: tuple(w != s for s, w in zip(narrow[n], wide[n], strict=True)) for n in shapes}
+    # The target counts too: sizes that are rounded up may be the same at the base and a little above it.
+    growth = {
+        name: tuple(len(set(sizes)) > 1 for sizes in zip(narrow[name], wide[name], shape, strict=True))
+        for name, shape in shapes.items()
+    }
     if not any(map(any, growth.values())):
         raise TransferError(
             f"build_model ignores width: every tensor has the same shape at width {base.width:g} and "
