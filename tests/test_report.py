@@ -78,12 +78,12 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_verified_study_shows_everything(verified: str) -> None:
-    """Verdict, each HP with value and interval, each section, four figures, the tensors, all runs."""
+    """Verdict, each HP with value and interval, each section, five figures, the tensors, all runs."""
     page = _Parsed(verified)
     fit = FakeFit([])
 
     assert [*SECTIONS[:-1], "tensors", SECTIONS[-1]] == page.all("section", "id")
-    assert 4 == len(page.all("img", "src"))
+    assert 5 == len(page.all("img", "src"))
     assert "The measured value lies inside the interval." in page.words
     assert "better than the control run with the documented defaults" in page.words
     for hp, (best, low, high) in fit.optimum(TARGET).items():
@@ -192,7 +192,7 @@ def test_no_verification_yet(tmp_path: Path) -> None:
     assert "has not been verified" in page.words
     assert "No run at the target has been made yet" in page.words
     assert "verified at the target" not in page.words
-    assert 4 == len(page.all("img", "src"))
+    assert 5 == len(page.all("img", "src"))
 
 
 def test_one_rung_and_one_run_are_enough(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_nothing_finished_is_said_in_words(
     assert SECTIONS == page.all("section", "id")
     assert "There is no projection yet." in page.words
     assert f"0 / {len(runs)}" in page.words
-    assert [] == page.all("img", "src")
+    assert (Outcome.DIVERGED in outcomes) == bool(page.all("img", "src"))
 
 
 def test_a_trial_without_a_scale_is_listed(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ class Run:
 def run_somehow(model: nn.Module, inputs: Arguments | None) -> Run:
     """Call a model with the given inputs, or with the first guess that works, and watch it."""
     reason = "no input could be guessed"
-    for arguments in _guesses(model) if inputs is None else [inputs]:
+    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    for given in _guesses(model) if inputs is None else [inputs]:
+        arguments = tuple(x.to(precision) if x.is_floating_point() else x for x in given)
         try:
             return Run(model, arguments, trace_uses(model, arguments), "")
         except Exception as error:

@@ -313,7 +313,7 @@ def run_verification(
         study_file: The study.
         console: Where progress is shown.
         controls: Name -> HPs of the runs to compare with; by default the documented defaults, if the study
-            file asks for a control, and the best setting without multipliers, if there are multipliers.
+            file asks for a control, and the best setting without multipliers, if it has [per_module].
         replicate: How often suggestion and controls are run again with new seeds.
 
     Raises:
@@ -348,7 +348,7 @@ def _controls(task: Task, study: optuna.Study) -> dict[str, dict[str, float]]:
     """What a suggestion is compared with: name -> HPs."""
     defaults = task.space.defaults
     controls = {"documented defaults": defaults}
-    if any(is_multiplier(name) for name in defaults):
+    if task.file.per_module is not None:
 
         def is_global(run: Run) -> bool:
             return all(run.params.get(n, v) == v for n, v in defaults.items() if is_multiplier(n))
