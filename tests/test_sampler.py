@@ -15,7 +15,7 @@ from optuna.testing.pytest_samplers import (
 
 import transfer_bo as tb
 from transfer_bo.history import read_runs, read_settings
-from transfer_bo.scale import RUNG, SCALE_ATTR
+from transfer_bo.scale import RUNG, SCALE_ATTR, default_cost
 
 RUNGS = [tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=1e5), tb.Scale(width=64, tokens=4e5)]
 TARGET = tb.Scale(width=256, tokens=1e6)
@@ -221,3 +221,27 @@ def test_bad_settings_are_refused(options: dict, message: str) -> None:
 
     with pytest.raises(tb.TransferError, match=message):
         tb.TransferSampler(**settings)
+
+
+def test_stages_are_kept_with_the_study_and_asked_for_well() -> None:
+    """Multipliers stay at their defaults at first, known to the study or not; a bad share is refused."""
+    ladder = tb.Ladder(RUNGS)
+    cost = 3 * default_cost(RUNGS[0])
+    sampler = tb.TransferSampler(
+        ladder=ladder, target=TARGET, seed=0, budget=2 * cost, global_share=0.5, defaults={"lr.q": 2.0}
+    )
+    study = optuna.create_study(sampler=sampler)
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial)
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        return loss_at(scale, lr * trial.suggest_float("lr.q", 1 / 8, 8, log=True), 0.1)
+
+    study.optimize(objective, n_trials=2)
+
+    assert [2.0, 2.0] == [trial.params["lr.q"] for trial in study.trials]
+    assert 0.5 == read_settings(study).global_share
+    for share, budget in ((1.0, 1.0), (-0.1, 1.0), (0.5, None)):
+        with pytest.raises(tb.TransferError, match="global_share is"):
+            tb.TransferSampler(ladder=ladder, target=TARGET, global_share=share, budget=budget)

@@ -129,6 +129,8 @@ class Settings:
         defaults: prior guess of the optimum, by HP.
         budget: tuning compute in the unit of `costs`, or None.
         seed: of the sampler.
+        global_share: of the budget, for HPs of all tensors alone before multipliers of groups join; None to
+            search everything at once.
     """
 
     scales: tuple[Scale, ...]
@@ -140,6 +142,7 @@ class Settings:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     budget: float | None = None
     seed: int = 0
+    global_share: float | None = None
 
     @property
     def base(self) -> Scale:

@@ -30,9 +30,13 @@ from transfer_bo.history import (
     spent,
 )
 from transfer_bo.scale import RUNG, SCALE_ATTR, Ladder, Scale, default_cost
+from transfer_bo.space import is_multiplier
+from transfer_bo.surrogate.dimension import Dimension
 
 __all__ = ["TransferSampler"]
 
+JUDGE_EVERY = 20
+"""After so many trials it is judged anew which HPs are nil."""
 DriftPrior = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
@@ -57,6 +61,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
         defaults: prior guess of the optimum, `{hp: value}`; by default the middle of each range.
         n_startup_trials: runs before the surrogate is used, spread by a low-discrepancy sequence over the
             cheaper rungs; by default one more than there are HPs, at least 4 and at most 12.
+        global_share: search in two stages. For this share of the budget HPs named `kind.group`, which
+            multiply `kind` for some tensors, stay at their defaults; then all HPs are searched, in a trust
+            region around the best setting, at the cheapest rung. For 20 multipliers or more.
         seed: the same seed gives the same proposals for the same history.
 
     Raises:
@@ -75,6 +82,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         drift_prior: DriftPrior | None = None,
         defaults: Mapping[str, Any] | None = None,
         n_startup_trials: int | None = None,
+        global_share: float | None = None,
         seed: int | None = None,
     ) -> None:
         if (ladder is None) != (target is None):
@@ -85,6 +93,13 @@ class TransferSampler(optuna.samplers.BaseSampler):
             raise TransferError(f'coordinates is {coordinates!r}; set it to "base" or "raw".')
         if budget is not None and not budget > 0:
             raise TransferError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
+        if global_share is not None and not (0 <= global_share < 1 and budget is not None):
+            raise TransferError(
+                f"global_share is {global_share!r} and budget {budget!r}; give a share from 0 to below 1, "
+                "and a budget."
+            )
+        self._global_share = global_share
+        self._found_nil: dict[int, frozenset[str]] = {}
         self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
         self._any_seed = seed is None
         self._ladder, self._target, self._budget = ladder, target, budget
@@ -170,6 +185,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
                 rungs=affordable,
                 n_startup=self._n_startup_trials,
                 number=trial.number,
+                still=self._nil(runs, dimensions) if self._global_share is not None else (),
             )
         proposal = {RUNG: rung, **params}
         return {name: _on_grid(proposal[name], search_space[name]) for name in search_space}
@@ -189,6 +205,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
             settings = self._share_settings(study)
             runs = [run for run in read_runs(study) if run.number != trial.number]
             return min(self._affordable(settings, runs), key=lambda index: settings.costs[index])
+        if self._global_share and is_multiplier(param_name):
+            return self._defaults.get(
+                param_name, 1.0
+            )  # known from the second trial on, and at its default till then
         own = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
         return optuna.samplers.RandomSampler(seed=int(own.integers(2**31))).sample_independent(
             study, trial, param_name, param_distribution
@@ -218,6 +238,16 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if not (np.isfinite(cost) and cost > 0):
             raise TransferError(f"cost({scale}) is {cost!r}; make it a positive finite number.")
         return cost
+
+    def _nil(self, runs: Sequence[Run], dimensions: Sequence[Dimension]) -> frozenset[str]:
+        """HPs that the runs show to be nil; judged every `JUDGE_EVERY` trials, for it takes seconds."""
+        until = max((run.number for run in runs), default=0) // JUDGE_EVERY * JUDGE_EVERY
+        if until not in self._found_nil:
+            from transfer_bo.diagnostics.importance import nil_hps
+
+            judged = [run for run in runs if run.number < until and run.purpose == "search"]
+            self._found_nil[until] = frozenset(nil_hps(judged, dimensions, self._seed))
+        return self._found_nil[until]
 
     def _affordable(self, settings: Settings, runs: Sequence[Run]) -> list[int]:
         """Rungs whose cost fits into what is left; the cheapest one, and `exhausted`, if none does."""
@@ -251,6 +281,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             defaults=self._defaults,
             budget=self._budget,
             seed=self._seed,
+            global_share=self._global_share,
         )
         plain = json.loads(json.dumps(settings.to_json()))  # as it comes back: JSON knows no tuples
         if stored != plain:

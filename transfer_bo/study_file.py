@@ -38,6 +38,7 @@ A study file in full (every section and key; those with a value after `#` may be
     # types = ["lr", "init_std", "residual"]   # kinds with one for each module type (residual: each branch)
     # depth = ["lr"]                  # kinds with a profile over depth
     # depth_knots = 2                 # 2; numbers per profile
+    # global_share = 0.3              # 0.3; of the budget for [space] alone, before the trust region
     # prior = "none"                  # "none"; "sharpness": learning rates start at the ratios of 2502.19002
 
     [budget]
@@ -158,6 +159,7 @@ class PerModule(_Section):
     depth: list[str] = []
     depth_knots: Annotated[Whole, Field(ge=2)] = 2
     prior: Literal["none", "sharpness"] = "none"
+    global_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 
 class Budget(_Section):

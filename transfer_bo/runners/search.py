@@ -27,6 +27,7 @@ def make_sampler(task: Task) -> TransferSampler:
         budget=task.budget,
         coordinates=task.coordinates,
         defaults=task.space.defaults,
+        global_share=None if task.file.per_module is None else task.file.per_module.global_share,
     )
 
 

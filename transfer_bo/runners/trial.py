@@ -196,7 +196,10 @@ class StudyTask(Task):
         self._parametrizations: dict[Scale, Any] = {}
         self._costs: dict[Scale, float] = {}
         if study_file.per_module is not None:
-            base, chosen = self.parametrization(study_file.base), study_file.per_module.model_dump()
+            base, chosen = (
+                self.parametrization(study_file.base),
+                study_file.per_module.model_dump(exclude={"global_share"}),
+            )
             try:
                 self.space = self.space.with_modules(base, **chosen)
             except TransferError as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from transfer_bo.scale import Scale
+from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.priors import MULTIPLIES
 
@@ -76,9 +77,14 @@ class Coordinates:
         ).reshape(self.d, self.d)
 
     def z(self, params: Mapping[str, Any]) -> Tensor:
-        """Centred natural coordinates of the numeric HPs (d); nan where an HP is missing (conditional)."""
+        """Centred natural coordinates of the numeric HPs (d); nan where an HP is missing (conditional).
+
+        A multiplier that a run did not have was 1 in it.
+        """
+        missing = [1.0 if is_multiplier(dim.name) else math.nan for dim in self.numeric]
         raw = [
-            dim.forward(float(params[dim.name])) if dim.name in params else math.nan for dim in self.numeric
+            dim.forward(value) if (value := float(params.get(dim.name, none))) == value else math.nan
+            for dim, none in zip(self.numeric, missing, strict=True)
         ]
         return torch.tensor(raw, dtype=torch.double) - self._centre
 

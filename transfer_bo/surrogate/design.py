@@ -1,10 +1,15 @@
-"""The order of a search: start-up points, then the acquisition, with a check of the optimum now and then."""
+"""The order of a search: start-up points, then the acquisition, with a check of the optimum now and then.
+
+With `Settings.global_share` it has two stages: HPs of all tensors first, multipliers of groups at their
+defaults; then everything, in a trust region around the best setting (2512.22382).
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.optimum import least_expected_loss
 from transfer_bo.surrogate.priors import is_unknown, optimum_spread
 from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.trust_region import propose_near, without_multipliers
 
 __all__ = ["next_run"]
 
@@ -45,6 +51,7 @@ def next_run(
     rungs: Sequence[int],
     n_startup: int | None,
     number: int,
+    still: Collection[str] = (),
 ) -> tuple[int, dict[str, Any]]:
     """Rung index and HPs of the next run.
 
@@ -57,14 +64,30 @@ def next_run(
         n_startup: number of start-up runs, or None for one more than there are HPs (4 to 12; fewer where the
             budget is small).
         number: of the trial; with the settings' seed it determines all randomness.
+        still: HPs that the second stage leaves where they are.
     """
+    searched = [run for run in runs if run.purpose == "search" and run.outcome is not Outcome.WAITING]
     cheapest = min(settings.costs[index] for index in rungs)
+    if settings.global_share is not None and settings.budget is not None:
+        plain = without_multipliers(dimensions)
+        at = {dim.name: settings.defaults.get(dim.name, 1.0) for dim in dimensions if dim not in plain}
+        if plain and at and spent(settings, runs) < settings.global_share * settings.budget:
+            first = replace(settings, global_share=None, budget=settings.global_share * settings.budget)
+            rung, params = next_run(
+                settings=first,
+                runs=runs,
+                dimensions=plain,
+                maximise=maximise,
+                rungs=rungs,
+                n_startup=n_startup,
+                number=number,
+            )
+            return rung, {**at, **params}
     if n_startup is None:
         n_startup = min(max(len(dimensions) + 1, 4), 12)
         if settings.budget is not None:
             affordable = int(STARTUP_MOST * settings.budget / cheapest)
             n_startup = max(min(n_startup, affordable), 2)
-    searched = [run for run in runs if run.purpose == "search" and run.outcome is not Outcome.WAITING]
     informative = [run for run in searched if run.outcome is not Outcome.ERROR]
     finished = [run for run in runs if run.outcome is Outcome.FINISHED and run.scale is not None]
     if len(informative) < n_startup or not finished:
@@ -82,6 +105,12 @@ def next_run(
     generator = torch.Generator().manual_seed(
         int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     )
+    if settings.global_share is not None:
+        index = min(rungs, key=lambda index: settings.costs[index])
+        greedy = number % CHECK_EVERY == 0
+        scale = settings.scales[index]
+        params = propose_near(surrogate, scale, generator, greedy=greedy, maximise=maximise, still=still)
+        return index, params
     if number % CHECK_EVERY == 0:
         limit = math.inf if settings.budget is None else CHECK_SHARE * settings.budget
         counts = Counter(run.scale for run in searched)
