@@ -191,3 +191,19 @@ def test_workers_that_keep_dying_end_the_run(
 
     with pytest.raises(TransferError, match=r"died 4 times, last with exit code 1; look into .*workers\.log"):
         local.run_search(study_file, Console(file=io.StringIO()))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_request_to_end_that_got_lost_is_remembered() -> None:
+    """An exception raised in a destructor goes nowhere; the loop still learns that it was asked to end."""
+
+    class Deaf:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with local._remembered() as was_asked:
+        before = was_asked()
+        Deaf()
+
+    assert not before
+    assert was_asked()

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -103,6 +104,29 @@ def devices_of(slot: int, ranks: int, visible: str | None) -> str | None:
     return ",".join(visible.split(",")[slot * ranks : (slot + 1) * ranks])
 
 
+@contextlib.contextmanager
+def _remembered() -> Iterator[Callable[[], bool]]:
+    """Whether this process was asked to end: an exception raised in a destructor or a callback is lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remember(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.default_int_handler(number, frame)
+
+    for number, handler in before.items():
+        if handler is signal.default_int_handler:
+            signal.signal(number, remember)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @functools.cache
 def _visible_devices() -> str | None:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -166,14 +190,17 @@ class Pool:
         Raises:
             TransferError: what a worker had to say, or that workers keep dying.
         """
-        while self.workers:
-            for worker in list(self.workers):
-                code = worker.process.exitcode
-                if code is not None:
-                    self.workers.remove(worker)
-                    self._ended(worker, code, note)
-            tick()
-            time.sleep(POLL_SECONDS)
+        with _remembered() as was_asked:
+            while self.workers:
+                for worker in list(self.workers):
+                    code = worker.process.exitcode
+                    if code is not None:
+                        self.workers.remove(worker)
+                        self._ended(worker, code, note)
+                tick()
+                time.sleep(POLL_SECONDS)
+                if was_asked():
+                    raise KeyboardInterrupt
 
     def _ended(self, worker: _Worker, code: int, note: Callable[[str], None]) -> None:
         said = worker.process.said
