@@ -240,8 +240,7 @@ class Projection:
         """Draws of the optimum in natural coordinates (count x d), the same ones at every call."""
         coordinates = self.surrogate.coordinates
         draws = self._ensemble.at(coordinates.s(scale))
-        z = draws.optimum @ coordinates.unmix.T + draws.off
-        return torch.minimum(torch.maximum(z, coordinates.z_low), coordinates.z_high)
+        return coordinates.clip_z(draws.optimum @ coordinates.unmix.T + draws.off)
 
     def _values(self, z: Tensor) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
         value = self.surrogate.coordinates.value_of

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfer_bo.surrogate.gp import SCALES, LandscapeGP, scales_misfit
+from transfer_bo.surrogate.gp import SCALES, LandscapeGP, normal_draws, scales_misfit
 
 __all__ = ["Draws", "Ensemble"]
 
@@ -123,9 +123,7 @@ def _conditional(
         prior = torch.cat([prior, kernel.residual[None] ** 2 + kernel.level**2 * s.abs().sum()])
     half = torch.linalg.solve_triangular(whiten, cross, upper=False)  # n x (d + 1)
     mean = torch.linalg.solve_triangular(whiten, surprise.T, upper=False).T @ half
-    values, vectors = torch.linalg.eigh(torch.diag(prior) - half.T @ half)
-    standard = torch.randn(len(surprise), len(values), dtype=torch.double, generator=generator)
-    both = mean + (standard * values.clamp(min=0).sqrt()) @ vectors.T
+    both = normal_draws(mean, torch.diag(prior) - half.T @ half, len(surprise), generator)
     error = both[:, -1] if x is not None else torch.zeros(len(both), dtype=torch.double)
 
     mix = landscape.coordinates.mix

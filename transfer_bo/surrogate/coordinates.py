@@ -109,8 +109,11 @@ class Coordinates:
 
     def clip(self, v: Tensor) -> Tensor:
         """V (... x d) moved into the box of the searched ranges."""
-        z = v @ self.unmix.T
-        return torch.minimum(torch.maximum(z, self.z_low), self.z_high) @ self.mix.T
+        return self.clip_z(v @ self.unmix.T) @ self.mix.T
+
+    def clip_z(self, z: Tensor) -> Tensor:
+        """Natural coordinates (... x d) moved into the box of the searched ranges."""
+        return torch.minimum(torch.maximum(z, self.z_low), self.z_high)
 
     def params(self, v: Tensor, flags: Tensor | None = None) -> dict[str, Any]:
         """User values of v (d) and of one-hot scores (k; the largest wins), within the ranges."""

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from transfer_bo.surrogate.landscape import Landscape
 
-__all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "scales_misfit"]
+__all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "normal_draws", "scales_misfit"]
 
 JITTER_REACH = 0.7
 """Doublings over which two scales share the jitter of their optimum."""
@@ -352,9 +352,7 @@ class Latent:
             Indices of the picked rows, at least one; the one that alone lowers most per cost comes first.
         """
         mean, joint, _ = self.values(contenders)
-        values, vectors = torch.linalg.eigh(joint)
-        draws = torch.randn(DRAWS, len(mean), dtype=torch.double, generator=generator)
-        draws = mean + (draws * values.clamp(min=0).sqrt()) @ vectors.T
+        draws = normal_draws(mean, joint, DRAWS, generator)
         chance = torch.bincount(draws.argmin(-1), minlength=len(mean)).double() / DRAWS
         _, V0, explained = self.values(X)
         # bowl: Cov(f(x), H^(1/2) v*)
@@ -399,11 +397,16 @@ class Latent:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws of ξ (count x latent)."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        half = vectors * values.clamp(min=0).sqrt()
-        standard = torch.randn(count, len(values), dtype=torch.double, generator=generator)
-        draws: Tensor = self.mean + standard @ half.T
-        return draws
+        return normal_draws(self.mean, self.covariance, count, generator)
+
+
+def normal_draws(mean: Tensor, covariance: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws of a normal vector (count x n); the covariance may be singular, the mean n or count x n."""
+    values, vectors = torch.linalg.eigh(covariance)
+    half = vectors * values.clamp(min=0).sqrt()
+    standard = torch.randn(count, len(values), dtype=torch.double, generator=generator)
+    draws: Tensor = mean + standard @ half.T
+    return draws
 
 
 def fit(X: Tensor, y: Tensor, landscape: Landscape) -> LandscapeGP:

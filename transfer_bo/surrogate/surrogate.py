@@ -117,11 +117,6 @@ class Surrogate:
         """Posterior of the landscape and of the optimum at a scale."""
         return self.model.latent(self.coordinates.s(scale), x, self.pending() if pending else None)
 
-    def draws_in_z(self, draws: Tensor, latent: gp.Latent) -> Tensor:
-        """The optimum of each draw of ξ in natural coordinates, kept inside the box (count x d)."""
-        z = (draws @ latent.path_map().T) @ self.coordinates.unmix.T
-        return torch.minimum(torch.maximum(z, self.coordinates.z_low), self.coordinates.z_high)
-
     def _drift(self) -> tuple[Tensor, Tensor]:
         names = [dim.name for dim in self.coordinates.numeric]
         table = priors.drift_priors(

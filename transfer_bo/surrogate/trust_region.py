@@ -28,8 +28,10 @@ from torch import Tensor
 from transfer_bo.history import Outcome, Run
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
+from transfer_bo.surrogate.acquisition import RISK
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.surrogate.gp import normal_draws
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["Region", "propose_near", "side_of", "without_multipliers"]
@@ -44,8 +46,6 @@ MOVED = 20
 """About so many HPs move at once."""
 CANDIDATES = 256
 """Points a proposal is picked from; half of them draws of the optimum."""
-RISK = 0.3
-"""As in `acquisition`."""
 
 
 def side_of(losses: Iterable[float | None], best: float, dimensions: int, maximise: bool = False) -> float:
@@ -163,9 +163,7 @@ def propose_near(
         X = X[risk[1:] <= max(RISK, float(risk[0]), float(risk[1:].min()))]
     mean, covariance, _ = latent.values(X)
     if not greedy:
-        values, vectors = torch.linalg.eigh(covariance)
-        standard = torch.randn(len(mean), dtype=torch.double, generator=generator)
-        mean = mean + vectors @ (values.clamp(min=0).sqrt() * standard)
+        mean = normal_draws(mean, covariance, 1, generator)[0]
     chosen, flags, _ = surrogate.landscape.split(X[int(mean.argmin())])
     return coordinates.params(chosen, flags)
 
