@@ -1,4 +1,4 @@
-"""What all commands share: the application, how mistakes and interruptions are spoken of, the console."""
+"""What all commands share: the application, its flags, how mistakes and interruptions are spoken of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -29,12 +29,16 @@ __all__ = [
     "app",
     "console",
     "interruptible",
+    "kind_of",
+    "once",
     "quiet",
+    "scale_of",
     "spoken",
 ]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,3 +105,33 @@ def quiet() -> None:
 
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def kind_of(text: str) -> tuple[str, str]:
+    """A flag's HP:KIND."""
+    name, colon, kind = text.rpartition(":")
+    if not colon or not name:
+        raise TransferError(f"--hp {text} names no kind; write e.g. --hp {text.strip(':') or 'lr'}:log.")
+    return name, kind
+
+
+def once(pairs: Sequence[tuple[str, V]], flag: str) -> dict[str, V]:
+    """What a flag said of each name; refused where it spoke of one name twice."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise TransferError(f"{flag} is given twice for {twice!r}; give it once.")
+    return dict(pairs)
+
+
+def scale_of(texts: Sequence[str], flag: str) -> dict[str, float]:
+    """A flag's AXIS=NUMBER, once for each axis."""
+    return once([_pair(text, flag) for text in texts], flag)
+
+
+def _pair(text: str, flag: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise TransferError(f"{flag} {text} is no AXIS=NUMBER; write e.g. {flag} n_params=1.07e9.") from None

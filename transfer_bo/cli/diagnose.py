@@ -21,10 +21,11 @@ from transfer_bo.cli.common import (
     StudyOrRuns,
     app,
     console,
+    kind_of,
+    once,
     quiet,
     spoken,
 )
-from transfer_bo.cli.suggest import kind_of, once
 from transfer_bo.errors import TransferError
 from transfer_bo.study_file import load_study_file
 

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from transfer_bo.cli.common import app, console, quiet, spoken
-from transfer_bo.cli.suggest import once, scale_of
+from transfer_bo.cli.common import app, console, once, quiet, scale_of, spoken
 from transfer_bo.errors import TransferError
 
 __all__: list[str] = []

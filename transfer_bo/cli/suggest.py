@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -19,15 +18,16 @@ from transfer_bo.cli.common import (
     StudyOrRuns,
     app,
     console,
+    kind_of,
+    once,
     quiet,
+    scale_of,
     spoken,
 )
 from transfer_bo.errors import TransferError
 from transfer_bo.study_file import StudyFile, load_study_file
 
-__all__ = ["kind_of", "once", "scale_of"]
-
-_Value = TypeVar("_Value")
+__all__: list[str] = []
 
 
 @app.command()
@@ -137,36 +137,6 @@ def _suggestion(study_file: StudyFile) -> Any:
     from transfer_bo.runners.storage import open_study
 
     return suggest(open_study(study_file), target=study_file.target)
-
-
-def kind_of(text: str) -> tuple[str, str]:
-    """A flag's HP:KIND."""
-    name, colon, kind = text.rpartition(":")
-    if not colon or not name:
-        raise TransferError(f"--hp {text} names no kind; write e.g. --hp {text.strip(':') or 'lr'}:log.")
-    return name, kind
-
-
-def once(pairs: Sequence[tuple[str, _Value]], flag: str) -> dict[str, _Value]:
-    """What a flag said of each name; refused where it spoke of one name twice."""
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise TransferError(f"{flag} is given twice for {twice!r}; give it once.")
-    return dict(pairs)
-
-
-def scale_of(texts: Sequence[str], flag: str) -> dict[str, float]:
-    """A flag's AXIS=NUMBER, once for each axis."""
-    return once([_pair(text, flag) for text in texts], flag)
-
-
-def _pair(text: str, flag: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        raise TransferError(f"{flag} {text} is no AXIS=NUMBER; write e.g. {flag} n_params=1.07e9.") from None
 
 
 def _model(model: str | None, base: list[str] | None, rule: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,10 +96,7 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
     Raises:
         TransferError: if only one HP varies, or no scale has enough finished runs.
     """
-    by_scale: dict[Scale, list[Run]] = {}
-    for run in runs:
-        if run.outcome is Outcome.FINISHED and run.scale is not None and run.loss is not None:
-            by_scale.setdefault(run.scale, []).append(run)
+    by_scale = _finished_by_scale(runs)
     if not by_scale:
         raise TransferError("No run has finished with a finite loss; there is nothing to diagnose.")
     if len(dimensions) < 2:
@@ -164,11 +161,7 @@ def nil_hps(
         `{hp: {method: its share relative to the mean of the made-up ones}}` for the nil HPs; none where the
         scale has less than `RUNS_PER_HP` finished runs per HP.
     """
-    by_scale: dict[Scale, list[Run]] = {}
-    for run in runs:
-        is_done = run.outcome is Outcome.FINISHED and run.scale is not None and run.loss is not None
-        if is_done and _complete(run, dimensions):
-            by_scale.setdefault(run.scale, []).append(run)  # type: ignore[arg-type]
+    by_scale = _finished_by_scale(run for run in runs if _complete(run, dimensions))
     at = max(by_scale.values(), key=len, default=[])
     varying = [dim for dim in dimensions if len({run.params[dim.name] for run in at}) > 1]
     if len(varying) < 2 or len(at) < max(MIN_RUNS, RUNS_PER_HP * len(varying)):
@@ -206,6 +199,14 @@ class _Table:
 
     def take(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> _Table:
         return _Table(self.X[rows], self.y[rows], self.origin[rows])
+
+
+def _finished_by_scale(runs: Iterable[Run]) -> dict[Scale, list[Run]]:
+    by_scale: dict[Scale, list[Run]] = {}
+    for run in runs:
+        if run.outcome is Outcome.FINISHED and run.scale is not None and run.loss is not None:
+            by_scale.setdefault(run.scale, []).append(run)
+    return by_scale
 
 
 def _complete(run: Run, dimensions: Sequence[Dimension]) -> bool:

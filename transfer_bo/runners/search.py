@@ -40,7 +40,7 @@ def enqueue_defaults(study: optuna.Study, task: Task) -> None:
 
 
 def spent_so_far(study: optuna.Study, runs: Sequence[Run]) -> float:
-    """Compute used or reserved by the search, in the unit of the cost (see `transfer_bo.sampler.spent`)."""
+    """Compute used or reserved by the search, in the unit of the cost (see `transfer_bo.history.spent`)."""
     if SETTINGS_ATTR not in study.user_attrs:  # no trial has started yet
         return 0.0
     return spent(read_settings(study), runs)
