@@ -111,20 +111,19 @@ def _remembered() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def remember(number: int, frame: Any) -> None:
         asked.append(number)
         signal.default_int_handler(number, frame)
 
-    for number, handler in before.items():
-        if handler is signal.default_int_handler:
-            signal.signal(number, remember)
+    ours = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.default_int_handler]
+    for number in ours:
+        signal.signal(number, remember)
     try:
         yield lambda: bool(asked)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, signal.default_int_handler)
 
 
 @functools.cache
