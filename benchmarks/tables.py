@@ -159,12 +159,16 @@ def _moe() -> Iterator[Problem]:
         )
 
 
+def _widths(name: str, metric: str) -> dict[Scale, pd.DataFrame]:
+    """A table by width; the columns that begin with `metric` are seeds."""
+    table = pd.read_csv(find(name)).rename(columns=lambda column: column.replace(metric, "seed"))
+    return {Scale(width=w): cell.reset_index(drop=True) for w, cell in table.groupby("width")}
+
+
 def _fcnet() -> Iterator[Problem]:
     """Regression networks: widths up to 64 are proxies of width 512."""
     for name in ("protein_structure", "parkinsons_telemonitoring"):
-        table = pd.read_csv(find(f"fcnet_square_{name}.csv.gz"))
-        table = table.rename(columns={f"val_mse_s{i}": f"seed{i}" for i in range(4)})
-        cells = {Scale(width=w): cell.reset_index(drop=True) for w, cell in table.groupby("width")}
+        cells = _widths(f"fcnet_square_{name}.csv.gz", "val_mse_s")
         params = {s: float(cell["n_params"].iloc[0]) for s, cell in cells.items()}
         target = Scale(width=512)
         yield Problem(
@@ -191,9 +195,7 @@ def _fcnet() -> Iterator[Problem]:
 def _hpobench() -> Iterator[Problem]:
     """Classifiers: widths up to 101 are proxies of width 1024."""
     for name in ("phoneme", "kc1"):
-        table = pd.read_csv(find(f"hpobench_nn_{name}.csv.gz"))
-        table = table.rename(columns={f"val_err_s{i}": f"seed{i}" for i in range(5)})
-        cells = {Scale(width=w): cell.reset_index(drop=True) for w, cell in table.groupby("width")}
+        cells = _widths(f"hpobench_nn_{name}.csv.gz", "val_err_s")
         target = Scale(width=1024)
         yield Problem(
             f"hpobench {name}",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from commands import commands
 from rich.console import Console
 
 from transfer_bo import Outcome, TransferError
@@ -40,24 +41,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start `transfer-bo run FILE` as a process; what is left of it is ended after the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(path: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "transfer_bo.cli", "run", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    with commands(tmp_path) as run:
+        yield lambda path: run("run", str(path))
 
 
 def search(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from commands import commands
 from postgres import PASSWORD, Cluster, cluster, why_not
 
 from transfer_bo import Outcome
@@ -50,24 +50,8 @@ def server() -> Iterator[Cluster]:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start `transfer-bo worker ARGUMENTS` in the folder of the text; it is ended after the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: str, storage: str | None = None) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "transfer_bo.cli", "worker", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFER_BO_STORAGE": storage or ""},
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    with commands(tmp_path) as run:
+        yield lambda *arguments, storage=None: run("worker", *arguments, TRANSFER_BO_STORAGE=storage or "")
 
 
 def stored(path: Path, server: Cluster) -> optuna.Study:
