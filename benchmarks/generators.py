@@ -28,7 +28,7 @@ A problem in which more than half of the runs diverge is drawn again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ AXIS_SETS = [
     *(("n_params",), ("tokens",), ("width",), ("n_params", "tokens"), ("width", "tokens")),
     *(("width", "depth"), ("width", "depth", "tokens")),
 ]
-BASE_DRIFT = {"n_params": 0.1, "width": 0.1, "depth": 0.1, "tokens": 0.2}  # mean 0
+BASE_DRIFT = {"n_params": 0.1, "width": 0.1, "depth": 0.1, "tokens": 0.3}  # mean 0
 RAW_DRIFT = {
     ("lr", "n_params"): (-0.38, 0.20),
     ("lr", "tokens"): (-0.40, 0.20),  # with a batch size among the HPs: (-.03, .20)
@@ -61,6 +61,8 @@ RAW_DRIFT = {
     ("batch_tokens", "n_params"): (0.08, 0.20),
     ("batch_tokens", "tokens"): (0.50, 0.15),
 }  # anything else: (0, .3)
+TRADING, TRADE = ("lr", "batch_tokens"), -0.7
+"""HPs whose drifts with n_params and with tokens are correlated in raw coordinates, and by how much."""
 FLATTEN, TOLERANCE = 0.3, 0.15
 FEATURES = 400
 """Random Fourier features of the residual."""
@@ -199,7 +201,7 @@ def _right(
     if "weight_decay" in hps:
         mix[hps.index("weight_decay"), hps.index("lr")] = 1.0
     u = rng.normal(0, 2 * half / 12**0.5)
-    B = np.array([[_drift(hp, axis, coordinates, hps, rng) for axis in axes] for hp in hps])
+    B = np.array([_drift(hp, axes, coordinates, hps, rng) for hp in hps])
     apart = ((places[:, None] - places[None]) ** 2).sum(-1)
     half_jitter = np.linalg.cholesky(np.exp(-0.5 * apart / 0.7**2) + 1e-9 * np.eye(len(places)))
     jitter = rng.lognormal(np.log(0.2), 0.4) * half_jitter @ rng.normal(size=(len(places), d))
@@ -258,12 +260,19 @@ def _right(
     return Problem(hps, axes, coordinates, half, cells, target, optimum, smooth, bowl, noise, chance)
 
 
-def _drift(hp: str, axis: str, coordinates: str, hps: tuple[str, ...], rng: np.random.Generator) -> float:
+def _drift(
+    hp: str, axes: Sequence[str], coordinates: str, hps: tuple[str, ...], rng: np.random.Generator
+) -> Array:
+    """One HP's drift along the axes (a)."""
     if coordinates == "base":
-        return float(rng.normal(0, BASE_DRIFT[axis]))
-    if (hp, axis) == ("lr", "tokens") and "batch_tokens" in hps:
-        return float(rng.normal(-0.03, 0.20))
-    return float(rng.normal(*RAW_DRIFT.get((hp, axis), (0.0, 0.3))))
+        return rng.normal(0, [BASE_DRIFT[axis] for axis in axes])
+    table = {**RAW_DRIFT, ("lr", "tokens"): (-0.03, 0.20)} if "batch_tokens" in hps else RAW_DRIFT
+    mean, sd = np.array([table.get((hp, axis), (0.0, 0.3)) for axis in axes]).T
+    together = np.eye(len(axes))
+    if hp in TRADING and {"n_params", "tokens"} <= set(axes):
+        i, j = axes.index("n_params"), axes.index("tokens")
+        together[i, j] = together[j, i] = TRADE
+    return rng.multivariate_normal(mean, together * np.outer(sd, sd))
 
 
 def _heavy_noise(rng: np.random.Generator) -> Problem:

@@ -18,10 +18,12 @@ from transfer_bo.surrogate.dimension import Dimension
 __all__ = [
     "ERROR_ATTR",
     "OUTCOME_ATTR",
+    "PARAMS_ATTR",
     "PROGRESS_STEPS",
     "PURPOSE_ATTR",
     "SECONDS_ATTR",
     "SETTINGS_ATTR",
+    "SOURCE_ATTR",
     "Outcome",
     "Run",
     "Settings",
@@ -39,7 +41,12 @@ ERROR_ATTR = "transfer_bo:error"
 SECONDS_ATTR = "transfer_bo:seconds"
 """Trial attribute: wall-clock seconds in the objective."""
 PURPOSE_ATTR = "transfer_bo:purpose"
-"""Trial attribute: "search" (when absent), "verify" or "control"."""
+"""Trial attribute: "search" (when absent), "verify", "control", "replicate" or "past"."""
+SOURCE_ATTR = "transfer_bo:source"
+"""Trial attribute: name of the past study that the run was made in; absent for the study's own."""
+PARAMS_ATTR = "transfer_bo:params"
+"""Trial attribute: HPs of a past run. They are no parameters of the trial, for their ranges are no ranges of
+this study."""
 SETTINGS_ATTR = "transfer_bo:settings"
 """Study attribute: what the sampler knows, as `Settings.to_json` writes it."""
 PROGRESS_STEPS = 1000
@@ -82,6 +89,8 @@ class Run:
     """Loss at each reported progress in (0, 1]."""
     seconds: float | None = None
     purpose: str = "search"
+    source: str | None = None
+    """The past study that it was made in; None for the study's own."""
 
 
 def read_run(trial: Any, state: Any = None) -> Run:
@@ -100,13 +109,14 @@ def read_run(trial: Any, state: Any = None) -> Run:
         outcome = Outcome.DIVERGED  # inf reaches COMPLETE when the objective is not wrapped
     return Run(
         number=trial.number,
-        params={name: value for name, value in trial.params.items() if name != RUNG},
+        params={n: value for n, value in attrs.get(PARAMS_ATTR, trial.params).items() if n != RUNG},
         scale=Scale(attrs[SCALE_ATTR]) if SCALE_ATTR in attrs else None,
         outcome=outcome,
         loss=value if outcome is Outcome.FINISHED else None,
         curve={step / PROGRESS_STEPS: v for step, v in sorted(trial.intermediate_values.items())},
         seconds=attrs.get(SECONDS_ATTR),
         purpose=attrs.get(PURPOSE_ATTR, "search"),
+        source=attrs.get(SOURCE_ATTR),
     )
 
 

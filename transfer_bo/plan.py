@@ -32,7 +32,7 @@ from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.gp import LandscapeGP
-from transfer_bo.surrogate.landscape import Landscape
+from transfer_bo.surrogate.landscape import Drift, Landscape
 
 __all__ = ["Plan", "Tuning", "make_plan", "useful_transfer"]
 
@@ -264,9 +264,7 @@ class _Beliefs:
         axes = [axis for axis in target if base[axis] != target[axis]]
         self.coordinates = Coordinates(dimensions, base, axes)
         names = [dim.name for dim in self.coordinates.numeric]
-        table = priors.drift_priors(names, axes, coordinates, overrides)
-        drift = torch.tensor(table, dtype=torch.double).reshape(len(dimensions), len(axes), 2)
-        self.landscape = Landscape(self.coordinates, (drift[..., 0], drift[..., 1]), 0.0)
+        self.landscape = Landscape(self.coordinates, Drift.believed(names, axes, coordinates, overrides), 0.0)
         self.theta = self.landscape.mean
         self.target = self.coordinates.s(target)
         # The model needs a run to exist; this one is so noisy that it says nothing.

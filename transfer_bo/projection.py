@@ -165,19 +165,15 @@ class Projection:
         For an HP on a linear scale an "octave" is a quarter of its range.
         """
         surrogate, coordinates = self.surrogate, self.surrogate.coordinates
-        latent = surrogate.latent(self.target)
-        part = surrogate.landscape.part("B")
-        shape = (coordinates.d, coordinates.a)
-        B = latent.mean[part].reshape(shape)
-        sd = latent.covariance.diagonal()[part].clamp(min=0).sqrt().reshape(shape)
-        prior_mean, prior_sd = surrogate.drift_prior
+        B, sd = surrogate.latent(self.target).drift()
+        prior = surrogate.drift_prior
         return {
             name: {
                 axis: {
                     "mean": float(B[i, j]),
                     "sd": float(sd[i, j]),
-                    "prior_mean": float(prior_mean[i, j]),
-                    "prior_sd": float(prior_sd[i, j]),
+                    "prior_mean": float(prior.mean[i, j]),
+                    "prior_sd": float(prior.sd[i, j]),
                 }
                 for j, axis in enumerate(coordinates.axes)
             }

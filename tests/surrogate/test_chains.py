@@ -11,16 +11,16 @@ from transfer_bo.surrogate.chains import CHAINS, KEPT, Ensemble
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.gp import LandscapeGP, _settle, fit
-from transfer_bo.surrogate.landscape import Landscape
+from transfer_bo.surrogate.landscape import Drift, Landscape
 
 BASE = Scale(width=32)
 S = torch.tensor([3.0], dtype=torch.double)
 
 
 def landscape() -> Landscape:
-    """One learning rate, one axis."""
+    """One learning rate, one axis; of its drift an sd of .2 is believed."""
     coordinates = Coordinates([Dimension("lr", "log", 1e-4, 1e-1)], BASE, ["width"])
-    drift = torch.zeros(1, 1, dtype=torch.double), torch.full((1, 1), 0.2, dtype=torch.double)
+    drift = Drift.believed(["lr"], ["width"], "base", {"lr": {"width": (0.0, 0.2)}})
     return Landscape(coordinates, drift, level=math.log(2.0))
 
 
@@ -34,7 +34,7 @@ def test_one_run_leaves_the_prior() -> None:
     shape = landscape()
     model = fit(*runs([0.0], [0.0], [0.7]), shape)
 
-    B = shape.get(Ensemble(model, 0).theta, "B").flatten()
+    B = shape.drift(Ensemble(model, 0).theta).flatten()
 
     # Draws of one chain are alike, so at least CHAINS of them count: 4 standard errors.
     assert CHAINS * KEPT == len(B)

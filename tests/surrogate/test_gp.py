@@ -10,7 +10,7 @@ from transfer_bo import Scale
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.gp import LandscapeGP, fit
-from transfer_bo.surrogate.landscape import Landscape
+from transfer_bo.surrogate.landscape import Drift, Landscape
 
 BASE = Scale(width=32, tokens=1e5)
 RUNGS = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 2.0]]
@@ -26,8 +26,7 @@ def generated(seed: int, n: int = 40, noise: float = 0.004) -> tuple[LandscapeGP
 
     dimensions = [Dimension("lr", "log", 1e-4, 1e-1), Dimension("weight_decay", "log", 1e-3, 1.0)]
     coordinates = Coordinates(dimensions, BASE, ["width", "tokens"])
-    zero = torch.zeros(2, 2, dtype=torch.double)
-    shape = Landscape(coordinates, (zero, zero + 0.2), level=math.log(2.0))
+    shape = Landscape(coordinates, Drift.believed(["a", "b"], ["x", "y"], "base"), level=math.log(2.0))
     theta = shape.mean + shape.sd * normal(shape.p)
     theta[shape.part("g")] = math.log(0.01) + 0.3 * normal(1)
     s = torch.tensor(RUNGS, dtype=torch.double)[torch.arange(n) % len(RUNGS)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transfer_bo import Scale
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.landscape import Landscape, _asymmetric
+from transfer_bo.surrogate.landscape import Drift, Landscape, _asymmetric
 
 BASE = Scale(width=32, tokens=1e5)
 
@@ -20,8 +20,13 @@ def landscape(d: int = 3) -> Landscape:
     dimensions = [Dimension(name, "log", 1e-3, 1e3) for name in ("lr", "lr.norm", "weight_decay")[:d]]
     dimensions.append(Dimension("kind", "categorical", choices=("a", "b")))
     coordinates = Coordinates(dimensions, BASE, ["width", "tokens"])
-    zero = torch.zeros(d, 2, dtype=torch.double)
-    return Landscape(coordinates, (zero, zero + 0.2), level=1.0)
+    return Landscape(coordinates, drift(d, 2, 0.2), level=1.0)
+
+
+def drift(d: int, a: int, sd: float) -> Drift:
+    """None is believed in, with this sd; no correlation."""
+    zero = torch.zeros(d, a, dtype=torch.double)
+    return Drift(zero, zero + sd, torch.eye(a, dtype=torch.double).expand(d, a, a))
 
 
 def random_theta(shape: Landscape, seed: int) -> torch.Tensor:
@@ -60,8 +65,7 @@ def test_belief_about_a_multiplier_does_not_depend_on_the_common_value() -> None
     """Moving the optimum of lr moves that of lr x group along, and leaves the multiplier where it is."""
     dimensions = [Dimension(name, "log", 1e-3, 1e3) for name in ("lr", "lr.embedding", "weight_decay")]
     coordinates = Coordinates(dimensions, BASE, ["width"])
-    zero = torch.zeros(3, 1, dtype=torch.double)
-    shape = Landscape(coordinates, (zero, zero + 0.1), level=1.0)
+    shape = Landscape(coordinates, drift(3, 1, 0.1), level=1.0)
     theta = shape.mean.clone()
     theta[shape.part("u")] = torch.tensor([3.0, 0.0, 0.0], dtype=torch.double)
 
@@ -70,11 +74,41 @@ def test_belief_about_a_multiplier_does_not_depend_on_the_common_value() -> None
     assert optimum.tolist() == [3.0, 0.0, 0.0]
 
 
+@given(
+    st.floats(-0.99, 0.99),
+    st.lists(st.floats(-1, 1), min_size=2, max_size=2),
+    st.lists(st.floats(0.01, 1), min_size=2, max_size=2),
+)
+def test_the_prior_of_the_drift_is_what_was_asked_for(
+    correlation: float, mean: list[float], sd: list[float]
+) -> None:
+    """B = C β has the mean, the sd and the correlation that were given, though β is independent."""
+    both = torch.tensor([[[1.0, correlation], [correlation, 1.0]]], dtype=torch.double)
+    spread = torch.tensor(sd, dtype=torch.double)
+    belief = Drift(torch.tensor([mean], dtype=torch.double), spread[None], both)
+
+    C, beta, sd_beta = belief.unmixed()
+
+    assert torch.allclose((C @ beta.unsqueeze(-1)).squeeze(-1), belief.mean, atol=1e-9)
+    covariance = C @ torch.diag_embed(sd_beta**2) @ C.mT
+    assert torch.allclose(covariance, spread[:, None] * both * spread, atol=1e-12)
+
+
+def test_what_sources_agree_on_is_the_sum() -> None:
+    """In raw coordinates the drifts of lr and batch with N and with D trade; those of other HPs do not."""
+    lr, batch, other = Drift.believed(["lr", "batch", "eps"], ["N", "D"], "raw").correlation
+    base = Drift.believed(["lr"], ["N", "D"], "base").correlation
+
+    assert float(lr[0, 1]) == float(lr[1, 0]) == -0.7
+    assert float(batch[0, 1]) == -0.7
+    assert float(other[0, 1]) == float(base[0, 0, 1]) == 0.0
+
+
 def test_path_moves_by_the_drift() -> None:
     """Two doublings of an axis move the optimum by twice its drift."""
     shape = landscape()
     theta = shape.mean.clone()
-    theta[shape.part("B")] = torch.tensor([0.5, 0, 0, -0.25, 0, 0], dtype=torch.double)
+    theta[shape.part("beta")] = torch.tensor([0.5, 0, 0, -0.25, 0, 0], dtype=torch.double)
     origin = shape.path(theta, torch.zeros(2, dtype=torch.double))
 
     moved = shape.path(theta, torch.tensor([2.0, 4.0], dtype=torch.double)) - origin
@@ -117,8 +151,7 @@ def test_jacobian_matches_finite_differences(kappa: float | None) -> None:
 def test_without_axes_the_law_is_a_constant() -> None:
     """A study at one scale has one level, and no parameter of the law but l0 acts."""
     coordinates = Coordinates([Dimension("lr", "log", 1e-3, 1e3)], BASE, [])
-    empty = torch.zeros(1, 0, dtype=torch.double)
-    shape = Landscape(coordinates, (empty, empty), level=1.5)
+    shape = Landscape(coordinates, drift(1, 0, 0.0), level=1.5)
     theta, x = random_theta(shape, 0), torch.tensor([[0.4]], dtype=torch.double)
 
     J = shape.jacobian(theta, x)

@@ -116,8 +116,9 @@ def _open_box(surrogate: Surrogate, target: Scale) -> None:
     finished = [run.scale for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.scale]
     by_axis = doublings_beyond(finished, target)
     beyond = torch.tensor([by_axis[axis] for axis in coordinates.axes], dtype=torch.double)
-    mean, sd = surrogate.drift_prior
-    shift, spread = mean @ beyond, ((sd * beyond) ** 2).sum(-1).sqrt()
+    prior = surrogate.drift_prior
+    moves = prior.sd * beyond
+    shift, spread = prior.mean @ beyond, torch.einsum("ia,iab,ib->i", moves, prior.correlation, moves).sqrt()
     for i, dim in enumerate(coordinates.numeric):
         if dim.transform == "linear":
             continue

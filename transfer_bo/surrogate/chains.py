@@ -128,7 +128,7 @@ def _conditional(
 
     mix = landscape.coordinates.mix
     H = (mix.T @ landscape.curvature(kernel.theta, s) @ mix).diagonal()
-    reach = kernel.scales[len(SCALES) : len(SCALES) + d].exp()
+    reach = kernel.reach[:d]
     by_slope = 5 / 3 * (kernel.residual / reach) ** 2 / (2 * H) ** 2
     off = (1 / (1 / by_slope + H / kernel.residual)).sqrt()
     return (

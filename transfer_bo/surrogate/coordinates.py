@@ -4,7 +4,8 @@ Symbols:
     z   HPs in natural coordinates, octaves (see `Dimension`), centred on the prior guess of the optimum.
     v   the coordinates of the bowl: v = M z, where a multiplier is taken together with what it multiplies.
     s   log2(axis / base), doublings.
-    x   one row of the surrogate's input: v (d), then one-hot categories (k), then s (a).
+    x   one row of the surrogate's input: v (d), then one-hot categories (k), then s (a),
+        then which past study it comes from, one-hot (q); zeros for the study's own runs.
 """
 
 from __future__ import annotations
@@ -31,12 +32,19 @@ class Coordinates:
         dimensions: the HPs.
         base: the scale at which s = 0.
         axes: the axes that vary; the others are ignored.
+        sources: names of past studies whose runs are among the rows.
     """
 
-    def __init__(self, dimensions: Sequence[Dimension], base: Scale, axes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        dimensions: Sequence[Dimension],
+        base: Scale,
+        axes: Sequence[str],
+        sources: Sequence[str] = (),
+    ) -> None:
         self.numeric = [dim for dim in dimensions if dim.transform != "categorical"]
         self.categorical = [dim for dim in dimensions if dim.transform == "categorical"]
-        self.base, self.axes = base, list(axes)
+        self.base, self.axes, self.sources = base, list(axes), list(sources)
         self.d, self.a = len(self.numeric), len(self.axes)
         self.k = sum(len(dim.choices) for dim in self.categorical)
         ends = [sorted((dim.forward(dim.low), dim.forward(dim.high))) for dim in self.numeric]
@@ -102,10 +110,11 @@ class Coordinates:
         ]
         return torch.tensor(flags, dtype=torch.double)
 
-    def row(self, params: Mapping[str, Any], scale: Scale) -> Tensor:
-        """X (d + k + a) of one run. A missing HP sits at the prior guess of its optimum."""
+    def row(self, params: Mapping[str, Any], scale: Scale, source: str | None = None) -> Tensor:
+        """X (d + k + a + q) of one run. A missing HP sits at the prior guess of its optimum."""
         v = self.mix @ torch.nan_to_num(self.z(params), nan=0.0)
-        return torch.cat([v, self.one_hot(params), self.s(scale)])
+        past = torch.tensor([float(name == source) for name in self.sources], dtype=torch.double)
+        return torch.cat([v, self.one_hot(params), self.s(scale), past])
 
     def clip(self, v: Tensor) -> Tensor:
         """V (... x d) moved into the box of the searched ranges."""

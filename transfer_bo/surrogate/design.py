@@ -38,6 +38,8 @@ STARTUP_SHARE = 0.25
 """Start-up runs use the rungs at which they take at most so much of the budget ..."""
 STARTUP_MOST = 0.5
 """Start-up runs are so few that they take at most this share of a small budget, but two at least."""
+STARTUP_PAST = 2
+"""Start-up runs where runs of past studies are known."""
 CHEAP = 2.5
 """... or, without a budget, that cost at most so many times the cheapest."""
 
@@ -88,6 +90,8 @@ def next_run(
         if settings.budget is not None:
             affordable = int(STARTUP_MOST * settings.budget / cheapest)
             n_startup = max(min(n_startup, affordable), 2)
+        if any(run.source is not None for run in runs):
+            n_startup = min(n_startup, STARTUP_PAST)
     informative = [run for run in searched if run.outcome is not Outcome.ERROR]
     finished = [run for run in runs if run.outcome is Outcome.FINISHED and run.scale is not None]
     if len(informative) < n_startup or not finished:

@@ -6,11 +6,15 @@ normal prior on θ that makes y a Gaussian process, with the tangent kernel J(x)
     jitter     τ² (∂f/∂u · ∂f'/∂u) k(s, s')     each scale's optimum lies a little off the straight path
     residual   r² Matérn(v - ψ(s)) RBF(s)       what the bowl cannot say; it drifts along with the optimum
     level      l² Σ_a min(|s_a|, |s'_a|)        the loss law's own error, growing away from the base
+    past       o² + η² (∂f/∂u · ∂f'/∂u) + r² Matérn(...) RBF(...)      of two runs of the same past study
     noise      σ² + (λ · excess)²               far from the optimum the bowl is only roughly right
+
+A past study has losses of another level, an optimum about η octaves away in each HP, and its own residual
+beside the common one. η is learned for each past study: the weight of what it says of where the optimum is.
 
 so the optimum at a scale nobody has run has a posterior with an honest width: var(u + B s) and at least τ².
 
-Symbols: n runs, X (n x (d+k+a)), y (n) = transformed loss, smaller is better; Σ0 = prior covariance of θ;
+Symbols: n runs, X (n x (d+k+a+q)), y (n) = transformed loss, smaller is better; Σ0 = prior covariance of θ;
 J = ∂f/∂θ (n x p); others as in `landscape`. Double precision throughout.
 """
 
@@ -55,6 +59,10 @@ FITTED = 256
 """The scales are fitted to at most so many runs; everything else uses all."""
 SCALES = {"jitter": (0.2, 0.4), "residual": (0.004, 1.2), "level": (0.01, 0.7), "floor": (0.003, 1.5)}
 """Prior of each scale: centre, and sd of its logarithm. Jitter in octaves, the others in ln loss."""
+PAST_SHIFT = (0.5, 1.0)
+"""Prior of η, octaves: centre, and sd of its logarithm."""
+PAST_LEVEL = 1.0
+"""o, ln loss: another data set may well have losses e times as large."""
 REACH_SPREAD, REACH_CATEGORY = 0.5, 1.5
 """Prior of the residual's reach: centred on half the range of an HP, or on so many choices; sd of its log."""
 WIDEST, REACH_WIDEST = 5.0, 2.0
@@ -65,8 +73,8 @@ noise: a surface that follows it would send the search after one lucky seed, aga
 class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorch has no types
     """Covariance of the linearised landscape at `theta`, its jitter, residual and level error.
 
-    Positive scales, learned, kept as logarithms in `scales`: those of `SCALES` in their order, then the
-    residual's reach along each HP (octaves; for a categorical HP, choices).
+    Positive scales, learned, kept as logarithms in `scales`: those of `SCALES` in their order, then η of each
+    past study, then the residual's reach along each HP (octaves; for a categorical HP, choices).
     """
 
     def __init__(self, landscape: Landscape) -> None:
@@ -80,7 +88,8 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
                 torch.full((len(coordinates.categorical),), REACH_CATEGORY, dtype=torch.double),
             ]
         )
-        table = torch.tensor(list(SCALES.values()), dtype=torch.double)
+        table = torch.tensor([*SCALES.values(), *[PAST_SHIFT] * len(coordinates.sources)], dtype=torch.double)
+        self.others = len(table)  # scales before the reach
         self.prior_mean = torch.cat([table[:, 0].log(), reach.log()])
         self.prior_sd = torch.cat([table[:, 1], torch.full_like(reach, REACH_SPREAD)])
         self.register_buffer("scales", self.prior_mean.clone())
@@ -110,7 +119,12 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
     @property
     def reach(self) -> Tensor:
         """Length scales of the residual for the columns of `seen` (d + k)."""
-        return self.per_column(self.scales[len(SCALES) :].exp())
+        return self.per_column(self.scales[self.others :].exp())
+
+    @property
+    def shift(self) -> Tensor:
+        """η of each past study, octaves (q)."""
+        return self.scales[len(SCALES) : self.others].exp()  # type: ignore[no-any-return]
 
     def per_column(self, reach: Tensor) -> Tensor:
         """One length per HP (d + categorical HPs) -> one per column of `seen` (d + k)."""
@@ -135,13 +149,15 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         return torch.exp(-0.5 * torch.cdist(s1, s2) ** 2 / RESIDUAL_REACH_S**2)
 
     def nuisance(self, X1: Tensor, X2: Tensor) -> Tensor:
-        """Jitter + residual + level (... x n x m): everything but the tangent kernel."""
+        """Jitter + residual + level + past (... x n x m): everything but the tangent kernel."""
         _, _, s1 = self.landscape.split(X1)
         _, _, s2 = self.landscape.split(X2)
         part = self.landscape.part("u")
         slopes = self.jacobian(X1)[..., part] @ self.jacobian(X2)[..., part].mT
-        jitter = self.jitter**2 * self.near(s1, s2) * slopes
-        return jitter + self.rest(X1, X2) + self.level**2 * self.shared(s1, s2)
+        one, two = self.landscape.past(X1), self.landscape.past(X2)
+        moved = self.jitter**2 * self.near(s1, s2) + (one * self.shift**2) @ two.mT
+        level = self.level**2 * self.shared(s1, s2) + PAST_LEVEL**2 * one @ two.mT
+        return moved * slopes + self.rest(X1, X2) + level
 
     def rest(self, X1: Tensor, X2: Tensor) -> Tensor:
         """Covariance of the residual (... x n x m), by the HPs as seen from their scale's optimum."""
@@ -150,7 +166,8 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         a, b = self.seen(X1) / self.reach, self.seen(X2) / self.reach
         # |a - b|² by the product: n x m x d would not fit for thousands of runs
         squared = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2) - 2 * a @ b.mT
-        return self.residual**2 * _matern(squared.clamp(min=0)) * self.apart(s1, s2)
+        twice = 1 + self.landscape.past(X1) @ self.landscape.past(X2).mT
+        return self.residual**2 * _matern(squared.clamp(min=0)) * self.apart(s1, s2) * twice
 
     def beyond(self, X1: Tensor, X2: Tensor) -> Tensor:
         """Covariance of e = residual + effects of categories (... x n x m)."""
@@ -302,8 +319,7 @@ class Latent:
         d, p = self.landscape.d, self.landscape.p
         T = torch.zeros(d, self.mean.numel(), dtype=torch.double)
         T[:, self.landscape.part("u")] = torch.eye(d, dtype=torch.double)
-        B = self.landscape.part("B")
-        T[:, B] = torch.kron(torch.eye(d, dtype=torch.double), self.s[None])
+        T[:, self.landscape.part("beta")] = torch.block_diag(*self.landscape.slopes(self.s))  # type: ignore[no-untyped-call]
         T[:, p : p + d] = torch.eye(d, dtype=torch.double)
         return self.landscape.coordinates.mix @ T
 
@@ -327,6 +343,13 @@ class Latent:
         explained = torch.linalg.solve_triangular(self._cholesky, k, upper=False)
         covariance = self.kernel(X, X).to_dense() - explained.T @ explained
         return self.model.mean_module(X) + explained.T @ self._whitened, covariance, explained
+
+    def drift(self) -> tuple[Tensor, Tensor]:
+        """Posterior mean and sd of the optimum's drift along each axis, octaves per doubling (each d x a)."""
+        part, d, a = self.landscape.part("beta"), self.landscape.d, self.landscape.a
+        rows = torch.block_diag(*self.landscape.trade)  # type: ignore[no-untyped-call]
+        variance = torch.einsum("ij,jk,ik->i", rows, self.covariance[part, part], rows).clamp(min=0)
+        return (rows @ self.mean[part]).reshape(d, a), variance.sqrt().reshape(d, a)
 
     @torch.no_grad()
     def plan(
@@ -452,7 +475,7 @@ def _fit_scales(model: LandscapeGP) -> Tensor:
         return float(value.detach()), gradient.numpy()
 
     widest = torch.full_like(kernel.prior_sd, REACH_WIDEST)
-    widest[: len(SCALES)] = WIDEST
+    widest[: kernel.others] = WIDEST
     low, high = kernel.prior_mean - widest * kernel.prior_sd, kernel.prior_mean + widest * kernel.prior_sd
     found = minimize(
         objective,
@@ -480,9 +503,11 @@ def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], Tensor]:
     tangent = (J * landscape.sd) @ (J * landscape.sd).T
     slopes = J[:, landscape.part("u")]
     _, _, s = landscape.split(X)
-    jitter = (slopes @ slopes.T) * kernel.near(s, s)
-    level = kernel.shared(s, s)
-    apart = kernel.apart(s, s)
+    slopes = slopes @ slopes.T
+    near, level = kernel.near(s, s), kernel.shared(s, s)
+    past = landscape.past(X)
+    same = past @ past.T
+    apart = kernel.apart(s, s) * (1 + same)
     seen = kernel.seen(X)
     squares = (seen.unsqueeze(-2) - seen.unsqueeze(-3)).square()  # n x n x (d + categories)
     surprise = y - model.mean_module(X).detach()
@@ -490,12 +515,13 @@ def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], Tensor]:
 
     def misfit(scales: Tensor) -> Tensor:
         scale = scales.exp()
-        reach = scale[len(SCALES) :]
+        shift, reach = scale[len(SCALES) : kernel.others], scale[kernel.others :]
         C = (
             tangent
-            + scale[0] ** 2 * jitter
+            + (scale[0] ** 2 * near + (past * shift**2) @ past.T) * slopes
             + scale[1] ** 2 * apart * _matern(squares @ kernel.per_column(reach) ** -2)
             + scale[2] ** 2 * level
+            + PAST_LEVEL**2 * same
             + torch.diag(weight * (scale[3] ** 2 + extra))
         )
         whiten = torch.linalg.cholesky(C)

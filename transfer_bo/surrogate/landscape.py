@@ -11,12 +11,14 @@ Symbols: v, s, x as in `coordinates`; e = share of the loss that no scale remove
 the rest, α = exponents; c = curvature per octave², γ = its change per doubling, κ = asymmetry, N = strictly
 upper triangular coupling of HPs; u, B = optimum at the base and its drift, in the HPs' own coordinates z:
 what is believed of a multiplier does not depend on what it multiplies, though the loss does (v = M z).
-θ stacks all of them, each with an independent normal prior.
+θ stacks all of them, each with an independent normal prior; for B these are β, B_i = C_i β_i for HP i, with
+C_i unit lower triangular, so that the drifts of an HP along several axes may be correlated.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,7 @@ from torch import Tensor
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 
-__all__ = ["Landscape"]
+__all__ = ["Drift", "Landscape"]
 
 MAX_COUPLED = 12
 """Up to so many HPs every pair may be coupled; beyond, the pairs outnumber any affordable study."""
@@ -45,19 +47,54 @@ class _Block:
         return slice(self.start, self.start + math.prod(self.shape))
 
 
+@dataclass(frozen=True)
+class Drift:
+    """What is believed of B: mean and sd (d x a), and the correlation of each HP's row (d x a x a)."""
+
+    mean: Tensor
+    sd: Tensor
+    correlation: Tensor
+
+    @classmethod
+    def believed(
+        cls,
+        names: Sequence[str],
+        axes: Sequence[str],
+        coordinates: str,
+        overrides: Mapping[str, Mapping[str, priors.Normal]] | None = None,
+    ) -> Drift:
+        """From the tables of `priors`; an HP's own prior replaces mean and sd."""
+        d, a = len(names), len(axes)
+        table = priors.drift_priors(names, axes, coordinates, overrides)
+        both = torch.tensor(table, dtype=torch.double).reshape(d, a, 2)
+        together = [priors.drift_correlation(name, axes, coordinates) for name in names]
+        correlation = torch.tensor(together, dtype=torch.double).reshape(d, a, a)
+        return cls(both[..., 0], both[..., 1], correlation)
+
+    def unmixed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """C (d x a x a), and mean and sd of β (d x a): independent, with B_i = C_i β_i."""
+        root = torch.linalg.cholesky(self.correlation)
+        diagonal = root.diagonal(dim1=-2, dim2=-1)
+        ratio = self.sd.unsqueeze(-1) / self.sd.unsqueeze(-2)
+        C = torch.where(root == 0, 0.0, root / diagonal.unsqueeze(-2) * ratio)
+        mean = torch.linalg.solve_triangular(C, self.mean.unsqueeze(-1), upper=False, unitriangular=True)
+        return C, mean.squeeze(-1), self.sd * diagonal
+
+
 class Landscape:
     """f(x; θ), its priors and its derivatives, for given coordinates.
 
     Args:
         coordinates: HPs and axes.
-        drift: prior mean and sd of B, each d x a.
+        drift: prior of B.
         level: prior mean of l0, the ln loss at the base scale's optimum.
 
     Attributes:
         mean, sd: of the prior of θ (p).
+        trade: C (d x a x a), so that B_i = C_i β_i.
     """
 
-    def __init__(self, coordinates: Coordinates, drift: tuple[Tensor, Tensor], level: float) -> None:
+    def __init__(self, coordinates: Coordinates, drift: Drift, level: float) -> None:
         self.coordinates = coordinates
         d, k, a = coordinates.d, coordinates.k, coordinates.a
         self.d, self.k, self.a = d, k, a
@@ -93,7 +130,8 @@ class Landscape:
         )
         spread = (coordinates.z_high - coordinates.z_low) * share.double()
         add("u", torch.zeros(d), spread)
-        add("B", *drift)
+        self.trade, *independent = drift.unmixed()
+        add("beta", *independent)
         pairs = d * (d - 1) // 2 if d <= MAX_COUPLED else 0
         add("N", torch.zeros(pairs), 0.3 * one)
         add("w", torch.zeros(k), 0.3 * one)
@@ -118,11 +156,18 @@ class Landscape:
         """L(s): ln loss at the optimum; θ (... x p), s (... x a) -> (...)."""
         return self.get(theta, "l0").squeeze(-1) + torch.logsumexp(self._log_shares(theta, s), -1)
 
+    def drift(self, theta: Tensor) -> Tensor:
+        """B (... x d x a); θ (... x p)."""
+        return (self.trade @ self.get(theta, "beta").unsqueeze(-1)).squeeze(-1)
+
+    def slopes(self, s: Tensor) -> Tensor:
+        """∂(B s)_i/∂β_i = C_iᵀ s; s (... x a) -> (... x d x a)."""
+        return (self.trade.mT @ s[..., None, :, None]).squeeze(-1)
+
     def path(self, theta: Tensor, s: Tensor) -> Tensor:
         """ψ(s): the optimum in v; θ (... x p), s (... x a) -> (... x d)."""
-        return (
-            self.get(theta, "u") + (self.get(theta, "B") * s.unsqueeze(-2)).sum(-1)
-        ) @ self.coordinates.mix.T
+        moved = (self.get(theta, "beta") * self.slopes(s)).sum(-1)
+        return (self.get(theta, "u") + moved) @ self.coordinates.mix.T
 
     def curvature(self, theta: Tensor, s: Tensor) -> Tensor:
         """H(s) (d x d): the bowl near its optimum is (v - ψ)ᵀ H (v - ψ), ln loss per octave²; θ (p)."""
@@ -176,7 +221,7 @@ class Landscape:
             "lnc": scale * c * (q - 0.5 * t * q_t) + 0.5 * by_a * a,
             "kappa": scale * c * q_kappa,
             "u": by_u,
-            "B": (by_u.unsqueeze(-1) * s.unsqueeze(-2)).flatten(-2),
+            "beta": (by_u.unsqueeze(-1) * self.slopes(s)).flatten(-2),
             "w": flags,
         }
         if self._upper is not None:
@@ -185,7 +230,12 @@ class Landscape:
 
     def split(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Its v (... x d), one-hot (... x k), s (... x a) of rows."""
-        return X[..., : self.d], X[..., self.d : self.d + self.k], X[..., self.d + self.k :]
+        scale = self.d + self.k
+        return X[..., : self.d], X[..., self.d : scale], X[..., scale : scale + self.a]
+
+    def past(self, X: Tensor) -> Tensor:
+        """Which past study each row comes from, one-hot; zeros for the study's own (... x q)."""
+        return X[..., self.d + self.k + self.a :]
 
     def _log_shares(self, theta: Tensor, s: Tensor) -> Tensor:
         """Logarithms of the law's terms, of e, then of the axes (... x (1 + a)); at s = 0 they sum to 1."""

@@ -14,6 +14,7 @@ __all__ = [
     "LAW_EXPONENT",
     "MULTIPLIES",
     "axis_kind",
+    "drift_correlation",
     "drift_prior",
     "drift_priors",
     "hp_kind",
@@ -73,10 +74,12 @@ CURVATURE: dict[str, Normal] = {"lr": (0.0, 0.8), "batch": (0.0, 0.8), "residual
 CURVATURE_OTHER: Normal = (-1.5, 1.2)
 
 # How far the optimum may lie from its prior guess: sd as a share of the searched range. Nobody knows the base
-# learning rate or batch size of a new set-up; the usual value of anything else is rarely off by as much. Of
-# an HP without a usual value only the range is known: the sd of a uniform distribution over it.
+# learning rate or batch size of a new set-up. The usual values of all the others together cost little: 79
+# multipliers, searched at 50M parameters, saved a factor of 2.3 in tokens (2512.22382), about 5% of loss, so
+# .06% each; at a curvature of .0022 per octave² (above) that is an sd of half an octave, a twelfth of the
+# usual range. Of an HP without a usual value only the range is known: the sd of a uniform distribution.
 OPTIMUM_SPREAD: dict[str, float] = {"lr": 1 / 4, "batch": 1 / 4}
-OPTIMUM_SPREAD_OTHER = 1 / 6
+OPTIMUM_SPREAD_OTHER = 1 / 12
 OPTIMUM_SPREAD_UNKNOWN = 12**-0.5
 
 # κ_i: how much steeper the bowl is above the optimum than below (1/octave). Learning rates have a cliff.
@@ -89,9 +92,9 @@ LAW_EXPONENT: dict[str, Normal] = {"batch": (0.0, 0.3)}
 LAW_EXPONENT_OTHER: Normal = (0.4, 0.25)
 
 # Drift of the optimum in base coordinates, octaves per doubling. A parametrization claims 0. The spread is
-# what sources disagree on: the duration exponent of the LR is -1/2, -.3 or 0 (so about ±.2); width and depth
-# are settled better (one grid step over the whole range in 2512.22382).
-BASE_DRIFT_SD: dict[str, float] = {"width": 0.1, "depth": 0.1, "n_params": 0.1}
+# what sources disagree on: the duration exponent of the LR is -1/2, -.3 or 0, so 0, .2 and .5 off (rms .3);
+# width and depth are settled better (one grid step over the whole range in 2512.22382).
+BASE_DRIFT_SD: dict[str, float] = {"width": 0.1, "depth": 0.1, "n_params": 0.1, "tokens": 0.3}
 BASE_DRIFT_SD_OTHER = 0.2
 
 # Drift in raw coordinates by (HP kind, axis kind): mean and spread over the independent sources of exponents
@@ -116,6 +119,16 @@ RAW_DRIFT: dict[tuple[str, str], Normal] = {
 RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (-0.03, 0.20)}
 """Instead of the above where a batch size is searched as well."""
 RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
+
+# How the errors of two exponents of the same HP go together. Sources disagree on what N does and on what D
+# does, far less on what they do together (batch at its optimum; first authors):
+#   lr vs N and D doubled: Lingle -.22, DeepSeek -.25, Zhou -.32, Porian -.36, Complete(d)P -.58: sd .14
+#   batch vs N and D doubled: Zhang .47, Lingle .57, DeepSeek .65, Porian .70: sd .10
+# With the spreads above, an sd of .15 and .13 of the sum is a correlation of -.7 in both.
+RAW_DRIFT_CORRELATION: dict[tuple[str, frozenset[str]], float] = {
+    ("lr", frozenset({"n_params", "tokens"})): -0.7,
+    ("batch", frozenset({"n_params", "tokens"})): -0.7,
+}
 
 
 def is_unknown(name: str) -> bool:
@@ -164,6 +177,18 @@ def drift_priors(
     """`drift_prior` of each numeric HP that is searched (rows) along each axis (columns)."""
     batch_free = any(hp_kind(name) == "batch" for name in names)
     return [[drift_prior(name, axis, coordinates, overrides, batch_free) for axis in axes] for name in names]
+
+
+def drift_correlation(name: str, axes: Sequence[str], coordinates: str) -> list[list[float]]:
+    """Prior correlation of the drifts of one HP along the axes (a x a)."""
+    table = RAW_DRIFT_CORRELATION if coordinates == "raw" else {}
+    return [
+        [
+            1.0 if i == j else table.get((hp_kind(name), frozenset({axis_kind(one), axis_kind(other)})), 0.0)
+            for j, other in enumerate(axes)
+        ]
+        for i, one in enumerate(axes)
+    ]
 
 
 # The bowl is closest to a sum over HPs in coordinates in which each one acts alone. A group multiplier acts

@@ -34,6 +34,7 @@ class Stability:
 
     def __init__(self, coordinates: Coordinates, X: Tensor, diverged: Tensor) -> None:
         self._d, self._a = coordinates.d, coordinates.a
+        self._scale = coordinates.d + coordinates.k
         steep = torch.tensor([hp_kind(dim.name) == "lr" for dim in coordinates.numeric], dtype=torch.bool)
         self._mean = torch.cat([torch.tensor([-4.0]), steep.double(), torch.zeros(self._a)]).double()
         sd = [torch.tensor([2.0]), torch.where(steep, 0.7, 0.5), torch.full((self._a,), 0.5)]
@@ -53,8 +54,8 @@ class Stability:
         self.any_diverged = bool(diverged.any())
 
     def _features(self, X: Tensor) -> Tensor:
-        tail = X[..., X.shape[-1] - self._a :] if self._a else X[..., :0]
-        return torch.cat([torch.ones_like(X[..., :1]), X[..., : self._d], tail], -1)
+        s = X[..., self._scale : self._scale + self._a]
+        return torch.cat([torch.ones_like(X[..., :1]), X[..., : self._d], s], -1)
 
     def probability(self, X: Tensor) -> Tensor:
         """P(diverges) of each row (n), its uncertainty averaged out (MacKay's approximation)."""

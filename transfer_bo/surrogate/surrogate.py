@@ -14,10 +14,10 @@ from torch import Tensor
 from transfer_bo.errors import TransferError
 from transfer_bo.history import Outcome, Run, Settings
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate import gp, priors
+from transfer_bo.surrogate import gp
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.landscape import Landscape
+from transfer_bo.surrogate.landscape import Drift, Landscape
 from transfer_bo.surrogate.output import Output
 from transfer_bo.surrogate.stability import Stability
 
@@ -63,8 +63,10 @@ class Surrogate:
             )
         scales = [*settings.scales, settings.target, *(run.scale for run in self.runs if run.scale)]
         axes = [axis for axis in settings.base if len({scale[axis] for scale in scales}) > 1]
-        self.coordinates = Coordinates(dimensions, settings.base, axes)
-        self.output = Output.of([run.loss for run in finished if run.loss is not None], maximise)
+        sources = sorted({run.source for run in self.runs if run.source is not None})
+        self.coordinates = Coordinates(dimensions, settings.base, axes, sources)
+        own = [run for run in finished if run.source is None] or finished
+        self.output = Output.of([run.loss for run in own if run.loss is not None], maximise)
         rows, ys = [], []
         for run in self.runs:
             y = self._estimate(run, finished)
@@ -73,29 +75,35 @@ class Surrogate:
                 ys.append(y)
         keep = _kept(len(rows))
         self.X, self.y = torch.stack(rows)[keep], torch.tensor(ys, dtype=torch.double)[keep]
-        self.drift_prior = self._drift()
+        names = [dim.name for dim in self.coordinates.numeric]
+        self.drift_prior = Drift.believed(
+            names, self.coordinates.axes, settings.coordinates, settings.drift_prior
+        )
         self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
         self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape)
         self.theta = self.model.covar_module.theta
         told = [
-            run for run in self.runs if run.outcome in (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED)
+            run
+            for run in self.runs
+            if run.outcome in (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED) and run.source is None
         ]
         self.stability = Stability(
             self.coordinates,
-            torch.stack([self.row(run) for run in told]),
+            torch.stack([self.row(run) for run in told]) if told else self.X[:0],
             torch.tensor([run.outcome is Outcome.DIVERGED for run in told]),
         )
 
     def row(self, run: Run) -> Tensor:
         """X of a run (d + k + a)."""
         assert run.scale is not None
-        return self.coordinates.row(run.params, run.scale)
+        return self.coordinates.row(run.params, run.scale, run.source)
 
     def rows(self, v: Tensor, scale: Scale, flags: Tensor | None = None) -> Tensor:
         """Rows at one scale from v (n x d) and category flags (k or n x k; the best known ones if None)."""
         flags = self.best_flags() if flags is None else flags
         s = self.coordinates.s(scale)
-        return torch.cat([v, flags.expand(len(v), -1), s.expand(len(v), -1)], -1)
+        own = torch.zeros(len(v), len(self.coordinates.sources), dtype=torch.double)
+        return torch.cat([v, flags.expand(len(v), -1), s.expand(len(v), -1), own], -1)
 
     def best_flags(self) -> Tensor:
         """One-hot of the category with the least effect for each categorical HP (k)."""
@@ -117,18 +125,12 @@ class Surrogate:
         """Posterior of the landscape and of the optimum at a scale."""
         return self.model.latent(self.coordinates.s(scale), x, self.pending() if pending else None)
 
-    def _drift(self) -> tuple[Tensor, Tensor]:
-        names = [dim.name for dim in self.coordinates.numeric]
-        table = priors.drift_priors(
-            names, self.coordinates.axes, self.settings.coordinates, self.settings.drift_prior
-        )
-        both = torch.tensor(table, dtype=torch.double).reshape(self.coordinates.d, self.coordinates.a, 2)
-        return both[..., 0], both[..., 1]
-
     def _level(self) -> float:
         """Prior guess of y at the base scale's optimum: the best run of the scale nearest to the base."""
-        s = self.X[:, self.X.shape[1] - self.coordinates.a :]
-        distance = s.abs().sum(-1)
+        first = self.coordinates.d + self.coordinates.k
+        last = first + self.coordinates.a
+        own = self.X[:, last:].sum(-1) == 0  # a past study's level says little
+        distance = self.X[:, first:last].abs().sum(-1) + 1e6 * ~own
         return float(self.y[distance <= distance.min() + 1e-9].min())
 
     def _estimate(self, run: Run, finished: Sequence[Run]) -> float | None:
@@ -143,7 +145,8 @@ class Surrogate:
             return None
         progress, last = max(run.curve.items())
         takes = self.output.takes
-        peers = [p for p in finished if p.scale == run.scale and takes(p.curve.get(progress, math.nan))]
+        peers = [p for p in finished if (p.scale, p.source) == (run.scale, run.source)]
+        peers = [p for p in peers if takes(p.curve.get(progress, math.nan))]
         if not peers or not takes(last):
             return None
         best = min(self.output.forward(peer.curve[progress]) for peer in peers)
