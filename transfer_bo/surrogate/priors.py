@@ -164,6 +164,8 @@ def drift_prior(
         return float(mean), float(sd)
     if coordinates == "base":
         return 0.0, BASE_DRIFT_SD.get(axis_kind(axis), BASE_DRIFT_SD_OTHER)
+    if "." in name:  # a multiplier: what it multiplies drifts already
+        return RAW_DRIFT_OTHER
     table = RAW_DRIFT | RAW_DRIFT_BATCH_FREE if batch_free else RAW_DRIFT
     return table.get((hp_kind(name), axis_kind(axis)), RAW_DRIFT_OTHER)
 
@@ -181,7 +183,7 @@ def drift_priors(
 
 def drift_correlation(name: str, axes: Sequence[str], coordinates: str) -> list[list[float]]:
     """Prior correlation of the drifts of one HP along the axes (a x a)."""
-    table = RAW_DRIFT_CORRELATION if coordinates == "raw" else {}
+    table = RAW_DRIFT_CORRELATION if coordinates == "raw" and "." not in name else {}
     return [
         [
             1.0 if i == j else table.get((hp_kind(name), frozenset({axis_kind(one), axis_kind(other)})), 0.0)
