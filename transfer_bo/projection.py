@@ -30,6 +30,8 @@ __all__ = ["PredictedLoss", "Projection", "Suggestion", "fit_study", "suggest"]
 
 _FAR = 3.0
 """Doublings beyond the largest run on some axis from which a warning is due."""
+_NOTABLE = 0.1
+"""Octaves; multipliers that are set closer to 1 by more are named."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ class Projection:
                 said.append(
                     f"The target lies {beyond:.1f} doublings of {axis} beyond the largest finished run."
                 )
+        said += self._fallen_back(scale)
         edges = [
             dim.name
             for dim, at_edge in zip(surrogate.coordinates.numeric, self._at_edge(scale), strict=True)
@@ -272,6 +275,19 @@ class Projection:
                 f"The optimum of {', '.join(edges)} lies at the edge of the searched range; widen it."
             )
         return said
+
+    def _fallen_back(self, scale: Scale) -> list[str]:
+        """Which multipliers are set closer to 1 because they lose their worth with scale, if any."""
+        surrogate = self.surrogate
+        moved = (surrogate.fallback_drift * surrogate.coordinates.s(scale)).sum(-1)
+        names = [name for name, octaves in zip(self.hps, moved, strict=True) if abs(octaves) > _NOTABLE]
+        if not names:
+            return []
+        share = float(surrogate.fallback @ surrogate.coordinates.s(scale))
+        return [
+            f"Runs at larger scales do not bear out the group multipliers in full, so those of "
+            f"{', '.join(names)} are set about {min(share, 1.0):.0%} closer to their defaults at the target."
+        ]
 
     def _at_edge(self, scale: Scale) -> list[bool]:
         """Whether at least half of the draws of each HP's optimum are cut by its range."""

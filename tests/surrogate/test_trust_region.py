@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,17 @@ from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.design import next_run
 from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.surrogate import Surrogate
-from transfer_bo.surrogate.trust_region import FIRST, LARGEST, Region, propose_near, side_of
+from transfer_bo.surrogate.trust_region import (
+    FIRST,
+    LARGEST,
+    Region,
+    propose_above,
+    propose_near,
+    rung_of,
+    side_of,
+)
 
-BASE, TARGET = Scale(width=32, tokens=1e5), Scale(width=128, tokens=1e5)
+BASE, LARGER, TARGET = (Scale(width=width, tokens=1e5) for width in (32, 64, 128))
 DIMENSIONS = [
     Dimension("eps.q", "log", 1 / 8, 8.0, 1.0),
     Dimension("lr", "log", 2**-10, 2**-2, 2**-6),
@@ -132,6 +141,40 @@ def test_proposals_keep_away_from_the_cliff() -> None:
 
     assert float(risk[1:].max()) <= max(trust_region.RISK, float(risk[0])) + 1e-6
     assert len({params["lr.up"] for params in proposed}) > 1
+
+
+def test_the_dearer_rungs_get_their_share_by_hand() -> None:
+    """A dearer rung comes when it fits into a quarter of what is spent; the first stage does not count."""
+    plain = Run(0, {"lr": 2**-6, "lr.q": 1.0}, BASE, Outcome.FINISHED, 2.0)
+    near = Run(1, {"lr": 2**-6, "lr.q": 2.0}, BASE, Outcome.FINISHED, 2.0)
+    costs = {BASE: 1.0, LARGER: 4.0}
+
+    assert BASE == rung_of({BASE: 1.0}, [near] * 50, DEFAULTS)
+    assert BASE == rung_of(costs, [plain] * 50, DEFAULTS)
+    assert BASE == rung_of(costs, [near] * 11, DEFAULTS)
+    assert LARGER == rung_of(costs, [near] * 12, DEFAULTS)
+    assert BASE == rung_of(costs, [*[near] * 12, replace(near, scale=LARGER)], DEFAULTS)
+    assert TARGET == rung_of(
+        {**costs, TARGET: 6.0}, [*[near] * 45, *[replace(near, scale=LARGER)] * 2], DEFAULTS
+    )
+
+
+def test_at_a_dearer_rung_the_centre_runs_whole_then_with_half_its_multipliers(staged: list[Run]) -> None:
+    """Multipliers are the centre's or at their defaults; of many proposals about half are."""
+    surrogate = Surrogate(staged, DIMENSIONS, settings())
+    centre = Region.of(surrogate, BASE, maximise=False).centre
+    generator = torch.Generator().manual_seed(0)
+    whole = propose_above(surrogate, LARGER, BASE, generator)
+    again = Surrogate([*staged, Run(10, whole, LARGER, Outcome.FINISHED, 1.9)], DIMENSIONS, settings())
+    halves = [propose_above(again, LARGER, BASE, generator) for _ in range(30)]
+    here = Region.of(again, BASE, maximise=False).centre
+    at = np.array(
+        [[abs(math.log2(params[dim.name])) for dim in DIMENSIONS if "." in dim.name] for params in halves]
+    )
+    moved = np.array([abs(float(here[i])) > 1e-3 for i, dim in enumerate(DIMENSIONS) if "." in dim.name])
+
+    assert bool((surrogate.coordinates.z(whole)[[0, 2, 3]] - centre[[0, 2, 3]]).abs().max() < 1e-9)
+    assert 0.3 < float((at[:, moved] < 1e-9).mean()) < 0.7
 
 
 def test_a_multiplier_that_a_run_did_not_have_was_one() -> None:

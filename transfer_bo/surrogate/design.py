@@ -22,7 +22,12 @@ from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.optimum import least_expected_loss
 from transfer_bo.surrogate.priors import is_unknown, optimum_spread
 from transfer_bo.surrogate.surrogate import Surrogate
-from transfer_bo.surrogate.trust_region import propose_near, without_multipliers
+from transfer_bo.surrogate.trust_region import (
+    propose_above,
+    propose_near,
+    rung_of,
+    without_multipliers,
+)
 
 __all__ = ["next_run"]
 
@@ -110,11 +115,15 @@ def next_run(
         int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     )
     if settings.global_share is not None:
-        index = min(rungs, key=lambda index: settings.costs[index])
-        greedy = number % CHECK_EVERY == 0
-        scale = settings.scales[index]
-        params = propose_near(surrogate, scale, generator, greedy=greedy, maximise=maximise, still=still)
-        return index, params
+        costs = {settings.scales[index]: settings.costs[index] for index in rungs}
+        near = min(costs, key=lambda scale: costs[scale])
+        scale = rung_of(costs, searched, settings.defaults)
+        if scale != near:
+            params = propose_above(surrogate, scale, near, generator, maximise)
+        else:
+            greedy = number % CHECK_EVERY == 0
+            params = propose_near(surrogate, near, generator, greedy=greedy, maximise=maximise, still=still)
+        return settings.scales.index(scale), params
     if number % CHECK_EVERY == 0:
         limit = math.inf if settings.budget is None else CHECK_SHARE * settings.budget
         counts = Counter(run.scale for run in searched)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.surrogate import gp
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.surrogate.fallback import falling_back
 from transfer_bo.surrogate.landscape import Drift, Landscape
 from transfer_bo.surrogate.output import Output
 from transfer_bo.surrogate.stability import Stability
@@ -26,6 +28,9 @@ __all__ = ["Surrogate"]
 MOST_RUNS = 600
 """A fit to more runs takes seconds and hardly knows more: the newer half of these is the newest runs, which a
 search made near the optimum, and the older half stands for all the others, evenly over time."""
+
+LEAST_FALLBACK = 0.005
+"""Octaves per doubling: if all multipliers fall back by less, that is not worth a second fit."""
 
 
 class Surrogate:
@@ -41,6 +46,8 @@ class Surrogate:
         X, y: rows and transformed losses of the runs that count (finished; stopped ones by their estimate;
             at most MOST_RUNS).
         drift_prior: mean and sd of the drift, each d x a, octaves per doubling.
+        fallback, fallback_drift: rate at which multipliers fall back to 1 per doubling of each axis (a), and
+            what it adds to the prior mean of the drift (d x a), see `fallback`.
 
     Raises:
         TransferError: if no run has finished.
@@ -76,12 +83,10 @@ class Surrogate:
         keep = _kept(len(rows))
         self.X, self.y = torch.stack(rows)[keep], torch.tensor(ys, dtype=torch.double)[keep]
         names = [dim.name for dim in self.coordinates.numeric]
-        self.drift_prior = Drift.believed(
-            names, self.coordinates.axes, settings.coordinates, settings.drift_prior
-        )
-        self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
-        self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape)
-        self.theta = self.model.covar_module.theta
+        self._fit(Drift.believed(names, self.coordinates.axes, settings.coordinates, settings.drift_prior))
+        self.fallback, self.fallback_drift = falling_back(self.latent(settings.base))
+        if bool((self.fallback_drift.abs() > LEAST_FALLBACK).any()):
+            self._fit(replace(self.drift_prior, mean=self.drift_prior.mean + self.fallback_drift))
         told = [
             run
             for run in self.runs
@@ -92,6 +97,13 @@ class Surrogate:
             torch.stack([self.row(run) for run in told]) if told else self.X[:0],
             torch.tensor([run.outcome is Outcome.DIVERGED for run in told]),
         )
+
+    def _fit(self, drift: Drift) -> None:
+        """Fit to X and y with a prior of the drift."""
+        self.drift_prior = drift
+        self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
+        self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape)
+        self.theta = self.model.covar_module.theta
 
     def row(self, run: Run) -> Tensor:
         """X of a run (d + k + a)."""

@@ -13,6 +13,11 @@ begins anew at the same centre. The state is a function of the runs alone, so an
 
 HPs found to be nil (`diagnostics.importance.nil_hps`) stay where they are, so that the box has fewer sides.
 
+A share of what the second stage spends goes to dearer rungs (`rung_of`), else nothing would be learnt of
+whether multipliers keep their worth: there the centre of the box is run first, then with half of its
+multipliers, drawn at random, back at their defaults (`propose_above`). Near the optimum the loss is flat and
+tells nothing of where it lies; the difference that leaving multipliers out makes tells it best.
+
 Symbols: L = side of the box as a share of each searched range; z, v as in `coordinates`.
 """
 
@@ -34,7 +39,7 @@ from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.gp import normal_draws
 from transfer_bo.surrogate.surrogate import Surrogate
 
-__all__ = ["Region", "propose_near", "side_of", "without_multipliers"]
+__all__ = ["Region", "propose_above", "propose_near", "rung_of", "side_of", "without_multipliers"]
 
 FIRST, SMALLEST, LARGEST = 0.5, 0.5**7, 1.6
 """L at the start, L below which the box begins anew, and the largest L."""
@@ -46,6 +51,8 @@ MOVED = 20
 """About so many HPs move at once."""
 CANDIDATES = 256
 """Points a proposal is picked from; half of them draws of the optimum."""
+ABOVE = 0.25
+"""Dearer rungs get at most this share of what the second stage spends."""
 
 
 def side_of(losses: Iterable[float | None], best: float, dimensions: int, maximise: bool = False) -> float:
@@ -165,6 +172,54 @@ def propose_near(
     if not greedy:
         mean = normal_draws(mean, covariance, 1, generator)[0]
     chosen, flags, _ = surrogate.landscape.split(X[int(mean.argmin())])
+    return coordinates.params(chosen, flags)
+
+
+def rung_of(costs: Mapping[Scale, float], runs: Sequence[Run], defaults: Mapping[str, Any]) -> Scale:
+    """The rung of the next run of the second stage: mostly the cheapest, else the least spent at.
+
+    Args:
+        costs: of one run at each rung that may be used.
+        runs: of the search so far.
+        defaults: of the multipliers.
+    """
+    spent = dict.fromkeys(costs, 0.0)
+    for run in runs:
+        if run.scale in spent and _has_moved(run, defaults):
+            spent[run.scale] += costs[run.scale]
+    cheapest = min(costs, key=lambda scale: costs[scale])
+    above = [scale for scale in costs if scale != cheapest]
+    if not above:
+        return cheapest
+    least = min(above, key=lambda scale: spent[scale] + costs[scale])
+    dear = sum(spent[scale] for scale in above) + costs[least]
+    return least if dear <= ABOVE * (spent[cheapest] + dear) else cheapest
+
+
+@torch.no_grad()
+def propose_above(
+    surrogate: Surrogate, scale: Scale, cheapest: Scale, generator: torch.Generator, maximise: bool = False
+) -> dict[str, Any]:
+    """HPs of the next run at a dearer rung: the box's centre, or that with half of its multipliers.
+
+    Args:
+        surrogate: fitted to all runs so far.
+        scale: where it runs.
+        cheapest: the rung that the box lies at.
+        generator: source of randomness.
+        maximise: whether larger metrics are better.
+    """
+    coordinates, defaults = surrogate.coordinates, surrogate.settings.defaults
+    centre = Region.of(surrogate, cheapest, maximise).centre
+    drift = coordinates.unmix @ (
+        surrogate.latent(scale).optimum()[0] - surrogate.latent(cheapest).optimum()[0]
+    )
+    is_known = any(run.scale == scale and _has_moved(run, defaults) for run in surrogate.runs)
+    left_out = torch.rand(coordinates.d, generator=generator) < (0.5 if is_known else 0.0)
+    of_group = torch.tensor([is_multiplier(dim.name) for dim in coordinates.numeric])
+    z = torch.where(of_group, centre * ~left_out, centre + drift)
+    X = surrogate.rows(coordinates.clip((coordinates.mix @ z)[None]), scale)
+    chosen, flags, _ = surrogate.landscape.split(X[0])
     return coordinates.params(chosen, flags)
 
 
