@@ -189,17 +189,33 @@ ARMS: dict[str, Callable[[Sequence[Row], int], dict[str, float]]] = {
 }
 
 
+def fit(arm: str, rows: Sequence[Row], seed: int) -> Any:
+    """The package's surrogate of the runs of a search, over the HPs of the arm "global" or of all."""
+    from transfer_bo.surrogate.surrogate import Surrogate
+
+    study = transfer_study(GLOBAL if arm == "global" else per_module(), rows, seed)
+    study.sampler._share_settings(study)  # type: ignore[attr-defined]
+    settings = read_settings(study)
+    dimensions = read_dimensions([t.distributions for t in study.trials], settings.defaults)
+    return Surrogate(read_runs(study), dimensions, settings)
+
+
+def suggestion(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
+    """What `transfer-bo suggest` would answer at the proxy: the least expected loss, wherever it lies."""
+    import torch
+
+    from transfer_bo.surrogate.optimum import least_expected_loss
+
+    surrogate = fit(arm, rows, seed)
+    v, flags = least_expected_loss(surrogate, BASE, torch.Generator().manual_seed(seed))
+    return dict(surrogate.coordinates.params(v, flags))
+
+
 def pick(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
     """What an arm would set: its best run; for the surrogate's arms the run of the least posterior mean."""
     if arm not in ("staged", "global"):
         return dict(min(rows, key=lambda row: row["loss"])["params"])
-    from transfer_bo.surrogate.surrogate import Surrogate
-
-    study = transfer_study(per_module() if arm == "staged" else GLOBAL, rows, seed)
-    study.sampler._share_settings(study)  # type: ignore[attr-defined]
-    settings = read_settings(study)
-    dimensions = read_dimensions([t.distributions for t in study.trials], settings.defaults)
-    surrogate = Surrogate(read_runs(study), dimensions, settings)
+    surrogate = fit(arm, rows, seed)
     finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED]
     import torch
 

@@ -1,24 +1,29 @@
-"""What per-module HPs found at the proxy are worth at larger scales, in tokens saved.
+"""What per-module HPs found at the proxy are worth there and at larger scales, in tokens saved.
 
     OMP_NUM_THREADS=1 python studies/per_module/transfer.py --seeds 0 1 2
 
-For each seed of `search.py`: the global setting (same budget) and the per-module one, carried by Complete(d)P
-to 4 times the width, depth and tokens, and to twice all three; and again with no rule ("sp": nothing changes
-with size). The global setting is trained for .5 to 2 times the tokens, each with its own schedule, so that
-`figures.py` can say how many tokens it takes to the per-module loss. Rows go to `transfer.csv`; the same
-command goes on where it stopped.
+Two comparisons of a per-module setting with a global one from as many runs, each what the package suggests:
+
+- "one search": of each seed's 70 runs in `search.csv`, at the proxy;
+- "pooled": of the 350 runs of five seeds together, fitted as one study, at the proxy and at larger scales,
+  carried by Complete(d)P, and with no rule ("sp": nothing changes with size). Here seeds are of training.
+
+The global setting is trained for several lengths, each with its own schedule, so that `figures.py` can say
+how many tokens it takes to the per-module loss. Rows go to `transfer.csv`; the same command goes on where
+it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 import warnings
 
 import optuna
 from problem import BASE, Rows
-from search import FIRST, THEN, _check, fresh_seed, pick
+from search import FIRST, THEN, _check, fresh_seed, suggestion
 
 SCALES = {
     "proxy": BASE,
@@ -26,34 +31,43 @@ SCALES = {
     "depth x4": BASE.replace(depth=4 * BASE.depth),
     "tokens x4": BASE.replace(tokens=4 * BASE.tokens),
     "all x2": BASE.replace(width=2 * BASE.width, depth=2 * BASE.depth, tokens=2 * BASE.tokens),
+    "all x4": BASE.replace(width=4 * BASE.width, depth=4 * BASE.depth, tokens=4 * BASE.tokens),
 }
-LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0)
 RULES = ("complete_d_p", "sp")
+LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0)
 REPLICA = 50
 """Seeds of these runs begin here, beyond those of the search's replicas."""
+SEARCHES = (0, 1, 2, 3, 4)
+"""Seeds of the searches that are pooled."""
+ARMS = {"global": "global", "per-module": "staged"}
+"""What is compared, and the arm of the search that it comes from."""
 
 
-def one_seed(found: Rows, rows: Rows, seed: int, until: float) -> None:
-    """All scales of a seed, the proxy first."""
-    first = found.of("search", "first", seed)
-    settings = {}
-    for arm, name in (("global", "global"), ("staged", "per-module")):
-        own = found.of("search", arm, seed)
-        if len(own) < THEN or len(first) < FIRST:
-            print(f"seed {seed}: {arm} has {len(own)} of {THEN} runs; run search.py first", flush=True)
-            return
-        settings[name] = pick(arm, [*first, *own], seed)
-    for where, scale in SCALES.items():
-        for rule in RULES if scale != BASE else RULES[:1]:
-            for name, params in settings.items():
-                for number, length in enumerate(LENGTHS):
-                    if name == "per-module" and length != 1.0:
-                        continue
-                    at = scale.replace(tokens=round(length * scale.tokens))
-                    rows.make(
-                        f"{where} {rule}", name, seed, number, params, at, fresh_seed(seed, REPLICA), rule
-                    )
-                    _check(until)
+@functools.cache
+def setting(name: str, searches: tuple[int, ...]) -> dict[str, float]:
+    """What is suggested from the runs of one search, or of several pooled."""
+    found, rows = Rows("search.csv"), []
+    for seed in searches:
+        first, own = found.of("search", "first", seed), found.of("search", ARMS[name], seed)
+        if len(first) < FIRST or len(own) < THEN:
+            raise SystemExit(
+                f"Seed {seed} of {ARMS[name]} has {len(own)} of {THEN} runs; run search.py first."
+            )
+        rows += [*first, *own[:THEN]]
+    return suggestion(ARMS[name], rows, searches[0])
+
+
+def compare(
+    rows: Rows, what: str, where: str, rule: str, seed: int, lengths: list[float], until: float
+) -> None:
+    """One seed of a comparison at one scale: the per-module setting once, the global one for each length."""
+    scale, searches = SCALES[where], SEARCHES if what == "pooled" else (seed,)
+    runs = [("per-module", LENGTHS.index(1.0)), *(("global", LENGTHS.index(length)) for length in lengths)]
+    for name, number in runs:
+        at = scale.replace(tokens=round(LENGTHS[number] * scale.tokens))
+        part, params = f"{what}, {where}, {rule}", setting(name, searches)
+        rows.make(part, name, seed, number, params, at, fresh_seed(seed, REPLICA), rule)
+        _check(until)
 
 
 def main() -> None:
@@ -62,13 +76,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--comparison", choices=["pooled", "one search"], default="pooled")
+    parser.add_argument("--scales", nargs="+", choices=list(SCALES), default=list(SCALES))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--lengths", type=float, nargs="+", choices=LENGTHS, default=list(LENGTHS))
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after so long")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found, rows = Rows("search.csv"), Rows("transfer.csv")
+    until, rows = time.time() + 3600 * given.hours, Rows("transfer.csv")
     for seed in given.seeds:
-        one_seed(found, rows, seed, time.time() + 3600 * given.hours)
+        for where in given.scales:
+            for rule in given.rules:
+                if SCALES[where] != BASE or rule == RULES[0]:
+                    compare(rows, given.comparison, where, rule, seed, given.lengths, until)
 
 
 if __name__ == "__main__":
