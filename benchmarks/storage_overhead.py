@@ -73,7 +73,7 @@ def our_loop(url: str, trials: int, sampler: optuna.samplers.BaseSampler) -> Non
             ladder.suggest(trial)
         return train(trial)
 
-    work(study, scaled, is_over=lambda study: len(study.get_trials(deepcopy=False)) >= trials, owner=owner)
+    work(study, scaled, is_over=lambda seen: len(seen) >= trials, owner=owner)
 
 
 def milliseconds(function: Callable[[], None], trials: int) -> tuple[float, float]:

@@ -26,7 +26,6 @@ from transfer_bo.history import (
     Settings,
     read_dimensions,
     read_run,
-    read_runs,
     spent,
 )
 from transfer_bo.scale import RUNG, SCALE_ATTR, Ladder, Scale, default_cost
@@ -38,6 +37,14 @@ __all__ = ["TransferSampler"]
 JUDGE_EVERY = 20
 """After so many trials it is judged anew which HPs are nil."""
 DriftPrior = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+class _Space(dict[str, BaseDistribution]):
+    """A search space, and the trials it was read from: one look at the study for each proposal."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial]) -> None:
+        super().__init__(space)
+        self.trials = trials
 
 
 class TransferSampler(optuna.samplers.BaseSampler):
@@ -142,7 +149,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._plain.before_trial(study, trial)
             return
         with self._lock:
-            self._share_settings(study)
+            self._share_settings(study, study.get_trials(deepcopy=False))
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -151,13 +158,15 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if self._plain is not None:
             return self._plain.infer_relative_search_space(study, trial)
         space: dict[str, BaseDistribution] = {}
-        for other in study.get_trials(deepcopy=False):
+        trials = study.get_trials(deepcopy=False)
+        for other in trials:
             space.update((n, dist) for n, dist in other.distributions.items() if not dist.single())
         if not space:
             return {}
         assert self._ladder is not None
         space.pop(RUNG, None)
-        return {RUNG: IntDistribution(0, len(self._ladder) - 1), **dict(sorted(space.items()))}
+        rung = IntDistribution(0, len(self._ladder) - 1)
+        return _Space({RUNG: rung, **dict(sorted(space.items()))}, trials)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -170,10 +179,13 @@ class TransferSampler(optuna.samplers.BaseSampler):
             return {}
         from transfer_bo.surrogate import design  # torch loads when the first proposal is made
 
+        # Where another sampler stands between, as PartialFixedSampler, the space has lost its trials.
+        kept = search_space.trials if isinstance(search_space, _Space) else None
+        trials = study.get_trials(deepcopy=False) if kept is None else kept
         with self._lock:
-            settings = self._share_settings(study)
-            runs = [run for run in read_runs(study) if run.number != trial.number]
-            seen = [other.distributions for other in study.get_trials(deepcopy=False)]
+            settings = self._share_settings(study, trials)
+            runs = _others(trials, trial)
+            seen = [other.distributions for other in trials]
             dimensions = read_dimensions([*seen, search_space], settings.defaults)
             fixed = trial.system_attrs.get("fixed_params", {}).get(RUNG)
             affordable = [int(fixed)] if fixed is not None else self._affordable(settings, runs)
@@ -202,9 +214,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if self._plain is not None:
             return self._plain.sample_independent(study, trial, param_name, param_distribution)
         if param_name == RUNG:
-            settings = self._share_settings(study)
-            runs = [run for run in read_runs(study) if run.number != trial.number]
-            return min(self._affordable(settings, runs), key=lambda index: settings.costs[index])
+            trials = study.get_trials(deepcopy=False)
+            settings = self._share_settings(study, trials)
+            affordable = self._affordable(settings, _others(trials, trial))
+            return min(affordable, key=lambda index: settings.costs[index])
         if self._global_share and is_multiplier(param_name):
             return self._defaults.get(
                 param_name, 1.0
@@ -226,9 +239,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._plain.after_trial(study, trial, state, values)
             return
         with self._lock:
-            settings = self._share_settings(study)
-            others = [run for run in read_runs(study) if run.number != trial.number]
-            self._affordable(settings, [*others, read_run(trial, state)])
+            trials = study.get_trials(deepcopy=False)
+            settings = self._share_settings(study, trials)
+            self._affordable(settings, [*_others(trials, trial), read_run(trial, state)])
         if self.exhausted:
             with contextlib.suppress(RuntimeError):  # ask/tell has no loop to stop; `exhausted` says it
                 study.stop()
@@ -258,7 +271,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self.exhausted = not rungs
         return rungs or [min(settings.proxies, key=lambda index: settings.costs[index])]
 
-    def _share_settings(self, study: optuna.Study) -> Settings:
+    def _share_settings(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> Settings:
         """Bring ladder and study to the same rung indices; write the settings if they changed."""
         assert self._ladder is not None
         assert self._target is not None
@@ -267,7 +280,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._ladder.align(Settings.from_json(stored).scales)
             if self._any_seed:  # workers without a seed of their own share the study's
                 self._seed = stored["seed"]
-        for trial in study.get_trials(deepcopy=False):
+        for trial in trials:
             # Two processes that grow the ladder at once overwrite each other's settings; the trials remember.
             if SCALE_ATTR in trial.user_attrs:
                 self._ladder.register(Scale(trial.user_attrs[SCALE_ATTR]))
@@ -287,6 +300,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if stored != plain:
             study.set_user_attr(SETTINGS_ATTR, plain)
         return settings
+
+
+def _others(trials: Sequence[FrozenTrial], own: FrozenTrial) -> list[Run]:
+    return [read_run(trial) for trial in trials if trial.number != own.number]
 
 
 def _on_grid(value: Any, distribution: BaseDistribution) -> Any:
