@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial
 from postgres import Cluster, cluster, free_port
 
 import transfer_bo as tb
-from transfer_bo.history import Outcome, read_runs
+from transfer_bo.history import Outcome, read_run
 from transfer_bo.runners.liveness import DEATHS_ATTR, Owner
 from transfer_bo.runners.loop import work
 from transfer_bo.runners.outcomes import objective
@@ -135,8 +135,8 @@ def run_worker(url: str, folder: Path, plan: Plan) -> None:
                 trial.report(loss_of(x), step=1000 * step // STEPS)
         return loss_of(x)
 
-    def is_over(study: optuna.Study) -> bool:
-        return sum(run.outcome is not Outcome.PREEMPTED for run in read_runs(study)) >= plan.trials
+    def is_over(trials: list[FrozenTrial]) -> bool:
+        return sum(read_run(trial).outcome is not Outcome.PREEMPTED for trial in trials) >= plan.trials
 
     def after(trial: FrozenTrial) -> None:
         _note(folder / "told", f"{trial.number} {trial.value!r}")

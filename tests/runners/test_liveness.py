@@ -203,7 +203,7 @@ def test_a_trial_runs_again_with_the_same_values() -> None:
         trial.report(3.0, step=100)
         return trial.suggest_float("lr", 0.0, 1.0)
 
-    work(study, objective(train), is_over=lambda study: True, owner=HERE, beat=0.1)
+    work(study, objective(train), is_over=lambda trials: True, owner=HERE, beat=0.1)
 
     assert [seen.params["lr"]] == [trial.value for trial in study.trials]
     assert "finished" == study.trials[0].user_attrs[OUTCOME_ATTR]
@@ -219,7 +219,7 @@ def test_the_last_worker_runs_what_another_left() -> None:
     work(
         study,
         objective(lambda trial: trial.suggest_float("lr", 0.0, 1.0)),
-        is_over=lambda study: True,
+        is_over=lambda trials: True,
         owner=owner,
         beat=0.05,
         grace=0.3,
@@ -240,7 +240,7 @@ def test_an_interrupted_trial_goes_back(error: BaseException) -> None:
 
     caught: list[BaseException] = []
     try:
-        work(study, objective(train), is_over=lambda study: False, owner=HERE, stopping=stop.is_set)
+        work(study, objective(train), is_over=lambda trials: False, owner=HERE, stopping=stop.is_set)
     except BaseException as raised:
         caught.append(raised)
 

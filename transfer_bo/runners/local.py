@@ -29,7 +29,7 @@ from transfer_bo.runners import worker as worker_process
 from transfer_bo.runners.liveness import Heart, reap
 from transfer_bo.runners.outcomes import MAX_ERRORS_IN_A_ROW
 from transfer_bo.runners.progress import ENDED, Progress
-from transfer_bo.runners.search import enqueue_defaults, search_is_over
+from transfer_bo.runners.search import search_is_over
 from transfer_bo.runners.storage import check_storage, open_study
 from transfer_bo.runners.trial import Task, make_task
 from transfer_bo.runners.verify import Job, Verification, judge, known_suggestion, plan, replicas
@@ -304,8 +304,7 @@ def _search(
     study_file: StudyFile, task: Any, study: optuna.Study, console: Console, lock: int | None
 ) -> bool:
     reap(study)
-    enqueue_defaults(study, task)
-    if search_is_over(task, study):
+    if search_is_over(task, study, read_runs(study)):
         return False
     progress = Progress(
         study,

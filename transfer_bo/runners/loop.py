@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 Objective = Callable[[optuna.Trial], float]
 
+_FIXED = "fixed_params"
+"""Trial attribute of Optuna's: HPs that a trial is to run with, as `study.enqueue_trial` sets it."""
 IDLE_SECONDS = 1.0
 """How often a worker looks whether the last trials of others have ended."""
 
@@ -117,11 +119,41 @@ def run_trial(study: optuna.Study, trial: HeldTrial, objective: Objective) -> Fr
     return ended
 
 
+def _take(study: optuna.Study, trials: Sequence[FrozenTrial], first: Mapping[str, Any] | None) -> int | None:
+    """A trial from the queue if any waits, else a new one: as `study.ask`, from one look at the study.
+
+    Args:
+        study: The study.
+        trials: All of it, as just read.
+        first: HPs of trial 0.
+
+    Returns:
+        The id of a trial that runs now; None if others took what was waiting.
+    """
+    storage = study._storage
+    study._thread_local.cached_all_trials = None  # what Optuna's samplers read for the trial before
+    waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
+    trial_id = None if waiting else storage.create_new_trial(study._study_id)
+    for trial in waiting:
+        with contextlib.suppress(UpdateFinishedTrialError):
+            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                trial_id = trial._trial_id
+                break
+    # Nobody queues the first trial, so nobody can queue it twice: on any storage one process gets number 0.
+    # Should that die before it has written this, whoever takes the trial next does.
+    if first and trial_id is not None and (not trials or trials[0].state is TrialState.WAITING):
+        taken = storage.get_trial(trial_id)
+        if taken.number == 0 and _FIXED not in taken.system_attrs:
+            storage.set_trial_system_attr(trial_id, _FIXED, dict(first))
+    return trial_id
+
+
 def work(
     study: optuna.Study,
     objective: Objective,
     *,
-    is_over: Callable[[optuna.Study], bool],
+    is_over: Callable[[list[FrozenTrial]], bool],
+    first: Mapping[str, Any] | None = None,
     owner: Owner | None = None,
     stopping: Callable[[], bool] = lambda: False,
     after: Callable[[FrozenTrial], Any] = lambda trial: None,
@@ -137,7 +169,8 @@ def work(
     Args:
         study: The study, on a storage of `transfer_bo.runners.storage.open_storage`.
         objective: Wrapped in `transfer_bo.objective`.
-        is_over: Whether no new trial is to be started, waiting ones aside; asked before each.
+        is_over: Whether, by all trials there are, no new one is to be started; asked when none waits.
+        first: HPs of the study's first trial, whichever process runs it.
         owner: Who runs the trials: as the storage marks new ones; by default this process.
         stopping: Whether this process has been asked to end: the running trial is given back.
         after: Called with each trial that ended here.
@@ -157,14 +190,17 @@ def work(
     with heart.beating() if has_heart else contextlib.nullcontext():
         count = 0
         while count < at_most and not stopping():
-            waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            if not waiting and is_over(study):
-                if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            trials = study.get_trials(deepcopy=False)
+            states = {trial.state for trial in trials}
+            if TrialState.WAITING not in states and is_over(trials):
+                if TrialState.RUNNING not in states:
                     break
                 time.sleep(min(IDLE_SECONDS, beat))
                 continue
+            trial_id = _take(study, trials, first)
+            if trial_id is None:
+                continue
             count += 1
-            trial_id = study.ask()._trial_id
             with contextlib.suppress(UpdateFinishedTrialError):  # `run_trial` finds that it is not held
                 for key, value in owner.mark().items():
                     study._storage.set_trial_user_attr(trial_id, key, value)

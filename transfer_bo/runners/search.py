@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, read_runs, read_settings, spent
+from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, read_settings, spent
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import RUNG
 
 if TYPE_CHECKING:
     from transfer_bo.runners.trial import Task
 
-__all__ = ["enqueue_defaults", "make_sampler", "search_is_over", "spent_so_far"]
+__all__ = ["first_params", "make_sampler", "search_is_over", "spent_so_far"]
 
 
 def make_sampler(task: Task) -> TransferSampler:
@@ -31,12 +31,10 @@ def make_sampler(task: Task) -> TransferSampler:
     )
 
 
-def enqueue_defaults(study: optuna.Study, task: Task) -> None:
-    """Queue the documented defaults at the cheapest rung as a new study's first trial."""
-    if study.get_trials(deepcopy=False):
-        return
+def first_params(task: Task) -> dict[str, Any]:
+    """What a new study's first trial runs: the documented defaults at the cheapest rung."""
     cheapest = min(task.ladder.proxies, key=task.cost)
-    study.enqueue_trial({RUNG: task.ladder.index(cheapest), **task.space.defaults})
+    return {RUNG: task.ladder.index(cheapest), **task.space.defaults}
 
 
 def spent_so_far(study: optuna.Study, runs: Sequence[Run]) -> float:
@@ -46,9 +44,14 @@ def spent_so_far(study: optuna.Study, runs: Sequence[Run]) -> float:
     return spent(read_settings(study), runs)
 
 
-def search_is_over(task: Task, study: optuna.Study) -> bool:
-    """Whether budget or number of trials is used up, counting those that are running."""
-    runs = [run for run in read_runs(study) if run.purpose == "search"]
+def search_is_over(task: Task, study: optuna.Study, runs: Sequence[Run]) -> bool:
+    """Whether budget or number of trials is used up by all runs there are, counting those that are running.
+
+    A study without any is not: its first trial is run whatever it costs.
+    """
+    if not runs:
+        return False
+    runs = [run for run in runs if run.purpose == "search"]
     if any(run.outcome is Outcome.WAITING for run in runs):
         return False
     limit = task.file.budget.trials

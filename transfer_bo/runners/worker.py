@@ -150,10 +150,11 @@ def _work(
     import torch
     from optuna.trial import FrozenTrial
 
+    from transfer_bo.history import read_run
     from transfer_bo.runners.liveness import Owner, machine
     from transfer_bo.runners.loop import work
     from transfer_bo.runners.outcomes import objective
-    from transfer_bo.runners.search import make_sampler, search_is_over
+    from transfer_bo.runners.search import first_params, make_sampler, search_is_over
     from transfer_bo.runners.storage import open_study
     from transfer_bo.runners.trial import make_task
     from transfer_bo.runners.verify import Job, run_job
@@ -174,7 +175,8 @@ def _work(
         return work(
             study,
             train,
-            is_over=lambda study: search_is_over(task, study),
+            is_over=lambda trials: search_is_over(task, study, [read_run(trial) for trial in trials]),
+            first=first_params(task),
             owner=owner,
             stopping=_stop.is_set,
             after=ended,
