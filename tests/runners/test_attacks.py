@@ -65,6 +65,23 @@ def test_a_study_file_runs_nothing(
     assert [] == list(tmp_path.rglob("trace"))
 
 
+@pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere", "runs/../../elsewhere"])
+@pytest.mark.parametrize("key", ["out", "checkpoints"])
+def test_a_storage_does_not_decide_where_files_are_written(
+    key: str, folder: str, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    """A worker that joins by address alone writes below its own folder, or not at all."""
+    study_file = load_study_file(write_study())
+    study = open_study(study_file, definition=study_file.definition())
+    attack = study_file.run.model_copy(update={key: folder})
+    study.set_user_attr(STUDY_FILE_ATTR, study_file.model_copy(update={"run": attack}).shared())
+    before = sorted(tmp_path.rglob("*"))
+
+    with pytest.raises(TransferError, match=f"--study 'tiny': its run.{key} is '{folder}', not below"):
+        stored_study_file(study_file.storage_url, "tiny")
+    assert before == sorted(tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"path": "x", "name": "../../x"}', '{"__reduce__": 1}', "\x80\x04."]
 )

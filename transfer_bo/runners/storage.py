@@ -139,11 +139,12 @@ def _hash(definition: dict[str, Any]) -> str:
 def stored_study_file(url: str, name: str) -> StudyFile:
     """The study file that a study was started with, for a worker that has no copy.
 
-    Relative paths in it are relative to the current folder. One that runs a program is refused: who may write
-    to the storage must not decide what is run on the machines that join.
+    Relative paths in it are relative to the current folder. One that runs a program, or writes outside of
+    that folder, is refused: who may write to the storage must not decide what is run on the machines that
+    join, nor where files are made, replaced and removed.
 
     Raises:
-        TransferError: if the storage can't be opened, holds no such study, or names a program to run.
+        TransferError: if the storage can't be opened, holds no such study, or its study file is refused.
     """
     wrong = check_address(url)
     if wrong is not None:
@@ -174,6 +175,14 @@ def stored_study_file(url: str, name: str) -> StudyFile:
             "and a program is not run on the word of a storage; join with the study file: "
             "transfer-bo worker STUDY.toml"
         )
+    for key in ("out", "checkpoints"):
+        folder = Path(getattr(study_file.run, key) or "")
+        if folder.anchor or ".." in folder.parts:
+            raise TransferError(
+                f"--study {name!r}: its run.{key} is {str(folder)!r}, not below the current folder, "
+                "and files are not written elsewhere on the word of a storage; join with the study file: "
+                "transfer-bo worker STUDY.toml"
+            )
     return study_file
 
 
