@@ -22,11 +22,11 @@ HPS = {"lr": 0.01, "lr.embedding": 1.0}
 SCALE = Scale(width=16, depth=1, batch=4, tokens=4 * 16 * 60)
 
 
-def task(path: Path, ranks: int, stop: Callable[[], bool] = lambda: False) -> StudyTask:
+def task(path: Path, ranks: int, parallel: str = "ddp") -> StudyTask:
     """The study with so many processes per trial."""
     study = load_study_file(path)
-    run = study.run.model_copy(update={"ranks": ranks, "checkpoint_seconds": 0.001})
-    return StudyTask(study.model_copy(update={"run": run}), stop)
+    more = {"ranks": ranks, "parallel": parallel, "checkpoint_seconds": 0.001}
+    return StudyTask(study.model_copy(update={"run": study.run.model_copy(update=more)}))
 
 
 def attempt(seen: list[tuple[float, float]], tokens: float = SCALE.tokens, **hps: float) -> Attempt:
@@ -38,34 +38,46 @@ def attempt(seen: list[tuple[float, float]], tokens: float = SCALE.tokens, **hps
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
 @pytest.mark.timeout(900)
-def test_two_processes_equal_one_and_survive_a_kill(write_study: WriteStudy) -> None:
-    """The same curve to rounding; killed in the middle, all end in seconds and it resumes bitwise."""
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_processes_equal_one_and_survive_a_kill(
+    ranks: int, parallel: str, write_study: WriteStudy
+) -> None:
+    """The same curve to rounding; one killed in the middle, all end in seconds and it resumes bitwise."""
     path = write_study()
     alone: list[tuple[float, float]] = []
     task(path, 1).run(attempt(alone))
     whole: list[tuple[float, float]] = []
-    two = task(path, 2)
-    expected = two.run(attempt(whole))
-    two.after(_ended())
+    several = task(path, ranks, parallel)
+    expected = several.run(attempt(whole))
+    several.after(_ended())
     pieces: list[tuple[float, float]] = []
+    running: list[int] = []
     killed: list[float] = []
 
     def kill() -> None:
         while len(pieces) < 3:
             time.sleep(0.01)
-        os.kill(max(ranks_in(path.parent)), signal.SIGKILL)
+        running.extend(ranks_in(path.parent))
+        os.kill(max(running), signal.SIGKILL)
         killed.append(time.monotonic())
 
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(Preempted) as caught:
-        two.run(attempt(pieces))
+        several.run(attempt(pieces))
     killer.join()
     seconds = time.monotonic() - killed[0]
-    actual = two.run(attempt(pieces))
+    left = ranks_in(path.parent)
+    before = len(pieces)
+    actual = several.run(attempt(pieces))
 
+    print(f"{ranks} ranks, {parallel}: all ended {seconds:.1f} s after the kill, at report {before}")
     assert caught.value.died
+    assert ranks == len(running)
+    assert [] == left
     assert seconds < 60
+    assert pieces[before][0] > 0.1  # it went on, and did not begin anew
     assert dict(alone) == pytest.approx(dict(whole), rel=1e-4)  # float32
     assert dict(whole) == dict(pieces)
     assert expected == actual
