@@ -206,21 +206,30 @@ class Projection:
 
     def predict(self, scale: Scale, v: Tensor, flags: Tensor | None = None) -> PredictedLoss:
         """The metric of one run at a scale with HPs v (d) and categories (k; the best known ones if None)."""
-        surrogate, landscape = self.surrogate, self.surrogate.landscape
-        flags = surrogate.best_flags() if flags is None else flags
-        x = surrogate.rows(v[None], scale, flags)[0]
-        s = surrogate.coordinates.s(scale)
-        draws = self._ensemble.at(s, x)
-        bowl = landscape.bowl(draws.theta, v - draws.jitter, s)  # the jitter moves the bowl, not the setting
-        y = landscape.law(draws.theta, s) + bowl + landscape.get(draws.theta, "w") @ flags + draws.error
-        noise = (draws.floor**2 + (TOLERANCE * bowl) ** 2).sqrt()
-        y = y + noise * torch.randn(
-            len(y), dtype=y.dtype, generator=torch.Generator().manual_seed(self.settings.seed)
-        )
-        return PredictedLoss(np.sort([surrogate.output.backward(float(value)) for value in y]))
+        X = self.surrogate.rows(v[None], scale, flags)
+        y = self.drawn(X, X[0])[:, 0]
+        return PredictedLoss(np.sort([self.surrogate.output.backward(float(value)) for value in y]))
+
+    def drawn(self, X: Tensor, at: Tensor) -> Tensor:
+        """Joint draws of y of one run at each row of one scale, smaller is better (count x m).
+
+        Args:
+            X: rows (m x (d+k+a+q)).
+            at: one row; what the bowl does not say is told for it, and taken to be the same for all.
+        """
+        landscape = self.surrogate.landscape
+        v, flags, s = landscape.split(X)
+        draws = self.ensemble.at(s[0], at)
+        theta = draws.theta.unsqueeze(-2)
+        bowl = landscape.bowl(theta, v - draws.jitter.unsqueeze(-2), s)  # the jitter moves the bowl, not v
+        effects = landscape.get(draws.theta, "w") @ flags.T
+        y = landscape.law(theta, s) + bowl + effects + draws.error.unsqueeze(-1)
+        noise = (draws.floor.unsqueeze(-1) ** 2 + (TOLERANCE * bowl) ** 2).sqrt()
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return y + noise * torch.randn(y.shape, dtype=y.dtype, generator=generator)
 
     @property
-    def _ensemble(self) -> Ensemble:
+    def ensemble(self) -> Ensemble:
         """Draws that all answers rest on, made when the first one is asked for."""
         if self._draws is None:
             self._draws = Ensemble(self.surrogate.model, self.settings.seed)
@@ -237,7 +246,7 @@ class Projection:
     def _optima(self, scale: Scale) -> Tensor:
         """Draws of the optimum in natural coordinates (count x d), the same ones at every call."""
         coordinates = self.surrogate.coordinates
-        draws = self._ensemble.at(coordinates.s(scale))
+        draws = self.ensemble.at(coordinates.s(scale))
         return coordinates.clip_z(draws.optimum @ coordinates.unmix.T + draws.off)
 
     def _values(self, z: Tensor) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from transfer_bo.history import Outcome
 from transfer_bo.projection import Projection, Suggestion
@@ -23,21 +22,18 @@ __all__ = ["cliff_shift", "excess", "prior_warnings", "uncorrected"]
 PRIOR_RULES, MATTERS = 0.8, 0.25
 """A drift rests on its prior if its sd is still this share of the prior's; that matters from so many octaves
 of the optimum at the target."""
-DRAWS = 512
 
 
 def excess(projection: Projection, scale: Scale, params: Mapping[str, Any]) -> dict[str, Any]:
     """What a setting costs at a scale: {"mean", "interval"} (90%) in the metric's unit, and "percent"."""
     surrogate = projection.surrogate
-    landscape, theta = surrogate.landscape, surrogate.theta
-    latent = surrogate.latent(scale)
-    draws = latent.draw(DRAWS, torch.Generator().manual_seed(projection.settings.seed))
+    landscape = surrogate.landscape
     s = surrogate.coordinates.s(scale)
     v = surrogate.coordinates.row(params, scale)[: landscape.d]
-    optima = draws @ latent.path_map().T
-    bowl = np.sort(landscape.bowl(theta, v - optima + landscape.path(theta, s), s).numpy())
+    draws = projection.ensemble.at(s)
+    bowl = np.sort(landscape.bowl(draws.theta, v - draws.jitter, s).numpy())
     low, high = np.quantile(bowl, [0.05, 0.95])
-    level = float(landscape.law(theta, s))
+    level = float(landscape.law(surrogate.theta, s))
     backward = surrogate.output.backward
 
     def price(y: float) -> float:

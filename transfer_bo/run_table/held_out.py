@@ -2,7 +2,7 @@
 
 The runs of the largest scale (all within half a doubling of it) are kept from the fit, which then suggests
 settings there and predicts the loss of each of them. Only runs that cost less are fitted: it is the step from
-small to large that is tested. Symbols: v, ξ, ψ as in `surrogate`.
+small to large that is tested. Symbols: v as in `surrogate`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from transfer_bo.history import Outcome, Run
 from transfer_bo.projection import Projection
@@ -26,7 +25,6 @@ FOLDS = 2
 """Scales that are left out, one after the other, the largest first."""
 LEAST_RUNS = 4
 """Finished runs that must be left to fit, besides one for each HP."""
-DRAWS = 512
 
 
 def leave_largest_out(rows: RunTable, beliefs: Beliefs, level: float = 0.9) -> list[dict[str, Any]]:
@@ -111,31 +109,19 @@ def _compare(
 def _drawn(
     projection: Projection, scale: Scale, held: Sequence[Run], params: dict[str, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Held-out runs as they were (y: n), as the fit draws them (DRAWS x n), and how far away (n, octaves).
+    """Held-out runs as they were (y: n), as the fit draws them (count x n), and how far away (n, octaves).
 
     The draws are joint: one landscape, one optimum, and noise of its own for each run, so that the best of n
     noisy runs is compared with the best of n noisy runs.
     """
     surrogate = projection.surrogate
-    landscape, coordinates, theta = surrogate.landscape, surrogate.coordinates, surrogate.theta
+    coordinates = surrogate.coordinates
     X = torch.stack([surrogate.row(run) for run in held])
     y = np.array([surrogate.output.forward(run.loss) for run in held if run.loss is not None])
-    v, flags, _ = landscape.split(X)
-    s = coordinates.s(scale)
+    v, flags, _ = surrogate.landscape.split(X)
     at = coordinates.row(params, scale)
     step = (v - at[: coordinates.d]) @ coordinates.unmix.T
     distance = step.square().sum(-1).sqrt() + 100.0 * (
         flags - at[coordinates.d : coordinates.d + coordinates.k]
     ).abs().sum(-1)
-    generator = torch.Generator().manual_seed(projection.settings.seed)
-    # A row at the scale brings the error of the loss law and of the bowl there into the draw.
-    latent = surrogate.latent(scale, at)
-    draws = latent.draw(DRAWS, generator)
-    optima = draws @ latent.path_map().T
-    moved = v[None] - optima[:, None] + landscape.path(theta, s)
-    bowl: Tensor = landscape.bowl(theta, moved, s)
-    slope = torch.func.grad(landscape.law)(theta, s)
-    level = landscape.law(theta, s) + (draws[:, : landscape.p] - theta) @ slope + draws[:, -1]
-    noise = surrogate.model.noise(X).sqrt() * torch.randn(bowl.shape, dtype=bowl.dtype, generator=generator)
-    drawn = level[:, None] + bowl + noise + flags @ landscape.get(theta, "w")
-    return y, drawn.numpy(), distance.numpy()
+    return y, projection.drawn(X, at).numpy(), distance.numpy()

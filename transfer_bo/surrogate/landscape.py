@@ -180,7 +180,8 @@ class Landscape:
         """Excess ln loss over the optimum; θ (... x p), v (... x d), s (... x a) -> (...)."""
         root = torch.exp(self.get(theta, "lnc") / 2)
         a = root * (v - self.path(theta, s))
-        t = (self._coupling(theta) @ a.unsqueeze(-1)).squeeze(-1) / root
+        coupled = a if self._upper is None else (self._coupling(theta) @ a.unsqueeze(-1)).squeeze(-1)
+        t = coupled / root
         q, _, _ = _asymmetric(t, self.get(theta, "kappa"))
         bowl = (root**2 * q).sum(-1) * torch.exp(self._log_scale(theta, s))
         return FLATTEN * torch.log1p(bowl / FLATTEN)
