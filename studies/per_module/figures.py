@@ -12,12 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from problem import HERE, Rows
 from scipy import stats
-from search import ARMS, CHECKPOINTS, FIRST, THEN
-from transfer import LENGTHS, RULES, SCALES
+from search import ARMS, FIRST, THEN
+from transfer import LENGTHS
 
 from transfer_bo.runners.replicate import paired
-
-ONE = LENGTHS.index(1.0)
 
 
 def speed_up(loss: float, lengths: Sequence[float], losses: Sequence[float]) -> float:
@@ -44,45 +42,67 @@ def seeds_of(rows: Rows, part: str, arm: str) -> list[int]:
 
 
 def search_table(rows: Rows) -> None:
-    """A line per arm: runs, diverged, loss of the picks with new seeds, the paired gap to the first stage."""
-    print("arm        seeds  runs  diverged  picks after 0, 25, 50 runs (new seeds)   gap to the start, nats")
+    """A line per arm, and what the picks of staged search gain on the others; a search counts once."""
+    picks: dict[str, dict[int, list[float]]] = {}
+    for row in rows.rows:
+        if row["part"] == "replica":
+            picks.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(row["loss"])
+    print("arm        seeds  runs  diverged  picks (new seeds)")
     for arm in ARMS:
         seeds = seeds_of(rows, "search", arm)
         runs = [row for seed in seeds for row in rows.of("search", arm, seed)]
         diverged = sum(not math.isfinite(row["loss"]) for row in runs)
-        means, gap = [], "-"
-        for named in ("first", *(f"{arm}@{count}" for count in CHECKPOINTS)):
-            losses = [row["loss"] for seed in seeds for row in rows.of("replica", named, seed)]
-            means.append(f"{np.mean(losses):.4f}" if losses else "-")
-        pairs = []
-        for seed in seeds:
-            before = {r["number"]: r["loss"] for r in rows.of("replica", "first", seed)}
-            after = {r["number"]: r["loss"] for r in rows.of("replica", f"{arm}@{THEN}", seed)}
-            pairs += [(after[n], before[n]) for n in after if n in before]
-        if len(pairs) > 1:
-            compared = paired(arm, "first", [tuple(map(_finite, pair)) for pair in pairs])  # type: ignore[misc]
-            low, high = compared.interval
-            gap = f"{compared.mean:+.4f} [{low:+.4f}, {high:+.4f}] {compared.verdict}, {len(pairs)} pairs"
-        print(f"{arm:10} {len(seeds):5} {len(runs):5} {diverged:9}  {', '.join(means):40} {gap}")
+        of_arm = {"first": picks["first"], **{n: p for n, p in picks.items() if n.startswith(arm + "@")}}
+        said = [f"{named} {np.mean([np.mean(of[s]) for s in of]):.4f}" for named, of in of_arm.items()]
+        print(f"{arm:10} {len(seeds):5} {len(runs):5} {diverged:9}  {', '.join(said)}")
+    last = f"@{THEN}"
+    rivals = ["first", *(arm + last for arm in ARMS if arm != "staged")]
+    for mine in [name for name in picks if name.startswith("staged@")]:
+        for other in rivals:
+            both = sorted(set(picks[mine]) & set(picks.get(other, {})))
+            if len(both) > 1:
+                means = [(_finite(np.mean(picks[mine][s])), _finite(np.mean(picks[other][s]))) for s in both]
+                gap = paired(mine, other, means)
+                low, high = gap.interval
+                print(
+                    f"{mine} - {other}: {gap.mean:+.4f} [{low:+.4f}, {high:+.4f}] {gap.verdict}, "
+                    f"{len(both)} searches"
+                )
 
 
 def _finite(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None
+    return float(loss) if math.isfinite(loss) else None
 
 
 def transfer_table(rows: Rows) -> None:
-    """Speed-up of the per-module setting over the global one, by scale and rule."""
-    for where in SCALES:
-        for rule in RULES:
-            part, found = f"{where} {rule}", []
-            for seed in seeds_of(rows, part, "per-module"):
-                curve = {row["number"]: row["loss"] for row in rows.of(part, "global", seed)}
-                loss = rows.of(part, "per-module", seed)[0]["loss"]
-                if len(curve) == len(LENGTHS) and math.isfinite(loss):
-                    found.append(speed_up(loss, LENGTHS, [curve[i] for i in range(len(LENGTHS))]))
+    """Of each setting beside the global one, by comparison and scale: gap in loss, and speed-up in tokens."""
+    for part in dict.fromkeys(row["part"] for row in rows.rows):
+        curves: dict[int, dict[float, float]] = {}
+        for row in rows.rows:
+            if (row["part"], row["arm"]) == (part, "global"):
+                curves.setdefault(row["seed"], {})[LENGTHS[row["number"]]] = row["loss"]
+        for arm in dict.fromkeys(row["arm"] for row in rows.rows if row["part"] == part):
+            losses = {
+                row["seed"]: row["loss"] for row in rows.rows if (row["part"], row["arm"]) == (part, arm)
+            }
+            seeds = [seed for seed in losses if 1.0 in curves.get(seed, {})]
+            if arm == "global" or not seeds:
+                continue
+            gap = paired(arm, "global", [(_finite(losses[s]), _finite(curves[s][1.0])) for s in seeds])
+            found = [
+                speed_up(losses[s], sorted(curves[s]), [curves[s][n] for n in sorted(curves[s])])
+                for s in seeds
+                if len(curves[s]) > 1
+            ]
+            words = f"{part:34} {arm:34} {len(seeds)} seeds"
+            if len(seeds) > 1:
+                words += (
+                    f"  gap {gap.mean:+.4f} [{gap.interval[0]:+.4f}, {gap.interval[1]:+.4f}] {gap.verdict}"
+                )
             if found:
                 mean, low, high = interval(found)
-                print(f"{part:28} speed-up {mean:.2f} [{low:.2f}, {high:.2f}], {len(found)} seeds")
+                words += f"  speed-up {mean:.2f} [{low:.2f}, {high:.2f}] ({len(found)} seeds)"
+            print(words)
 
 
 def draw(rows: Rows) -> Figure:
