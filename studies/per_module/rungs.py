@@ -67,8 +67,8 @@ def visit(rows: Rows, until: float) -> None:
 
 
 @functools.cache
-def fit(target: Scale, *, with_rungs: bool) -> Any:
-    """The surrogate of the pooled staged searches, with the runs at dearer rungs or without."""
+def fit(*, with_rungs: bool) -> Any:
+    """The surrogate of the pooled staged searches, with runs at dearer rungs or without."""
     from transfer_bo.surrogate.surrogate import Surrogate
 
     found, rows = Rows("search.csv"), Rows("transfer.csv")
@@ -85,9 +85,13 @@ def fit(target: Scale, *, with_rungs: bool) -> Any:
         else Run(number, row["params"], scale, Outcome.DIVERGED)
         for number, (scale, row) in enumerate(at)
     ]
-    scales = (BASE, *RUNGS.values(), target)
+    target = SCALES["all x4"]
     settings = Settings(
-        scales, tuple(range(4)), target, (1.0, 2.0, 2.0, 2.0, 64.0), defaults=per_module().defaults
+        (BASE, *RUNGS.values(), target),
+        tuple(range(1 + len(RUNGS))),
+        target,
+        (1.0, 2.0, 2.0, 2.0, 64.0),
+        defaults=per_module().defaults,
     )
     return Surrogate(runs, read_dimensions([distributions(per_module())], settings.defaults), settings)
 
@@ -98,25 +102,22 @@ def suggested(target: Scale, *, with_rungs: bool) -> dict[str, float]:
 
     from transfer_bo.surrogate.optimum import least_expected_loss
 
-    surrogate = fit(target, with_rungs=with_rungs)
+    surrogate = fit(with_rungs=with_rungs)
     v, flags = least_expected_loss(surrogate, target, torch.Generator().manual_seed(0))
-    rates = dict(zip(surrogate.coordinates.axes, surrogate.fallback.tolist(), strict=True))
-    print(target, "with" if with_rungs else "without", "rungs: rates of falling back", rates, flush=True)
     return dict(surrogate.coordinates.params(v, flags))
 
 
 def arms(rows: Rows, scale: Scale, *, kinds: bool) -> dict[str, dict[str, float]]:
     """What is compared at a scale besides the settings of `transfer.py`."""
+    if not kinds:
+        return {
+            "per-module, fitted with rungs": suggested(scale, with_rungs=True),
+            "per-module, fitted without rungs": suggested(scale, with_rungs=False),
+        }
     whole = centre(rows)
-    every = {
-        "per-module, fitted without rungs": suggested(scale, with_rungs=False),
-        "per-module, fitted with rungs": suggested(scale, with_rungs=True),
-    }
-    if kinds:
-        every["no multipliers"] = left_in(whole, set())
-        for kind in KINDS:
-            names = {name for name in whole if split_name(name)[0] == kind}
-            every[f"only {kind}"] = left_in(whole, names)
+    every = {"no multipliers": left_in(whole, set())}
+    for kind in KINDS:
+        every[f"only {kind}"] = left_in(whole, {name for name in whole if split_name(name)[0] == kind})
     return every
 
 
@@ -129,13 +130,16 @@ def main() -> None:
     parser.add_argument(
         "--scales", nargs="+", choices=list(SCALES), default=[where for where in SCALES if where != "all x4"]
     )
-    parser.add_argument("--kinds", action="store_true", help="each kind of multiplier alone, too")
+    parser.add_argument("--kinds", action="store_true", help="each kind of multiplier alone instead")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after so long")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     until, rows = time.time() + 3600 * given.hours, Rows("transfer.csv")
     visit(rows, until)
+    surrogate = fit(with_rungs=True)
+    rates = zip(surrogate.coordinates.axes, surrogate.fallback.tolist(), strict=True)
+    print("multipliers fall back by", {axis: f"{rate:.0%} per doubling" for axis, rate in rates}, flush=True)
     for where in given.scales:
         compared = arms(rows, SCALES[where], kinds=given.kinds)
         for seed in given.seeds:
