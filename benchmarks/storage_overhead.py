@@ -29,6 +29,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 import transfer_bo as tb
+import transfer_bo.surrogate.design  # or the first proposal loads torch, while another thing is measured
 from transfer_bo.history import OUTCOME_ATTR
 from transfer_bo.runners.backends import connect_backend
 from transfer_bo.runners.liveness import Owner
