@@ -21,7 +21,7 @@ from rich.console import Console
 from transfer_bo import Outcome, TransferError
 from transfer_bo.history import Run, read_runs
 from transfer_bo.runners import local, worker
-from transfer_bo.runners.liveness import DEATHS_ATTR, WORKER_ATTR
+from transfer_bo.runners.liveness import DEATHS_ATTR, WORKER_ATTR, _is_alive
 from transfer_bo.runners.storage import open_study
 from transfer_bo.study_file import load_study_file
 
@@ -57,9 +57,9 @@ def read(path: Path) -> list[Run]:
     return read_runs(open_study(load_study_file(path)))
 
 
-def running_trial(path: Path) -> tuple[int, int]:
+def running_trial(path: Path, seconds: float = SECONDS) -> tuple[int, int]:
     """Wait until a trial is being trained: its number and the process id of its worker."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     study = None
     while time.monotonic() < deadline:
         time.sleep(0.05)
@@ -69,15 +69,6 @@ def running_trial(path: Path) -> tuple[int, int]:
             if trial.state == optuna.trial.TrialState.RUNNING and trial.intermediate_values:
                 return trial.number, trial.user_attrs[WORKER_ATTR]["pid"]
     raise AssertionError("no trial started")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is a process of this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_study_runs_verifies_and_is_not_repeated(write_study: WriteStudy) -> None:
@@ -137,23 +128,24 @@ def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start)
 
     assert 130 == process.returncode
     assert f"Stopped. Finished trials are kept; go on with: transfer-bo run {path}\n" == said
-    assert not is_alive(pid)
+    assert not _is_alive(pid)
     assert [Outcome.WAITING] == [run.outcome for run in read(path)]
     assert DEATHS_ATTR not in open_study(load_study_file(path)).trials[0].user_attrs
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_run_leaves_no_worker_and_goes_on(write_study: WriteStudy, start: Start) -> None:
     """When the parent is gone the worker stops; the next run finds the machine and the plan as they were."""
     path = write_study(*LONG, ("trials = 4", "trials = 1"))
     process = start(path)
 
-    _, pid = running_trial(path)
+    _, pid = running_trial(path, 3 * SECONDS)
     process.kill()
     process.communicate()
     search(path)
 
-    assert not is_alive(pid)
+    assert not _is_alive(pid)
     assert [Outcome.FINISHED] == [run.outcome for run in read(path)]
     assert DEFAULTS == read(path)[0].params
 
