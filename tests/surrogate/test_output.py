@@ -34,7 +34,7 @@ def test_better_metrics_have_smaller_y(values: list[float], a: float, b: float, 
 
 def test_positive_losses_are_seen_in_ln() -> None:
     """A positive loss that is minimised is seen in ln; a zero or a maximised metric is not."""
-    assert Output.of([1.0, 2.0]).forward(math.e) == 1.0
+    assert Output.of([2.0, 2.5]).forward(math.e) == 1.0
     assert not Output.of([0.0, 2.0]).log
     assert not Output.of([1.0, 2.0], maximise=True).log
 
@@ -53,3 +53,13 @@ def test_a_loss_comes_back_however_large(values: list[float], value: float) -> N
 
     assert math.isclose(value, output.backward(output.forward(value)), rel_tol=1e-9)
     assert output.forward(value) < output.forward(2 * value)
+
+
+def test_losses_over_decades_are_scaled_down_together() -> None:
+    """The middle half of ln losses spans .3 of y at most; what lies closer together is left as it is."""
+    wide, narrow = [10.0**k for k in range(9)], [2.0, 2.1, 2.2, 2.3]
+
+    low, high = (Output.of(wide).forward(value) for value in (1e2, 1e6))
+    assert math.isclose(high - low, 0.3)
+    assert math.isclose(Output.of(wide).ln * 0.3, math.log(1e4))
+    assert Output.of(narrow).forward(2.3) == math.log(2.3)

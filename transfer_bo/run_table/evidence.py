@@ -43,7 +43,7 @@ def excess(projection: Projection, scale: Scale, params: Mapping[str, Any]) -> d
     mean = float(central.mean())
     said: dict[str, Any] = {"mean": price(mean), "interval": [price(float(low)), price(float(high))]}
     if surrogate.output.log:
-        said["percent"] = 100 * math.expm1(min(mean, 700.0))
+        said["percent"] = 100 * math.expm1(min(surrogate.output.ln * mean, 700.0))
     return said
 
 

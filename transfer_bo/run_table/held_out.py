@@ -71,8 +71,9 @@ def _compare(
     best = int((-losses if beliefs.maximise else losses).argmin())
     y, drawn, distance = _drawn(projection, scale, held, suggestion.params)
     nearest = int(distance.argmin())
-    measured_excess = float(y[nearest] - y.min())
-    excess = drawn[:, nearest] - drawn.min(1)  # of the same run over the best of the same runs
+    unit = projection.surrogate.output.ln
+    measured_excess = unit * float(y[nearest] - y.min())
+    excess = unit * (drawn[:, nearest] - drawn.min(1))  # of the same run over the best of the same runs
     tails = (1 - level) / 2, (1 + level) / 2
     covered = [
         bool(low <= at <= high) for at, (low, high) in zip(y, np.quantile(drawn, tails, 0).T, strict=True)
