@@ -118,6 +118,7 @@ def arms(rows: Rows, scale: Scale, *, kinds: bool) -> dict[str, dict[str, float]
     every = {"no multipliers": left_in(whole, set())}
     for kind in KINDS:
         every[f"only {kind}"] = left_in(whole, {name for name in whole if split_name(name)[0] == kind})
+    every["all but residual.attn"] = left_in(whole, set(whole) - {"residual.attn"})
     return every
 
 

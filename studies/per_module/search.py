@@ -258,6 +258,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--counts", type=int, nargs="+", default=list(CHECKPOINTS), help="when to pick")
     parser.add_argument("--hours", type=float, default=math.inf, help="stop after so long")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -265,7 +266,7 @@ def main() -> None:
     until = time.time() + 3600 * given.hours
     rows = Rows("search.csv")
     for seed in given.seeds:
-        for count in (0, *CHECKPOINTS):
+        for count in (0, *given.counts):
             for arm in given.arms:
                 one_arm(rows, arm, seed, count, until)
 
