@@ -38,6 +38,11 @@ def _returns(value: float) -> Callable[[optuna.Trial], float]:
         (_raises(MemoryError()), Outcome.OUT_OF_MEMORY, TrialState.FAIL),
         (_raises(OutOfMemoryError("no")), Outcome.OUT_OF_MEMORY, TrialState.FAIL),
         (_raises(RuntimeError("MPS backend out of memory")), Outcome.OUT_OF_MEMORY, TrialState.FAIL),
+        (
+            _raises(RuntimeError("CPUAllocator: can't allocate memory")),
+            Outcome.OUT_OF_MEMORY,
+            TrialState.FAIL,
+        ),
         (_raises(RuntimeError("shapes differ")), Outcome.ERROR, TrialState.FAIL),
     ],
 )

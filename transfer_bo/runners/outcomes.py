@@ -27,13 +27,17 @@ MAX_ERRORS_IN_A_ROW = 5
 """So many errors with no other outcome in between are a bug in the objective, not bad HPs."""
 
 
+_MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
+"""How it is said of memory in a plain RuntimeError: MPS and old CUDA builds, and torch on the CPU."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or here."""
-    # torch.OutOfMemoryError without importing torch; MPS and old CUDA builds say it in a RuntimeError only.
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower())
-    )
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    # By name: torch is not imported for it.
+    said = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or any(words in said for words in _MEMORY_WORDS)
 
 
 def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
