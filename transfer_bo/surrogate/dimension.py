@@ -62,6 +62,14 @@ class Dimension:
             return -math.log2(1.0 - value)
         return LINEAR_OCTAVES * value / max(self.high - self.low, 1e-300)
 
+    def takes(self, value: Any) -> bool:
+        """Whether a value that was not drawn from the range has a natural coordinate (0 has none in log2)."""
+        if self.transform == "categorical":
+            return value in self.choices
+        if isinstance(value, str) or not math.isfinite(value):
+            return False
+        return bool(value > 0 if self.transform == "log" else self.transform != "one_minus" or value < 1)
+
     def backward(self, z: float) -> float | int:
         """Natural coordinate -> value, clipped to the range and moved onto the grid, if there is one."""
         if self.transform == "log":

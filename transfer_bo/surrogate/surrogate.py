@@ -37,7 +37,8 @@ class Surrogate:
     """The fitted surrogate of a study.
 
     Args:
-        runs: all runs; those without a scale are ignored.
+        runs: all runs; those without a scale are ignored, and past ones with HPs or a loss that have no place
+            on this study's scales.
         dimensions: the searched HPs.
         settings: ladder, target, coordinates, drift prior.
         maximise: whether larger metrics are better.
@@ -60,7 +61,7 @@ class Surrogate:
         settings: Settings,
         maximise: bool = False,
     ) -> None:
-        self.runs = [run for run in runs if run.scale is not None]
+        self.runs = [run for run in runs if run.scale is not None and _fits(run, dimensions)]
         self.settings = settings
         finished = [run for run in self.runs if run.outcome is Outcome.FINISHED]
         if not finished:
@@ -152,7 +153,7 @@ class Surrogate:
         excess is large, so the fit holds it to a wide tolerance.
         """
         if run.outcome is Outcome.FINISHED and run.loss is not None:
-            return self.output.forward(run.loss)
+            return self.output.forward(run.loss) if self.output.takes(run.loss) else None
         if run.outcome is not Outcome.PRUNED or not run.curve:
             return None
         progress, last = max(run.curve.items())
@@ -164,6 +165,13 @@ class Surrogate:
         best = min(self.output.forward(peer.curve[progress]) for peer in peers)
         end = min(self.output.forward(peer.loss) for peer in peers if peer.loss is not None)
         return end + max(0.0, self.output.forward(last) - best)
+
+
+def _fits(run: Run, dimensions: Sequence[Dimension]) -> bool:
+    """Whether the HPs of a run have coordinates; those of past runs were searched in other ranges."""
+    if run.source is None:
+        return True
+    return all(dim.takes(run.params[dim.name]) for dim in dimensions if dim.name in run.params)
 
 
 def _kept(n: int) -> Tensor:

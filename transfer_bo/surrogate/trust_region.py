@@ -91,11 +91,11 @@ class Region:
 
     @classmethod
     def of(cls, surrogate: Surrogate, scale: Scale, maximise: bool) -> Region:
-        """The box after all runs at a scale: around the one of them with the least posterior mean.
+        """The box after the study's own runs at a scale: around that with the least posterior mean.
 
         Runs whose multipliers were all at their defaults came before the box.
         """
-        at = [run for run in surrogate.runs if run.scale == scale]
+        at = [run for run in surrogate.runs if run.scale == scale and run.source is None]
         finished = [run for run in at if run.outcome is Outcome.FINISHED and run.loss is not None]
         coordinates = surrogate.coordinates
         if not finished:
