@@ -50,6 +50,27 @@ BAD = {  # what is replaced by what, and what the sentence must name beside the 
         "per_module.type = ['lr']",
         "'types'",
     ),
+    "past runs nowhere": (("[budget]", "[[past]]\n[budget]"), "past[0]", "give either runs"),
+    "past runs twice": (
+        ("[budget]", '[[past]]\nruns = "a.csv"\n[[past]]\nruns = "b/a.csv"\n[budget]'),
+        "past: two past studies are called 'a'",
+        "give each a name",
+    ),
+    "a study in a table": (
+        ("[budget]", '[[past]]\nruns = "a.csv"\nstudy = "x"\n[budget]'),
+        "past[0].study = 'x'",
+        "leave this out",
+    ),
+    "unknown key of a past study": (
+        ("[budget]", '[[past]]\nrun = "a.csv"\n[budget]'),
+        "past[0].run = 'a.csv'",
+        "'runs'",
+    ),
+    "unknown kind of a past HP": (
+        ("[budget]", '[[past]]\nruns = "a.csv"\nhps = { lr = "lg" }\n[budget]'),
+        "past[0].hps.lr = 'lg'",
+        "'linear'",
+    ),
     "no TOML": (("[data]", "[data"), "not valid TOML", "line"),
 }
 

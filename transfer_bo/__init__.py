@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transfer_bo.errors import Diverged, TransferError
     from transfer_bo.parametrization import parametrize
+    from transfer_bo.past import add_past_runs
     from transfer_bo.projection import Suggestion, suggest
     from transfer_bo.run_table import suggest_from_runs
     from transfer_bo.runners.outcomes import Outcome, objective
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Diverged": "errors",
     "TransferError": "errors",
+    "add_past_runs": "past",
     "parametrize": "parametrization",
     "Suggestion": "projection",
     "suggest": "projection",
@@ -48,6 +50,7 @@ __all__ = [
     "Suggestion",
     "TransferError",
     "TransferSampler",
+    "add_past_runs",
     "objective",
     "parametrize",
     "suggest",

@@ -102,8 +102,10 @@ def _log2_axis(axes: Axes, values: np.ndarray[Any, Any]) -> None:
 
 
 def _finished(runs: Sequence[Run], scale: Scale) -> list[tuple[Run, float]]:
-    """The runs at a scale that have a final loss, each with it."""
-    return [(run, run.loss) for run in runs if run.scale == scale and run.loss is not None]
+    """The study's own runs at a scale that have a final loss, each with it."""
+    return [
+        (run, run.loss) for run in runs if run.scale == scale and run.loss is not None and run.source is None
+    ]
 
 
 def _shown_scales(fit: Projection) -> list[Scale]:

@@ -182,6 +182,19 @@ class Projection:
             for i, name in enumerate(self.hps)
         }
 
+    def past(self) -> dict[str, dict[str, float]]:
+        """Of each past study how many runs were fitted, and how many octaves off its optimum seems to lie.
+
+        That shift, learned and the same for all HPs, is the weight of a past study: near 0 its runs count
+        like the study's own, at several octaves they hardly count.
+        """
+        surrogate = self.surrogate
+        shift = surrogate.model.covar_module.shift.detach()
+        return {
+            name: {"runs": sum(run.source == name for run in surrogate.runs), "shift": float(shift[i])}
+            for i, name in enumerate(surrogate.coordinates.sources)
+        }
+
     def suggest(self, target: Scale | None = None) -> Suggestion:
         """The setting with the least expected loss at the target, and what is known about it."""
         scale = self.target if target is None else target
@@ -258,6 +271,11 @@ class Projection:
     def _warnings(self, scale: Scale) -> list[str]:
         """What a careful reader of the suggestion should know."""
         surrogate, said = self.surrogate, []
+        for name, of in self.past().items():
+            said.append(
+                f"{of['runs']:.0f} runs of past study {name!r} are part of the fit; their optimum seems to "
+                f"lie {of['shift']:.2g} octaves off (near 0 they count like own runs, at several hardly)."
+            )
         finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED]
         for axis in surrogate.coordinates.axes:
             seen = sorted({run.scale[axis] for run in finished if run.scale})
@@ -306,7 +324,8 @@ class Projection:
         return [bool(share >= 0.5) for share in cut.double().mean(0)]
 
     def _provenance(self) -> dict[str, Any]:
-        outcomes = [str(run.outcome) for run in self.runs]
+        outcomes = [str(run.outcome) for run in self.runs if run.source is None]
+        past = self.past()
         return {
             "transfer_bo": version("transfer-bo"),
             "torch": torch.__version__,
@@ -315,6 +334,7 @@ class Projection:
             "python": platform.python_version(),
             "seed": self.settings.seed,
             "runs": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
+            **({"past": past} if past else {}),
         }
 
 

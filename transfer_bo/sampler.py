@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from transfer_bo.errors import TransferError
 from transfer_bo.history import (
     SETTINGS_ATTR,
+    SOURCE_ATTR,
     Run,
     Settings,
     read_dimensions,
@@ -128,6 +129,11 @@ class TransferSampler(optuna.samplers.BaseSampler):
                     f"No rung is cheaper than the target {target} (the cheapest, {cheapest}, costs as much); "
                     "add a smaller rung."
                 )
+
+    @property
+    def ladder(self) -> Ladder | None:
+        """The rungs; None for a plain sampler."""
+        return self._ladder
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the lock."""
@@ -282,7 +288,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
                 self._seed = stored["seed"]
         for trial in trials:
             # Two processes that grow the ladder at once overwrite each other's settings; the trials remember.
-            if SCALE_ATTR in trial.user_attrs:
+            # A past run's scale is no rung: nobody need be able to run there, or to say what it costs.
+            if SCALE_ATTR in trial.user_attrs and SOURCE_ATTR not in trial.user_attrs:
                 self._ladder.register(Scale(trial.user_attrs[SCALE_ATTR]))
         settings = Settings(
             scales=tuple(self._ladder),

@@ -41,6 +41,16 @@ A study file in full (every section and key; those with a value after `#` may be
     # global_share = 0.3              # 0.3; of the budget for [space] alone, before the trust region
     # prior = "none"                  # "none"; "sharpness": learning rates start at the ratios of 2502.19002
 
+    # [[past]]                        # runs of a past study as prior data; may be added later
+    # runs = "old.csv"                # a CSV or Parquet file with columns width, depth, batch, tokens, loss
+    # storage = "sqlite:///old.db"    # or an Optuna storage
+    # study = "old"                   # (the one it holds); name of the study in the storage
+    # name = "last year"              # (the study's or the file's); how the report calls it
+    # loss = "loss"                   # "loss"; column of the metric
+    # hps = { lr = "log" }            # (all); its HPs: "log", "linear", "one_minus" or "categorical"
+    # axes = ["width", "depth"]       # (all four); columns that are axes ...
+    # scale = { batch = 16, tokens = 300_000 }   # ... and where it ran along the others
+
     [budget]
     target_runs = 1.5                 # compute for tuning, in runs at the target
     trials = 100                      # (no limit)
@@ -198,6 +208,37 @@ class VerifySection(_Section):
     control: bool = True
 
 
+class Past(_Section):
+    """The runs of a past study, see `transfer_bo.past`."""
+
+    runs: str | None = None
+    storage: str | None = None
+    study: str | None = None
+    name: str | None = None
+    axes: list[str] | None = None
+    hps: dict[str, Literal["log", "linear", "one_minus", "categorical"]] | None = None
+    loss: str = "loss"
+    scale: dict[str, Positive] | None = None
+
+    @property
+    def label(self) -> str:
+        """The name under which the runs are kept: the one given, the study's, or the file's."""
+        place = (self.runs or self.storage or "").rstrip("/").rpartition("/")[2]
+        return self.name or self.study or place.partition("?")[0].partition(".")[0] or "past"
+
+    def place(self, folder: Path) -> str:
+        """Where the runs are; a relative file is relative to the folder."""
+        return str((folder / self.runs).resolve()) if self.runs else _beside(folder, self.storage or "")
+
+
+def _beside(folder: Path, url: str) -> str:
+    """A storage's address with its file, if it is one, made absolute."""
+    for scheme in ("sqlite:///", "journal:///"):
+        if url.startswith(scheme):
+            return f"{scheme}{(folder / url.removeprefix(scheme)).resolve()}"
+    return url
+
+
 class StudyFile(_Section):
     """A checked study file. Build it with `load_study_file`."""
 
@@ -210,6 +251,7 @@ class StudyFile(_Section):
     parametrization: ParametrizationSection = ParametrizationSection()
     space: dict[str, Bounds]
     per_module: PerModule | None = None
+    past: list[Past] = []
     budget: Budget
     run: RunSection = RunSection()
     command: CommandSection | None = None
@@ -248,24 +290,21 @@ class StudyFile(_Section):
     @property
     def storage_url(self) -> str:
         """Optuna's storage; a relative file is relative to the study file, the default is in `out`."""
-        url = self.run.storage
-        if url is None:
+        if self.run.storage is None:
             return f"sqlite:///{self.out / 'study.db'}"
-        for scheme in ("sqlite:///", "journal:///"):
-            if url.startswith(scheme):
-                return f"{scheme}{(self.path.parent / url.removeprefix(scheme)).resolve()}"
-        return url
+        return _beside(self.path.parent, self.run.storage)
 
     def stored_in(self, url: str) -> StudyFile:
         """The same study in another storage; a relative file is relative to the current folder."""
-        for scheme in ("sqlite:///", "journal:///"):
-            if url.startswith(scheme):
-                url = f"{scheme}{Path(url.removeprefix(scheme)).resolve()}"
-        return self.model_copy(update={"run": self.run.model_copy(update={"storage": url})})
+        run = self.run.model_copy(update={"storage": _beside(Path(), url)})
+        return self.model_copy(update={"run": run})
 
     def shared(self) -> str:
-        """The study file as JSON, to be kept with the study; its storage, with its password, stays out."""
-        plain = self.model_dump(mode="json", exclude={"path": True, "run": {"storage"}})
+        """The study file as JSON, to be kept with the study; storages, with their passwords, stay out.
+
+        Whoever joins with it has no use for past studies: their runs are in the study by then.
+        """
+        plain = self.model_dump(mode="json", exclude={"path": True, "past": True, "run": {"storage"}})
         return json.dumps({**plain, "path": f"{self.name}.toml"}, sort_keys=True)
 
     @property
@@ -286,7 +325,7 @@ class StudyFile(_Section):
         """What makes this study this study, by key: none of it may change once trials are stored.
 
         The ladder may grow at its end; target, budget, ranges, workers and folders may change. Multipliers
-        of `per_module` may come and go: in a run without one it was 1.
+        of `per_module` may come and go: in a run without one it was 1. Past studies may be added.
         """
         sections: dict[str, BaseModel] = {
             "data": self.data,
@@ -350,6 +389,21 @@ def _check_modules(study: StudyFile) -> None:
         )
 
 
+def _check_past(study: StudyFile) -> None:
+    for i, past in enumerate(study.past):
+        key = f"{study.path}: past[{i}]"
+        if (past.runs is None) == (past.storage is None):
+            raise TransferError(
+                f'{key}: give either runs = "old.csv" or storage = "sqlite:///old.db", to say where they are.'
+            )
+        if past.study is not None and past.storage is None:
+            raise TransferError(f"{key}.study = {past.study!r}: a table holds no study; leave this out.")
+    labels = [past.label for past in study.past]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise TransferError(f"{study.path}: past: two past studies are called {twice!r}; give each a name.")
+
+
 def _check_together(study: StudyFile) -> None:
     """What only shows when several keys are seen together.
 
@@ -365,6 +419,7 @@ def _check_together(study: StudyFile) -> None:
         except TransferError as error:
             raise TransferError(f"{study.path}: {key}: {error}") from None
     _check_modules(study)
+    _check_past(study)
     scales = {f"ladder.rungs[{i}]": scale for i, scale in enumerate(study.proxies)}
     scales |= {"ladder.target": study.target, "ladder.base": study.base}
     if study.command is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfer_bo.report import page, sections
+from transfer_bo.report.past import past_studies
 from transfer_bo.report.provenance import provenance_table
 from transfer_bo.report.state import read_state
 from transfer_bo.report.tensors import tensor_settings
@@ -56,6 +57,7 @@ def write_report(
         page.section("drift", "Drift of the optimum", *sections.drift_of_optimum(state)),
         page.section("importance", "Importance", *sections.importance(state)),
         page.section("divergence", "Where runs diverge", *sections.divergence(state)),
+        page.section("past", "Past studies", *past_studies(state)),
         page.section("compute", "Runs and compute", *sections.runs_and_compute(state)),
         page.section("tensors", "Every tensor", *sections.tensors(state, tensor_table)),
         page.section("provenance", "Where this comes from", *provenance_table(state, provenance or {})),

@@ -126,8 +126,8 @@ def headline(state: State) -> str:
         parts.append(_verdict("", f"There is no projection yet. {state.missing}"))
     if state.settings is not None:
         cards.append(("tuning compute", f"{_search_effort(state.settings, state.runs):.2f} target runs"))
-    finished = sum(run.outcome is Outcome.FINISHED for run in state.runs)
-    cards.append(("runs finished / all", f"{finished} / {len(state.runs)}"))
+    finished = sum(run.outcome is Outcome.FINISHED for run in state.own)
+    cards.append(("runs finished / all", f"{finished} / {len(state.own)}"))
     items = "".join(
         f'<li><div class="what">{page.text(what)}</div><div class="value">{page.text(value)}</div></li>'
         for what, value in cards
@@ -344,8 +344,8 @@ def divergence(state: State) -> list[str]:
     """Where runs diverge."""
     if not any(run.outcome is Outcome.DIVERGED for run in state.runs):
         return [page.paragraph("No run has diverged.")]
-    hps = {hp for run in state.runs for hp, value in run.params.items() if _is_positive(value)}
-    figure = plots.draw_divergence(state.runs, sorted(hps))
+    hps = {hp for run in state.own for hp, value in run.params.items() if _is_positive(value)}
+    figure = plots.draw_divergence(state.own, sorted(hps))
     return [page.figure(figure, "Which runs diverged, along each HP", ABOUT["divergence"])]
 
 
@@ -355,17 +355,17 @@ def _is_positive(value: object) -> bool:
 
 def runs_and_compute(state: State) -> list[str]:
     """A row per scale: how its runs ended, what they cost."""
-    if not state.runs:
+    if not state.own:
         return [page.paragraph("No run has been started yet.")]
     settings = state.settings
-    scales: list[Scale | None] = list(dict.fromkeys(run.scale for run in state.runs))
+    scales: list[Scale | None] = list(dict.fromkeys(run.scale for run in state.own))
     scales.sort(
         key=lambda s: settings.cost(s) if settings and s is not None and s in settings.scales else -1.0
     )
-    outcomes = [o for o in Outcome if any(run.outcome is o for run in state.runs)]
+    outcomes = [o for o in Outcome if any(run.outcome is o for run in state.own)]
     rows = []
     for scale in scales:
-        here = [run for run in state.runs if run.scale == scale]
+        here = [run for run in state.own if run.scale == scale]
         losses = [run.loss for run in here if run.loss is not None and run.purpose == "search"]
         best = (max if state.maximise else min)(losses) if losses else "–"
         rows.append(
@@ -376,8 +376,8 @@ def runs_and_compute(state: State) -> list[str]:
                 *_effort(settings, here),
             ]
         )
-    total = ["all", *[sum(run.outcome is outcome for run in state.runs) for outcome in outcomes], "–"]
-    rows.append([*total, *_effort(settings, state.runs)])
+    total = ["all", *[sum(run.outcome is outcome for run in state.own) for outcome in outcomes], "–"]
+    rows.append([*total, *_effort(settings, state.own)])
     head = [
         "scale",
         *outcomes,
@@ -391,7 +391,7 @@ def runs_and_compute(state: State) -> list[str]:
         budget = settings.budget / settings.cost(settings.target)
         parts.append(page.paragraph(f"Budget of the search, in runs at the target: {budget:.3g}.", "quiet"))
     parts.append(page.paragraph(ABOUT["effort"], "quiet"))
-    hps = list(dict.fromkeys(hp for run in state.runs for hp in run.params))
+    hps = list(dict.fromkeys(hp for run in state.own for hp in run.params))
     every = [
         [
             run.number,
@@ -401,7 +401,7 @@ def runs_and_compute(state: State) -> list[str]:
             "–" if run.loss is None else run.loss,
             *[run.params.get(hp, "–") for hp in hps],
         ]
-        for run in state.runs
+        for run in state.own
     ]
     runs_head = ["run", "scale", "purpose", "outcome", "loss", *hps]
     parts.append(page.details(f"All {len(every)} runs", page.table(runs_head, every)))

@@ -52,6 +52,11 @@ class State:
     maximise: bool
 
     @property
+    def own(self) -> list[Run]:
+        """The runs that were made in this study, past ones aside."""
+        return [run for run in self.runs if run.source is None]
+
+    @property
     def verified(self) -> Check | None:
         """The latest finished run of a suggestion at the target."""
         done = [
@@ -105,7 +110,7 @@ def _read_checks(study: Any, runs: Sequence[Run]) -> list[Check]:
     attrs = {trial.number: trial.user_attrs for trial in study.get_trials(deepcopy=False)}
     checks = []
     for run in runs:
-        if run.purpose == "search" or run.scale is None:
+        if run.purpose in ("search", "past") or run.scale is None:
             continue
         said = attrs[run.number].get(PREDICTION_ATTR)
         checks.append(

@@ -19,7 +19,8 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
     """Past runs as a table, a row per run.
 
     Args:
-        runs: a DataFrame, the path of a CSV (.csv, .csv.gz, .tsv) or Parquet file, or an Optuna storage URL.
+        runs: a DataFrame, the path of a CSV (.csv, .csv.gz, .tsv) or Parquet file, an Optuna study or the URL
+            of its storage.
         study: name of the Optuna study, if the storage holds several.
         loss: the column that the value of an Optuna trial is put into.
 
@@ -30,8 +31,12 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
         raise TransferError(f"{_named(runs)} is no storage, so it holds no study {study!r}; leave that out.")
     if isinstance(runs, pd.DataFrame):
         table = runs.reset_index(drop=True)
+    elif hasattr(runs, "get_trials"):
+        # This and the next are all that needs Optuna.
+        from transfer_bo.runners.past_study import study_table
+
+        table = study_table(runs, loss, STATUS)
     elif isinstance(runs, str) and "://" in runs:
-        # The only part that needs Optuna.
         from transfer_bo.runners.past_study import read_past_study
 
         table = read_past_study(runs, study, loss, STATUS)
@@ -40,7 +45,7 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
     else:
         raise TransferError(
             f"runs is a {type(runs).__name__}; give a pandas DataFrame, the path of a CSV or Parquet file, "
-            "or an Optuna storage URL."
+            "an Optuna study or the URL of its storage."
         )
     if table.empty:
         raise TransferError(f"{_named(runs)} holds no rows; give at least two finished runs.")
@@ -53,6 +58,8 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
 def _named(runs: Any) -> str:
     if isinstance(runs, pd.DataFrame):
         return "The table of runs"
+    if hasattr(runs, "get_trials"):
+        return f"Study {runs.study_name!r}"
     return f"The study in {runs}" if "://" in str(runs) else str(runs)
 
 

@@ -82,7 +82,13 @@ class RunTable:
 
 
 def read_rows(
-    table: pd.DataFrame, columns: Columns, *, maximise: bool, seed: int, diverged_above: float | None = None
+    table: pd.DataFrame,
+    columns: Columns,
+    *,
+    maximise: bool,
+    seed: int,
+    diverged_above: float | None = None,
+    most: int = MAX_ROWS,
 ) -> RunTable:
     """Type, clean and thin the rows of a table.
 
@@ -92,6 +98,7 @@ def read_rows(
         maximise: whether larger metrics are better.
         seed: of the random choice of diverged rows, where there are too many.
         diverged_above: a loss from which a run counts as diverged, instead of the rule of `_blown_up`.
+        most: finished runs that are kept, and as many others.
 
     Raises:
         TransferError: if nothing usable is left, saying why.
@@ -152,7 +159,7 @@ def read_rows(
     for name, value in constants.items():
         notes.append(f"{name} is {value} in all rows: it is repeated, not projected.")
     counts = {str(outcome): int(n) for outcome, n in clean["outcome"].value_counts().items()}
-    kept = _thin(clean, columns, seed, maximise, notes)
+    kept = _thin(clean, columns, most, seed, maximise, notes)
     dimensions = [_dimension(clean[name], name, kind) for name, kind in sorted(varying.items())]
     return RunTable(_runs(kept, columns, varying), dimensions, constants, counts, notes, clean)
 
@@ -297,8 +304,10 @@ def _check_units(clean: pd.DataFrame, columns: Columns) -> None:
             )
 
 
-def _thin(clean: pd.DataFrame, columns: Columns, seed: int, maximise: bool, notes: list[str]) -> pd.DataFrame:
-    """At most `MAX_ROWS` finished rows and as many others.
+def _thin(
+    clean: pd.DataFrame, columns: Columns, most: int, seed: int, maximise: bool, notes: list[str]
+) -> pd.DataFrame:
+    """At most `most` finished rows and as many others.
 
     Repeats of a setting are averaged first. If there are still too many, each heap of scales (half a doubling
     wide, so that a table in which every run has a scale of its own has few) fills half of its share with its
@@ -308,34 +317,33 @@ def _thin(clean: pd.DataFrame, columns: Columns, seed: int, maximise: bool, note
     finished = clean[clean["outcome"] == Outcome.FINISHED]
     others = clean[clean["outcome"] != Outcome.FINISHED]
     before = len(finished)
-    if before > MAX_ROWS:
+    if before > most:
         names = [*columns.axes, *columns.hps]
         finished = finished.groupby(names, as_index=False, sort=False).agg(
             {"loss": "mean", "outcome": "first"}
         )
         if len(finished) < before:
             notes.append(f"{before} finished rows are {len(finished)} settings; repeats were averaged.")
-    if len(finished) > MAX_ROWS:
+    if len(finished) > most:
         settings = len(finished)
         places = [np.round(2 * np.log2(finished[axis])) for axis in columns.axes]
         heaps = [rows.sort_values("loss", ascending=not maximise) for _, rows in finished.groupby(places)]
         finished = pd.concat(
             rows.iloc[_best_and_spread(len(rows), n)]
-            for rows, n in zip(heaps, _shares([len(rows) for rows in heaps]), strict=True)
+            for rows, n in zip(heaps, _shares([len(rows) for rows in heaps], most), strict=True)
         )
         notes.append(
             f"Of {settings} settings {len(finished)} are fitted: per scale the best and a spread of others."
         )
-    if len(others) > MAX_ROWS:
-        notes.append(f"Of {len(others)} diverged or stopped rows {MAX_ROWS} are used, drawn at random.")
-        others = others.sample(MAX_ROWS, random_state=seed)
+    if len(others) > most:
+        notes.append(f"Of {len(others)} diverged or stopped rows {most} are used, drawn at random.")
+        others = others.sample(most, random_state=seed)
     return pd.concat([finished, others], ignore_index=True)
 
 
-def _shares(sizes: list[int]) -> list[int]:
-    """`MAX_ROWS` divided over heaps as evenly as their sizes allow."""
+def _shares(sizes: list[int], left: int) -> list[int]:
+    """`left` divided over heaps as evenly as their sizes allow."""
     shares = [0] * len(sizes)
-    left = MAX_ROWS
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     for position, i in enumerate(order):
         shares[i] = min(sizes[i], left // (len(order) - position))

@@ -175,7 +175,7 @@ def suggest_from_runs(
     a few hundred runs a selection is fitted (a warning says which).
 
     Args:
-        runs: a pandas DataFrame, the path of a CSV or Parquet file, or an Optuna storage URL.
+        runs: a pandas DataFrame, the path of a CSV or Parquet file, an Optuna study or its storage URL.
         axes: columns that are axes of scale, e.g. ["n_params", "tokens"].
         hps: column -> "log", "linear", "one_minus" (log of 1 - value) or "categorical".
         loss: column of the metric.

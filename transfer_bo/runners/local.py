@@ -28,6 +28,7 @@ from transfer_bo.runners import nursery, ray_tasks
 from transfer_bo.runners import worker as worker_process
 from transfer_bo.runners.liveness import Heart, reap
 from transfer_bo.runners.outcomes import MAX_ERRORS_IN_A_ROW
+from transfer_bo.runners.past_runs import read_new_past, refuse_missing_past
 from transfer_bo.runners.progress import ENDED, Progress
 from transfer_bo.runners.search import search_is_over
 from transfer_bo.runners.storage import check_storage, open_study
@@ -279,8 +280,12 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
     """
     check_storage(study_file)
     task = make_task(study_file)
+    found = read_new_past(task)
     study = open_study(study_file, definition=task.definition())
     with _only_one(study_file) as lock:
+        for past in found:
+            console.print(past.words, highlight=False, markup=False, soft_wrap=True)
+            past.store(study)
         return _search(study_file, task, study, console, lock)
 
 
@@ -295,6 +300,7 @@ def join(study_file: StudyFile, console: Console) -> bool:
         KeyboardInterrupt: on Ctrl-C, when the workers have stopped.
     """
     check_storage(study_file)
+    refuse_missing_past(study_file)
     task = make_task(study_file)
     study = open_study(study_file, definition=task.definition())
     return _search(study_file, task, study, console, None)

@@ -18,6 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from transfer_bo.errors import Preempted
+from transfer_bo.history import SOURCE_ATTR
 from transfer_bo.runners.liveness import BEAT_SECONDS, GRACE_SECONDS, Heart, Owner, give_back, is_held
 
 __all__ = ["HeldTrial", "run_trial", "work"]
@@ -125,7 +126,7 @@ def _take(study: optuna.Study, trials: Sequence[FrozenTrial], first: Mapping[str
     Args:
         study: The study.
         trials: All of it, as just read.
-        first: HPs of trial 0.
+        first: HPs of the first trial, past runs aside.
 
     Returns:
         The id of a trial that runs now; None if others took what was waiting.
@@ -139,11 +140,13 @@ def _take(study: optuna.Study, trials: Sequence[FrozenTrial], first: Mapping[str
             if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 trial_id = trial._trial_id
                 break
-    # Nobody queues the first trial, so nobody can queue it twice: on any storage one process gets number 0.
-    # Should that die before it has written this, whoever takes the trial next does.
-    if first and trial_id is not None and (not trials or trials[0].state is TrialState.WAITING):
+    # Nobody queues the first trial, so nobody can queue it twice: on any storage one process gets number 0
+    # (behind past runs, the next). Should that die before it has written this, whoever takes the trial next
+    # does.
+    own = [trial for trial in trials if SOURCE_ATTR not in trial.user_attrs]
+    if first and trial_id is not None and (not own or own[0].state is TrialState.WAITING):
         taken = storage.get_trial(trial_id)
-        if taken.number == 0 and _FIXED not in taken.system_attrs:
+        if taken.number == (own[0].number if own else len(trials)) and _FIXED not in taken.system_attrs:
             storage.set_trial_system_attr(trial_id, _FIXED, dict(first))
     return trial_id
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import optuna
 import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from transfer_bo.errors import TransferError
 from transfer_bo.history import read_run
+from transfer_bo.scale import RUNG
 
-__all__ = ["read_past_study"]
+__all__ = ["read_past_study", "study_table"]
 
 
 def read_past_study(url: str, name: str | None, loss: str, outcome: str) -> pd.DataFrame:
-    """A row per trial: its parameters, its plain user attributes, the axes of its scale, loss and outcome.
+    """The table of a study in a storage, see `study_table`.
 
     Args:
         url: Optuna storage URL.
@@ -45,14 +47,34 @@ def read_past_study(url: str, name: str | None, loss: str, outcome: str) -> pd.D
         raise TransferError(
             f"The storage holds no study {name!r}, only {', '.join(sorted(names)[:5]) or 'nothing'}."
         )
-    study = optuna.load_study(study_name=name or names[0], storage=url)
+    return study_table(optuna.load_study(study_name=name or names[0], storage=url), loss, outcome)
+
+
+def study_table(study: optuna.Study, loss: str, outcome: str) -> pd.DataFrame:
+    """A row per trial: its parameters, its plain user attributes, the axes of its scale, loss and outcome.
+
+    Runs that the study itself was given from other studies are left out: their losses have another level. The
+    table's `attrs` say whether the study maximises, and what its HPs are: `{hp: transform}`.
+
+    Args:
+        study: whoever made it.
+        loss: column for the trial's value.
+        outcome: column for the trial's outcome (`history.Outcome`).
+
+    Raises:
+        TransferError: if the study has several objectives.
+    """
     if len(study.directions) > 1:
         raise TransferError(
             f"Study {study.study_name!r} has {len(study.directions)} objectives; one is needed."
         )
     rows: list[dict[str, Any]] = []
+    hps: dict[str, str] = {}
     for trial in study.get_trials(deepcopy=False):
         run = read_run(trial)
+        if run.source is not None:
+            continue
+        hps |= {name: _transform(of) for name, of in trial.distributions.items() if name != RUNG}
         plain = {k: v for k, v in trial.user_attrs.items() if isinstance(v, int | float | str)}
         rows.append(
             {k: v for k, v in plain.items() if not k.startswith("transfer_bo:")}
@@ -61,5 +83,11 @@ def read_past_study(url: str, name: str | None, loss: str, outcome: str) -> pd.D
             | {loss: run.loss, outcome: str(run.outcome)}
         )
     table = pd.DataFrame(rows)
-    table.attrs["maximise"] = study.direction.name == "MAXIMIZE"
+    table.attrs |= {"maximise": study.direction.name == "MAXIMIZE", "hps": hps}
     return table
+
+
+def _transform(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return "categorical"
+    return "log" if getattr(distribution, "log", False) else "linear"

@@ -60,10 +60,12 @@ def duration_text(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class RungSummary:
-    """The trials of one scale."""
+    """The trials of one scale, or all of one past study."""
 
     scale: Scale | None
+    """None where it is not known yet, and for a past study."""
     purpose: str
+    """As in `Run`; "past: NAME" for a past study."""
     outcomes: dict[Outcome, int]
     best: Run | None
     mean_seconds: float | None
@@ -71,13 +73,15 @@ class RungSummary:
 
 
 def summarise(runs: Sequence[Run], *, maximize: bool = False) -> list[RungSummary]:
-    """A summary per scale and purpose, in the order of cost."""
+    """A summary per scale and purpose, in the order of cost, and one per past study."""
     groups: dict[tuple[Scale | None, str], list[Run]] = collections.defaultdict(list)
     for run in runs:
-        groups[run.scale, run.purpose].append(run)
+        key = (run.scale, run.purpose) if run.source is None else (None, f"past: {run.source}")
+        groups[key].append(run)
     summaries = []
     for (scale, purpose), group in groups.items():
-        finished = [run for run in group if run.loss is not None]
+        # Losses of another study are no losses of this one.
+        finished = [run for run in group if run.loss is not None and run.source is None]
         seconds = [run.seconds for run in finished if run.seconds is not None]
         sign = -1.0 if maximize else 1.0
         summaries.append(
@@ -90,27 +94,33 @@ def summarise(runs: Sequence[Run], *, maximize: bool = False) -> list[RungSummar
             )
         )
 
-    def by_cost(summary: RungSummary) -> tuple[bool, float, str]:
+    def by_cost(summary: RungSummary) -> tuple[bool, bool, float, str]:
         cost = 0.0 if summary.scale is None else default_cost(summary.scale)
-        return summary.purpose != "search", cost, summary.purpose
+        return summary.purpose != "search", _is_past(summary), cost, summary.purpose
 
     return sorted(summaries, key=by_cost)
 
 
+def _is_past(summary: RungSummary) -> bool:
+    return summary.purpose.startswith("past: ")
+
+
 def rung_table(summaries: Sequence[RungSummary]) -> Table:
-    """One row per rung."""
+    """One row per rung, and one per past study."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = ("rung", "finished", "stopped", "diverged", "other", "running", "best loss", "time per run")
     for name in columns:
         table.add_column(name, justify="left" if name == "rung" else "right")
     other = (Outcome.OUT_OF_MEMORY, Outcome.PREEMPTED, Outcome.ERROR)
     for summary in summaries:
-        if summary.scale is None:  # waiting, or just asked: nothing is known yet
+        if summary.scale is None and not _is_past(summary):  # waiting, or just asked: nothing is known yet
             continue
         count = collections.defaultdict(int, summary.outcomes)
         label = scale_text(summary.scale)
+        if summary.purpose != "search":
+            label = summary.purpose if _is_past(summary) else f"{label} ({summary.purpose})"
         table.add_row(
-            label if summary.purpose == "search" else f"{label} ({summary.purpose})",
+            label,
             str(count[Outcome.FINISHED]),
             str(count[Outcome.PRUNED]),
             str(count[Outcome.DIVERGED]),
@@ -224,7 +234,7 @@ class Progress:
 
     def _tell_new(self, runs: list[Run]) -> None:
         for run in runs:
-            if run.number in self._told or run.outcome in (Outcome.RUNNING, Outcome.WAITING):
+            if run.number in self._told or run.outcome in (Outcome.RUNNING, Outcome.WAITING) or run.source:
                 continue
             self._told.add(run.number)
             loss = "" if run.loss is None else f" loss {run.loss:.4f}"

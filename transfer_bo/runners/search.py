@@ -49,9 +49,9 @@ def search_is_over(task: Task, study: optuna.Study, runs: Sequence[Run]) -> bool
 
     A study without any is not: its first trial is run whatever it costs.
     """
+    runs = [run for run in runs if run.purpose == "search"]
     if not runs:
         return False
-    runs = [run for run in runs if run.purpose == "search"]
     if any(run.outcome is Outcome.WAITING for run in runs):
         return False
     limit = task.file.budget.trials

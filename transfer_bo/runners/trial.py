@@ -251,8 +251,8 @@ class StudyTask(Task):
         """Train here, or in several processes under torchrun; held-out loss in nats per token."""
         if self.file.run.ranks == 1:
             return self.train_here(attempt, self.checkpoint(attempt.number))
-        # The ranks do not talk to the storage, and have no use for its password.
-        study = {"study": self.file.model_dump(mode="json", exclude={"run": {"storage"}})}
+        # The ranks do not talk to the storages, and have no use for their passwords.
+        study = {"study": self.file.model_dump(mode="json", exclude={"run": {"storage"}, "past": True})}
         return self.run_program(_torchrun(self.file), attempt, study)
 
     def train_here(self, attempt: Attempt, checkpoint: Path) -> float:
