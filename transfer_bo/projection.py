@@ -276,7 +276,7 @@ class Projection:
                 f"{of['runs']:.0f} runs of past study {name!r} are part of the fit; their optimum seems to "
                 f"lie {of['shift']:.2g} octaves off (near 0 they count like own runs, at several hardly)."
             )
-        finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED]
+        finished = [r for r in surrogate.runs if r.outcome is Outcome.FINISHED and r.source is None]
         for axis in surrogate.coordinates.axes:
             seen = sorted({run.scale[axis] for run in finished if run.scale})
             if not seen:

@@ -214,7 +214,8 @@ def propose_above(
     drift = coordinates.unmix @ (
         surrogate.latent(scale).optimum()[0] - surrogate.latent(cheapest).optimum()[0]
     )
-    is_known = any(run.scale == scale and _has_moved(run, defaults) for run in surrogate.runs)
+    own = [run for run in surrogate.runs if run.scale == scale and run.source is None]
+    is_known = any(_has_moved(run, defaults) for run in own)
     left_out = torch.rand(coordinates.d, generator=generator) < (0.5 if is_known else 0.0)
     of_group = torch.tensor([is_multiplier(dim.name) for dim in coordinates.numeric])
     z = torch.where(of_group, centre * ~left_out, centre + drift)
