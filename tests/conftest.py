@@ -10,7 +10,7 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Listen to Ctrl-C again: what a shell starts in the background is deaf to it, and so are its children."""
+    """Listen to Ctrl-C again: what a shell starts in the background is deaf to it, and so are children."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
