@@ -133,6 +133,20 @@ def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start)
     assert DEATHS_ATTR not in open_study(load_study_file(path)).trials[0].user_attrs
 
 
+def test_a_run_whose_only_worker_was_asked_to_stop_is_not_done(write_study: WriteStudy, start: Start) -> None:
+    """SIGTERM to the worker alone: its trial waits, so the run says how to go on, not what comes next."""
+    path = write_study(*LONG)
+    process = start(path)
+
+    _, pid = running_trial(path)
+    os.kill(pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=SECONDS)
+
+    assert 130 == process.returncode
+    assert f"Stopped. Finished trials are kept; go on with: transfer-bo run {path}\n" == said
+    assert [Outcome.WAITING] == [run.outcome for run in read(path)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_run_leaves_no_worker_and_goes_on(write_study: WriteStudy, start: Start) -> None:

@@ -276,7 +276,7 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
 
     Raises:
         TransferError: for bad input (nothing is written then), or workers that keep failing.
-        KeyboardInterrupt: on Ctrl-C, when the workers have stopped.
+        KeyboardInterrupt: on Ctrl-C, when the workers have stopped, and if all of them were asked to.
     """
     check_storage(study_file)
     task = make_task(study_file)
@@ -326,6 +326,8 @@ def _search(
             pool.start(slot, None)
 
     _run_pool(pool, study, start, progress)
+    if not search_is_over(task, study, read_runs(study)):
+        raise KeyboardInterrupt  # every worker was asked to stop by somebody else
     return True
 
 
