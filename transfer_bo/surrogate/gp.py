@@ -432,19 +432,24 @@ def normal_draws(mean: Tensor, covariance: Tensor, count: int, generator: torch.
     return draws
 
 
-def fit(X: Tensor, y: Tensor, landscape: Landscape) -> LandscapeGP:
+def fit(X: Tensor, y: Tensor, landscape: Landscape, near: LandscapeGP | None = None) -> LandscapeGP:
     """Fit the surrogate to runs.
 
     Args:
         X: rows of `Coordinates.row` (n x (d+k+a)), double.
         y: transformed losses (n), smaller is better.
         landscape: the shape and its priors.
+        near: a fit to the same runs with priors that hardly differ, to start from.
     """
     model = LandscapeGP(X, y, landscape)
     kernel = model.covar_module
-    theta = _settle(model, _first_guess(X, y, landscape))
-    kernel.scales = _first_scales(model, theta)
-    for _ in range(ROUNDS):
+    if near is None:
+        theta = _settle(model, _first_guess(X, y, landscape))
+        kernel.scales = _first_scales(model, theta)
+    else:
+        kernel.scales = near.covar_module.scales
+        theta = _settle(model, near.covar_module.theta)
+    for _ in range(ROUNDS if near is None else 1):
         kernel.theta = theta
         kernel.scales = _fit_scales(model)
         theta = _settle(model, theta)

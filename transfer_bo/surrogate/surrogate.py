@@ -87,7 +87,8 @@ class Surrogate:
         self._fit(Drift.believed(names, self.coordinates.axes, settings.coordinates, settings.drift_prior))
         self.fallback, self.fallback_drift = falling_back(self.latent(settings.base))
         if bool((self.fallback_drift.abs() > LEAST_FALLBACK).any()):
-            self._fit(replace(self.drift_prior, mean=self.drift_prior.mean + self.fallback_drift))
+            mean = self.drift_prior.mean + self.fallback_drift
+            self._fit(replace(self.drift_prior, mean=mean), self.model)
         told = [
             run
             for run in self.runs
@@ -99,11 +100,11 @@ class Surrogate:
             torch.tensor([run.outcome is Outcome.DIVERGED for run in told]),
         )
 
-    def _fit(self, drift: Drift) -> None:
-        """Fit to X and y with a prior of the drift."""
+    def _fit(self, drift: Drift, near: gp.LandscapeGP | None = None) -> None:
+        """Fit to X and y with a prior of the drift, from a fit with another one if there is any."""
         self.drift_prior = drift
         self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
-        self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape)
+        self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape, near)
         self.theta = self.model.covar_module.theta
 
     def row(self, run: Run) -> Tensor:
