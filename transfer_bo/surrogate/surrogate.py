@@ -15,6 +15,7 @@ from torch import Tensor
 from transfer_bo.errors import TransferError
 from transfer_bo.history import Outcome, Run, Settings
 from transfer_bo.scale import Scale
+from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate import gp
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
@@ -85,7 +86,10 @@ class Surrogate:
         self.X, self.y = torch.stack(rows)[keep], torch.tensor(ys, dtype=torch.double)[keep]
         names = [dim.name for dim in self.coordinates.numeric]
         self._fit(Drift.believed(names, self.coordinates.axes, settings.coordinates, settings.drift_prior))
-        self.fallback, self.fallback_drift = falling_back(self.latent(settings.base))
+        self.fallback_drift = torch.zeros_like(self.drift_prior.mean)
+        self.fallback = self.fallback_drift.sum(0)
+        if any(map(is_multiplier, names)):  # a posterior of every run: not for nothing
+            self.fallback, self.fallback_drift = falling_back(self.latent(settings.base))
         if bool((self.fallback_drift.abs() > LEAST_FALLBACK).any()):
             mean = self.drift_prior.mean + self.fallback_drift
             self._fit(replace(self.drift_prior, mean=mean), self.model)
