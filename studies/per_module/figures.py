@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from problem import HERE, Rows
+from problem import HERE, PARTS, Rows
 from scipy import stats
 from search import ARMS, FIRST, THEN
-from transfer import LENGTHS
+from transfer import LENGTHS, RULES
 
-from transfer_bo.runners.replicate import paired
+from transfer_bo.runners.replicate import Comparison, paired
 
 
 def speed_up(loss: float, lengths: Sequence[float], losses: Sequence[float]) -> float:
@@ -42,32 +43,44 @@ def seeds_of(rows: Rows, part: str, arm: str) -> list[int]:
 
 
 def search_table(rows: Rows) -> None:
-    """A line per arm, and what the picks of staged search gain on the others; a search counts once."""
+    """A line per arm, and the gaps between picks with new seeds; a search counts once."""
     picks: dict[str, dict[int, list[float]]] = {}
     for row in rows.rows:
         if row["part"] == "replica":
             picks.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(row["loss"])
-    print("arm        seeds  runs  diverged  picks (new seeds)")
+    print("arm           seeds  runs  diverged  best run after 50  picks (new seeds)")
     for arm in ARMS:
         seeds = seeds_of(rows, "search", arm)
-        runs = [row for seed in seeds for row in rows.of("search", arm, seed)]
-        diverged = sum(not math.isfinite(row["loss"]) for row in runs)
+        if not seeds:
+            continue
+        runs = [row["loss"] for seed in seeds for row in rows.of("search", arm, seed)]
+        diverged = sum(not math.isfinite(loss) for loss in runs)
+        best = [_so_far(rows, arm, seed)[-1] for seed in seeds]
         of_arm = {"first": picks["first"], **{n: p for n, p in picks.items() if n.startswith(arm + "@")}}
         said = [f"{named} {np.mean([np.mean(of[s]) for s in of]):.4f}" for named, of in of_arm.items()]
-        print(f"{arm:10} {len(seeds):5} {len(runs):5} {diverged:9}  {', '.join(said)}")
+        print(f"{arm:13} {len(seeds):5} {len(runs):5} {diverged:9}  {np.mean(best):.4f}  {', '.join(said)}")
     last = f"@{THEN}"
-    rivals = ["first", *(arm + last for arm in ARMS if arm != "staged")]
-    for mine in [name for name in picks if name.startswith("staged@")]:
-        for other in rivals:
-            both = sorted(set(picks[mine]) & set(picks.get(other, {})))
-            if len(both) > 1:
-                means = [(_finite(np.mean(picks[mine][s])), _finite(np.mean(picks[other][s]))) for s in both]
-                gap = paired(mine, other, means)
-                low, high = gap.interval
-                print(
-                    f"{mine} - {other}: {gap.mean:+.4f} [{low:+.4f}, {high:+.4f}] {gap.verdict}, "
-                    f"{len(both)} searches"
-                )
+    pairs = [
+        *((mine, arm + last) for mine in picks if mine.startswith("staged@") for arm in ARMS),
+        *((arm + last, other) for arm in ARMS for other in ("first", f"global{last}") if arm != "global"),
+    ]
+    for mine, other in pairs:
+        both = sorted(set(picks.get(mine, {})) & set(picks.get(other, {})))
+        if len(both) > 1 and mine != other:
+            means = [(_finite(np.mean(picks[mine][s])), _finite(np.mean(picks[other][s]))) for s in both]
+            print(_said(paired(mine, other, means)))
+
+
+def _so_far(rows: Rows, arm: str, seed: int) -> np.ndarray[Any, Any]:
+    """Best loss after each run of a search, its global stage included."""
+    losses = [row["loss"] for part in ("first", arm) for row in rows.of("search", part, seed)]
+    return np.minimum.accumulate(losses)
+
+
+def _said(gap: Comparison) -> str:
+    low, high = gap.interval
+    seeds = len(gap.differences)
+    return f"{gap.name} - {gap.other}: {gap.mean:+.4f} [{low:+.4f}, {high:+.4f}] {gap.verdict}, {seeds} seeds"
 
 
 def _finite(loss: float) -> float | None:
@@ -105,38 +118,67 @@ def transfer_table(rows: Rows) -> None:
             print(words)
 
 
+def rules_table(rows: Rows) -> None:
+    """What each setting loses without the parametrization's rules, and its lr multipliers do for it."""
+    at = {(row["part"], row["arm"], row["seed"], row["number"]): row["loss"] for row in rows.rows}
+    parts = list(dict.fromkeys(part for part, *_ in at))
+    arms = list(dict.fromkeys(arm for _, arm, *_ in at))
+    with_rules, without = RULES
+    pairs = [
+        *(
+            ((part, arm), (part.removesuffix(without) + with_rules, arm))
+            for part in parts
+            for arm in arms
+            if part.endswith(without)
+        ),
+        *(((part, "lr only"), (part, "lr only, at 1")) for part in parts),
+        *(((part, "lr only"), (part, "per-module")) for part in parts),
+    ]
+    one = LENGTHS.index(1.0)
+    for mine, other in pairs:
+        both = [s for p, a, s, n in at if (p, a, n) == (*mine, one) and (*other, s, one) in at]
+        losses = [(_finite(at[*mine, s, one]), _finite(at[*other, s, one])) for s in both]
+        if len(both) > 1:
+            print(_said(paired(" / ".join(mine), " / ".join(other), losses)))
+
+
 def draw(rows: Rows) -> Figure:
     """Best loss so far against runs, a thin line per seed and a thick one for their mean."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for index, arm in enumerate(ARMS):
-        lines = []
-        for seed in seeds_of(rows, "search", arm):
-            losses = [r["loss"] for r in [*rows.of("search", "first", seed), *rows.of("search", arm, seed)]]
-            best = np.minimum.accumulate(losses)
-            axes.plot(range(1, len(best) + 1), best, color=f"C{index}", linewidth=0.6, alpha=0.5)
-            if len(best) == FIRST + THEN:
-                lines.append(best)
-        if lines:
-            mean = np.mean(lines, axis=0)
-            label = f"{arm} ({len(lines)} seeds)"
-            axes.plot(range(1, len(mean) + 1), mean, color=f"C{index}", linewidth=2, label=label)
-    axes.axvline(FIRST, color="#BBBBBB", linewidth=1, linestyle="--")
-    axes.set_xlabel("runs (dashed: global HPs only, up to here the same for all)")
-    axes.set_ylabel("best loss of one run, nats per byte")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    panels = {
+        "samplers, 35 HPs (global: 5)": [arm for arm in ARMS if arm not in PARTS or arm == "global"],
+        "staged search, parts of the HPs": ["staged", *PARTS],
+    }
     finite = [row["loss"] for row in rows.rows if row["part"] == "search" and math.isfinite(row["loss"])]
-    if finite:
-        axes.set_ylim(min(finite) - 0.01, min(finite) + 0.15)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+    colours = {arm: f"C{index}" for index, arm in enumerate(ARMS)}
+    for axes, (title, arms) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        for arm in arms:
+            lines = []
+            for seed in seeds_of(rows, "search", arm):
+                best = _so_far(rows, arm, seed)
+                axes.plot(range(1, len(best) + 1), best, color=colours[arm], linewidth=0.6, alpha=0.3)
+                if len(best) == FIRST + THEN:
+                    lines.append(best)
+            if lines:
+                mean, label = np.mean(lines, axis=0), f"{arm} ({len(lines)} seeds)"
+                axes.plot(range(1, len(mean) + 1), mean, color=colours[arm], linewidth=2, label=label)
+        axes.axvline(FIRST, color="#BBBBBB", linewidth=1, linestyle="--")
+        axes.set(title=title, xlabel="runs (dashed: global HPs only, up to here the same for all)")
+        if finite:
+            axes.set_ylim(min(finite) - 0.01, min(finite) + 0.15)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize="small")
+    figure.axes[0].set_ylabel("best loss of one run, nats per byte")
     return figure
 
 
 def main() -> None:
-    """Print both tables and write the picture."""
+    """Print the tables and write the picture."""
     found = Rows("search.csv")
     search_table(found)
-    transfer_table(Rows("transfer.csv"))
+    transferred = Rows("transfer.csv")
+    transfer_table(transferred)
+    rules_table(transferred)
     draw(found).savefig(HERE / "search.png", dpi=110)
 
 

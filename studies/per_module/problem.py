@@ -35,6 +35,14 @@ GLOBAL = Space.from_table(
     }
 )
 TYPES, DEPTH, KNOTS = ("lr", "init_std", "residual"), ("lr",), 2
+PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "global": ((), ()),
+    "lr only": (("lr",), DEPTH),
+    "no depth": (TYPES, ()),
+    "init only": (("init_std",), ()),
+    "residual only": (("residual",), ()),
+}
+"""Arms that search a part of the HPs: kinds with a multiplier per module type, and over depth."""
 
 HERE = Path(__file__).parent
 COLUMNS = ("part", "arm", "seed", "number", "loss", "seconds", "params")
@@ -53,9 +61,13 @@ def parametrization(scale: Scale, rule: str = "complete_d_p") -> Any:
 
 
 @functools.cache
-def per_module() -> Space:
-    """35 HPs: 5 global ones, 13 module types of lr and of init_std, 2 residual branches, 2 knots of lr."""
-    return GLOBAL.with_modules(parametrization(BASE), TYPES, DEPTH, KNOTS)
+def per_module(arm: str = "staged") -> Space:
+    """HPs that an arm searches.
+
+    All are 35: 5 global ones, 13 module types of lr and of init_std, 2 residual branches, 2 knots of lr.
+    """
+    types, depth = PARTS.get(arm, (TYPES, DEPTH))
+    return GLOBAL.with_modules(parametrization(BASE), types, depth, KNOTS)
 
 
 def run(params: Mapping[str, float], scale: Scale, seed: int, rule: str = "complete_d_p") -> float:

@@ -4,14 +4,17 @@
 
 Every arm of a seed begins with the same 20 runs that tune the global HPs, then makes 50 of its own with all
 35 HPs, starting from what those found: staged search in a trust region (`transfer_bo.TransferSampler`),
-trust-region random search, TPE, Optuna's GPSampler, separable CMA-ES; "global" spends the 50 on the global
-HPs alone. What each arm would pick after 25 and 50 runs is trained again with new seeds, the same for all
-arms. Rows go to `search.csv`; the same command goes on where it stopped. `pip install cmaes` for CMA-ES.
+trust-region random search, TPE, Optuna's GPSampler, separable CMA-ES. Others are staged search of a part of
+the HPs: "global" spends the 50 on the global HPs alone, "lr only" has multipliers of lr alone, "no depth" all
+but those over depth, and so on (`problem.PARTS`). What each arm would pick after 25 and 50 runs is trained
+again with new seeds, the same for all arms. Rows go to `search.csv`; the same command goes on where it
+stopped. `pip install cmaes` for CMA-ES.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 import warnings
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from problem import BASE, GLOBAL, Rows, per_module
+from problem import BASE, GLOBAL, PARTS, Rows, per_module
 
 import transfer_bo as tb
 from transfer_bo.history import OUTCOME_ATTR, Outcome, read_dimensions, read_runs, read_settings
@@ -173,12 +176,16 @@ def cma_es(rows: Sequence[Row], seed: int) -> dict[str, float]:
         told = told[len(asked) :]
 
 
+def staged(rows: Sequence[Row], seed: int, arm: str = "staged") -> dict[str, float]:
+    """Staged search with the package's sampler, over the HPs of an arm."""
+    share = None if arm == "global" else FIRST / (FIRST + THEN)
+    return transfer_sampler(per_module(arm), rows, seed, global_share=share)
+
+
 ARMS: dict[str, Callable[[Sequence[Row], int], dict[str, float]]] = {
-    "staged": lambda rows, seed: transfer_sampler(
-        per_module(), rows, seed, global_share=FIRST / (FIRST + THEN)
-    ),
+    "staged": staged,
     "random": random_region,
-    "global": lambda rows, seed: transfer_sampler(GLOBAL, rows, seed),
+    **{arm: functools.partial(staged, arm=arm) for arm in PARTS},
     "tpe": lambda rows, seed: with_optuna(
         lambda s: optuna.samplers.TPESampler(seed=s, multivariate=True, n_startup_trials=FIRST), rows, seed
     ),
@@ -190,10 +197,10 @@ ARMS: dict[str, Callable[[Sequence[Row], int], dict[str, float]]] = {
 
 
 def fit(arm: str, rows: Sequence[Row], seed: int) -> Any:
-    """The package's surrogate of the runs of a search, over the HPs of the arm "global" or of all."""
+    """The package's surrogate of the runs of a search, over the HPs of its arm."""
     from transfer_bo.surrogate.surrogate import Surrogate
 
-    study = transfer_study(GLOBAL if arm == "global" else per_module(), rows, seed)
+    study = transfer_study(per_module(arm), rows, seed)
     study.sampler._share_settings(study)  # type: ignore[attr-defined]
     settings = read_settings(study)
     dimensions = read_dimensions([t.distributions for t in study.trials], settings.defaults)
@@ -213,7 +220,7 @@ def suggestion(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
 
 def pick(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
     """What an arm would set: its best run; for the surrogate's arms the run of the least posterior mean."""
-    if arm not in ("staged", "global"):
+    if arm != "staged" and arm not in PARTS:
         return dict(min(rows, key=lambda row: row["loss"])["params"])
     surrogate = fit(arm, rows, seed)
     finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED]
