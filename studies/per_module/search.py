@@ -32,7 +32,7 @@ from transfer_bo.space import Space
 
 FIRST, THEN = 20, 50
 CHECKPOINTS = (25, 50)
-REPLICAS = 3
+REPLICAS = 10
 TARGET = BASE.replace(width=128)
 FAILED = math.log(256)
 """What a diverged run is worth to rivals that know no divergence: the loss of knowing nothing."""
@@ -246,8 +246,9 @@ def one_arm(rows: Rows, arm: str, seed: int, count: int, until: float) -> None:
         own = rows.of("search", arm, seed)
         _check(until)
     named = f"{arm}@{count}" if count else "first"
-    if len(rows.of("replica", named, seed)) < REPLICAS:
-        picked = pick(arm if count else "global", [*first, *own[:count]], seed)
+    made = rows.of("replica", named, seed)
+    if len(made) < REPLICAS:
+        picked = made[0]["params"] if made else pick(arm if count else "global", [*first, *own[:count]], seed)
         for replica in range(REPLICAS):
             rows.make("replica", named, seed, replica, picked, BASE, fresh_seed(seed, replica))
             _check(until)
