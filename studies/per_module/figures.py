@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from problem import HERE, PARTS, Rows
 from scipy import stats
 from search import ARMS, FIRST, THEN
-from transfer import LENGTHS, RULES
+from transfer import FACTORS, LENGTHS, RULES
 
 from transfer_bo.runners.replicate import Comparison, paired
 
@@ -118,22 +118,19 @@ def transfer_table(rows: Rows) -> None:
             print(words)
 
 
-def rules_table(rows: Rows) -> None:
-    """What each setting loses without the parametrization's rules, and its lr multipliers do for it."""
+def pairs_table(rows: Rows) -> None:
+    """What settings lose without the parametrization's rules, and lr multipliers beside other settings."""
     at = {(row["part"], row["arm"], row["seed"], row["number"]): row["loss"] for row in rows.rows}
-    parts = list(dict.fromkeys(part for part, *_ in at))
-    arms = list(dict.fromkeys(arm for _, arm, *_ in at))
+    parts, arms = (list(dict.fromkeys(key[index] for key in at)) for index in (0, 1))
     with_rules, without = RULES
     pairs = [
-        *(
-            ((part, arm), (part.removesuffix(without) + with_rules, arm))
-            for part in parts
-            for arm in arms
-            if part.endswith(without)
-        ),
-        *(((part, "lr only"), (part, "lr only, at 1")) for part in parts),
-        *(((part, "lr only"), (part, "per-module")) for part in parts),
+        ((part, arm), (part.removesuffix(without) + with_rules, arm))
+        for part in parts
+        if part.endswith(without)
+        for arm in arms
     ]
+    others = ("lr only, at 1", "per-module", *FACTORS)
+    pairs += [((part, "lr only"), (part, other)) for part in parts for other in others]
     one = LENGTHS.index(1.0)
     for mine, other in pairs:
         both = [s for p, a, s, n in at if (p, a, n) == (*mine, one) and (*other, s, one) in at]
@@ -178,7 +175,7 @@ def main() -> None:
     search_table(found)
     transferred = Rows("transfer.csv")
     transfer_table(transferred)
-    rules_table(transferred)
+    pairs_table(transferred)
     draw(found).savefig(HERE / "search.png", dpi=110)
 
 

@@ -10,7 +10,8 @@ Two comparisons of per-module settings with a global one from as many runs, each
   carried by Complete(d)P, and with no rule ("sp": nothing changes with size). Here seeds are of training.
 
 "per-module" comes from the searches of all HPs, "lr only" from those with multipliers of lr alone; "lr only,
-at 1" is the latter with its multipliers left out, which tells what they do from what its global HPs do.
+at 1" is the latter with its multipliers left out, which tells what they do from what its global HPs do;
+"global, lr x2" the global setting with twice its learning rate.
 
 The global setting is trained for several lengths, each with its own schedule, so that `figures.py` can say
 how many tokens it takes to the per-module loss. Rows go to `transfer.csv`; the same command goes on where
@@ -47,6 +48,8 @@ SEARCHES = (0, 1, 2, 3, 4)
 """Seeds of the searches that are pooled."""
 ARMS = {"global": "global", "per-module": "staged", "lr only": "lr only", "lr only, at 1": "lr only"}
 """What is compared, and the arm of the search that it comes from."""
+FACTORS = {f"global, lr x{factor}": factor for factor in (0.5, 0.7, 1.4, 2.0)}
+"""The global setting with another learning rate: is that all that multipliers mend at a larger scale?"""
 
 
 @functools.cache
@@ -63,6 +66,9 @@ def suggested(arm: str, searches: tuple[int, ...]) -> dict[str, float]:
 
 def setting(name: str, searches: tuple[int, ...]) -> dict[str, float]:
     """What is trained under a name."""
+    if name in FACTORS:
+        params = suggested("global", searches)
+        return params | {"lr": FACTORS[name] * params["lr"]}
     params = suggested(ARMS[name], searches)
     if name.endswith("at 1"):
         params = {hp: 1.0 if is_multiplier(hp) else value for hp, value in params.items()}
@@ -97,7 +103,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["per-module", "global"])
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *FACTORS], default=["per-module", "global"])
     parser.add_argument("--comparison", choices=["pooled", "one search"], default="pooled")
     parser.add_argument("--scales", nargs="+", choices=list(SCALES), default=list(SCALES))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
