@@ -34,9 +34,9 @@ A study file in full (every section and key; those with a value after `#` may be
     lr = { low = 0.0005, high = 0.03, default = 0.004 }
     "lr.embedding" = {}
 
-    # [per_module]                    # multipliers per module type and over depth of HPs in [space]
-    # types = ["lr", "init_std", "residual"]   # kinds with one for each module type (residual: each branch)
-    # depth = ["lr"]                  # kinds with a profile over depth
+    # [per_module]                    # multipliers of HPs in [space]; others than of lr may harm at scale
+    # types = ["lr"]                  # ["lr"]; kinds with one for each module type (residual: each branch)
+    # depth = ["lr"]                  # ["lr"]; kinds with a profile over depth
     # depth_knots = 2                 # 2; numbers per profile
     # global_share = 0.3              # 0.3; of the budget for [space] alone, before the trust region
     # prior = "none"                  # "none"; "sharpness": learning rates start at the ratios of 2502.19002
@@ -163,10 +163,14 @@ class Bounds(_Section):
 
 
 class PerModule(_Section):
-    """Which kinds of HPs get multipliers per module type, and which a profile over depth."""
+    """Which kinds of HPs get multipliers per module type, and which a profile over depth.
 
-    types: list[str] = []
-    depth: list[str] = []
+    Learning rates unless asked otherwise: their multipliers kept their worth at larger scales, those of
+    init_std and residual did harm where training was longer (studies/per_module).
+    """
+
+    types: list[str] = ["lr"]
+    depth: list[str] = ["lr"]
     depth_knots: Annotated[Whole, Field(ge=2)] = 2
     prior: Literal["none", "sharpness"] = "none"
     global_share: Annotated[float, Field(ge=0, lt=1)] = 0.3

@@ -25,6 +25,15 @@ def test_the_models_own_modules_are_searched(write_study: WriteStudy) -> None:
     assert ["residual.attn", "residual.mlp", "eps.@0", "eps.@0.5", "eps.@1"] == names[-5:]
 
 
+def test_an_empty_section_searches_learning_rates(write_study: WriteStudy) -> None:
+    """The kinds whose multipliers kept their worth at larger scales in studies/per_module."""
+    task = StudyTask(load_study_file(write_study(("[budget]", "[per_module]\n[budget]"))))
+    multipliers = [name for name in task.space.hps if "." in name]
+
+    assert 13 + 2 == len(multipliers)
+    assert {"lr"} == {name.split(".")[0] for name in multipliers}
+
+
 def test_multipliers_may_be_added_to_a_study_with_trials(write_study: WriteStudy) -> None:
     """They do not make it another study, for a run without them had 1 in their place."""
     without = StudyTask(load_study_file(write_study()))
