@@ -64,7 +64,7 @@ def search_table(rows: Rows) -> None:
         *((mine, arm + last) for mine in picks if mine.startswith("staged@") for arm in ARMS),
         *((arm + last, other) for arm in ARMS for other in ("first", f"global{last}") if arm != "global"),
     ]
-    for mine, other in pairs:
+    for mine, other in dict.fromkeys(pairs):
         both = sorted(set(picks.get(mine, {})) & set(picks.get(other, {})))
         if len(both) > 1 and mine != other:
             means = [(_finite(np.mean(picks[mine][s])), _finite(np.mean(picks[other][s]))) for s in both]
