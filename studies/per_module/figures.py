@@ -6,7 +6,7 @@ python studies/per_module/figures.py
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,11 @@ def seeds_of(rows: Rows, part: str, arm: str) -> list[int]:
 
 
 def search_table(rows: Rows) -> None:
-    """A line per arm, and the gaps between picks with new seeds; a search counts once."""
-    picks: dict[str, dict[int, list[float]]] = {}
+    """A line per arm, and the gaps between picks by the new seeds both have; a search counts once."""
+    picks: dict[str, dict[int, dict[int, float]]] = {}
     for row in rows.rows:
         if row["part"] == "replica":
-            picks.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(row["loss"])
+            picks.setdefault(row["arm"], {}).setdefault(row["seed"], {})[row["number"]] = row["loss"]
     print("arm           seeds  runs  diverged  best run after 50  picks (new seeds)")
     for arm in ARMS:
         seeds = seeds_of(rows, "search", arm)
@@ -57,7 +57,7 @@ def search_table(rows: Rows) -> None:
         diverged = sum(not math.isfinite(loss) for loss in runs)
         best = [_so_far(rows, arm, seed)[-1] for seed in seeds]
         of_arm = {"first": picks["first"], **{n: p for n, p in picks.items() if n.startswith(arm + "@")}}
-        said = [f"{named} {np.mean([np.mean(of[s]) for s in of]):.4f}" for named, of in of_arm.items()]
+        said = [f"{name} {np.mean([_mean(of[s]) for s in of]):.4f}" for name, of in of_arm.items()]
         print(f"{arm:13} {len(seeds):5} {len(runs):5} {diverged:9}  {np.mean(best):.4f}  {', '.join(said)}")
     last = f"@{THEN}"
     pairs = [
@@ -65,10 +65,17 @@ def search_table(rows: Rows) -> None:
         *((arm + last, other) for arm in ARMS for other in ("first", f"global{last}") if arm != "global"),
     ]
     for mine, other in dict.fromkeys(pairs):
-        both = sorted(set(picks.get(mine, {})) & set(picks.get(other, {})))
-        if len(both) > 1 and mine != other:
-            means = [(_finite(np.mean(picks[mine][s])), _finite(np.mean(picks[other][s]))) for s in both]
+        means = []
+        for seed in sorted(picks.get(mine, {}).keys() & picks.get(other, {}).keys()):
+            one, two = picks[mine][seed], picks[other][seed]
+            both = one.keys() & two.keys()
+            means.append((_finite(_mean(one, both)), _finite(_mean(two, both))))
+        if mine != other and len(means) > 1:
             print(_said(paired(mine, other, means)))
+
+
+def _mean(losses: Mapping[int, float], which: Collection[int] | None = None) -> float:
+    return float(np.mean([losses[number] for number in (losses if which is None else which)]))
 
 
 def _so_far(rows: Rows, arm: str, seed: int) -> np.ndarray[Any, Any]:
