@@ -1,4 +1,4 @@
-"""Tables and a picture of what `search.csv` and `transfer.csv` hold, whatever has been run so far.
+"""Tables and pictures of what `search.csv` and `transfer.csv` hold, whatever has been run so far.
 
 python studies/per_module/figures.py
 """
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from problem import HERE, PARTS, Rows
 from scipy import stats
 from search import ARMS, FIRST, THEN
-from transfer import FACTORS, LENGTHS, RULES
+from transfer import FACTORS, LENGTHS, RULES, SCALES
 
 from transfer_bo.runners.replicate import Comparison, paired
 
@@ -94,35 +94,65 @@ def _finite(loss: float) -> float | None:
     return float(loss) if math.isfinite(loss) else None
 
 
+def gains(rows: Rows, part: str) -> dict[str, tuple[Comparison, list[float]]]:
+    """Of each setting of a comparison beside the global one: gap in loss, and speed-up in tokens by seed."""
+    curves: dict[int, dict[float, float]] = {}
+    losses: dict[str, dict[int, float]] = {}
+    for row in rows.rows:
+        if row["part"] == part and row["arm"] == "global":
+            curves.setdefault(row["seed"], {})[LENGTHS[row["number"]]] = row["loss"]
+        elif row["part"] == part:
+            losses.setdefault(row["arm"], {})[row["seed"]] = row["loss"]
+    found = {}
+    for arm, of in losses.items():
+        seeds = [seed for seed in of if 1.0 in curves.get(seed, {})]
+        gap = paired(arm, "global", [(_finite(of[s]), _finite(curves[s][1.0])) for s in seeds])
+        saved = [
+            speed_up(of[s], sorted(curves[s]), [curves[s][n] for n in sorted(curves[s])])
+            for s in seeds
+            if len(curves[s]) > 1
+        ]
+        if len(seeds) > 1:
+            found[arm] = (gap, saved)
+    return found
+
+
 def transfer_table(rows: Rows) -> None:
-    """Of each setting beside the global one, by comparison and scale: gap in loss, and speed-up in tokens."""
+    """What each setting gains on the global one, by comparison and scale."""
     for part in dict.fromkeys(row["part"] for row in rows.rows):
-        curves: dict[int, dict[float, float]] = {}
-        for row in rows.rows:
-            if (row["part"], row["arm"]) == (part, "global"):
-                curves.setdefault(row["seed"], {})[LENGTHS[row["number"]]] = row["loss"]
-        for arm in dict.fromkeys(row["arm"] for row in rows.rows if row["part"] == part):
-            losses = {
-                row["seed"]: row["loss"] for row in rows.rows if (row["part"], row["arm"]) == (part, arm)
-            }
-            seeds = [seed for seed in losses if 1.0 in curves.get(seed, {})]
-            if arm == "global" or not seeds:
-                continue
-            gap = paired(arm, "global", [(_finite(losses[s]), _finite(curves[s][1.0])) for s in seeds])
-            found = [
-                speed_up(losses[s], sorted(curves[s]), [curves[s][n] for n in sorted(curves[s])])
-                for s in seeds
-                if len(curves[s]) > 1
-            ]
-            words = f"{part:34} {arm:34} {len(seeds)} seeds"
-            if len(seeds) > 1:
-                words += (
-                    f"  gap {gap.mean:+.4f} [{gap.interval[0]:+.4f}, {gap.interval[1]:+.4f}] {gap.verdict}"
-                )
-            if found:
-                mean, low, high = interval(found)
-                words += f"  speed-up {mean:.2f} [{low:.2f}, {high:.2f}] ({len(found)} seeds)"
+        for gap, saved in gains(rows, part).values():
+            words = f"{part}: {_said(gap)}"
+            if saved:
+                mean, low, high = interval(saved)
+                at_end = sum(min(abs(n - saving) for n in LENGTHS) < 1e-9 for saving in saved)
+                words += f"; speed-up {mean:.2f} [{low:.2f}, {high:.2f}], {len(saved)} seeds, {at_end} bounds"
             print(words)
+
+
+def draw_transfer(rows: Rows) -> Figure:
+    """Speed-up of the pooled settings at each scale, with intervals."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    shown = ("per-module", "lr only", "lr only, at 1")
+    for index, arm in enumerate(shown):
+        for at, where in enumerate(SCALES):
+            saved = gains(rows, f"pooled, {where}, {RULES[0]}").get(arm, (None, []))[1]
+            if len(saved) > 1:
+                mean, low, high = interval(saved)
+                axes.errorbar(
+                    at + 0.15 * (index - 1),
+                    mean,
+                    [[mean - low], [high - mean]],
+                    fmt="o",
+                    color=f"C{index}",
+                    label=arm if at == 0 else None,
+                )
+    axes.axhline(1, color="#BBBBBB", linewidth=1, linestyle="--")
+    axes.set_xticks(range(len(SCALES)), list(SCALES))
+    axes.set_ylabel("times fewer tokens than the global setting")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    return figure
 
 
 def pairs_table(rows: Rows) -> None:
@@ -177,13 +207,14 @@ def draw(rows: Rows) -> Figure:
 
 
 def main() -> None:
-    """Print the tables and write the picture."""
+    """Print the tables and write the pictures."""
     found = Rows("search.csv")
     search_table(found)
     transferred = Rows("transfer.csv")
     transfer_table(transferred)
     pairs_table(transferred)
     draw(found).savefig(HERE / "search.png", dpi=110)
+    draw_transfer(transferred).savefig(HERE / "transfer.png", dpi=110)
 
 
 if __name__ == "__main__":
