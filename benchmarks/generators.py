@@ -10,10 +10,11 @@ doublings of the axes from the base, psi = optimum, t = HPs as seen from the opt
     psi(s)  = u + B s + j(s)
     a run   = ln loss + sigma N(0, 1) + .15 excess N(0, 1); it diverges with logistic(b0 + a M z + m s)
 
-    bowl        g ~ N(ln .01, 2); ln c ~ N(0, .8) for lr and batch, N(-1.5, 1.2) for others; gamma ~ N(0, .25)
-                k ~ N(.4, .3) for lr, N(0, .3) for others; M adds log lr to log weight decay
-                N strictly upper triangular, N(0, .3) sqrt(c_j / c_i)
-    optimum     u ~ N(0, range / 12^.5), what is known of an HP without a default; B by the tables below
+    bowl        g ~ N(ln .01, 1); ln c ~ N(0, .8) for lr and batch, N(-1.5, 1.2) for others; gamma ~ N(0, .25)
+                k ~ N(.4, .6) for lr, N(0, .3) for others; M adds log lr to log weight decay
+                N strictly upper triangular, N(0, .3) sqrt(c_j / c_i), of lr with batch N(-.4, .3)
+    optimum     u ~ N(-E[B] s_target / 2, range / 12^.5): what is known of an HP without a default is a range
+                that holds the optima of all scales; B by the tables below
                 j ~ N(0, tau^2), correlated over .7 doublings, ln tau ~ N(ln .2, .4)
     level       logit e ~ N(0, 1); omega = softmax N(0, .7); alpha ~ N(.4, .25)
                 w a random walk along each axis, ln step ~ N(ln .01, .7)
@@ -200,7 +201,8 @@ def _right(
     mix = np.eye(d)
     if "weight_decay" in hps:
         mix[hps.index("weight_decay"), hps.index("lr")] = 1.0
-    u = rng.normal(0, 2 * half / 12**0.5)
+    expected = np.array([_believed(hp, axes, coordinates, hps)[0] for hp in hps])
+    u = rng.normal(-expected @ target / 2, 2 * half / 12**0.5)
     B = np.array([_drift(hp, axes, coordinates, hps, rng) for hp in hps])
     apart = ((places[:, None] - places[None]) ** 2).sum(-1)
     half_jitter = np.linalg.cholesky(np.exp(-0.5 * apart / 0.7**2) + 1e-9 * np.eye(len(places)))
@@ -210,10 +212,12 @@ def _right(
     def optimum(s: Array) -> Array:
         return np.asarray(u + drift(B, s) + jitter[where(s)])
 
-    g, gamma = rng.normal(np.log(0.01), 2.0), rng.normal(0, 0.25, a)
+    g, gamma = rng.normal(np.log(0.01), 1.0), rng.normal(0, 0.25, a)
     c = np.exp(np.where(steep, rng.normal(0, 0.8, d), rng.normal(-1.5, 1.2, d)))
-    k = np.where(is_lr, rng.normal(0.4, 0.3, d), rng.normal(0.0, 0.3, d))
+    k = np.where(is_lr, rng.normal(0.4, 0.6, d), rng.normal(0.0, 0.3, d))
     N = np.triu(rng.normal(0, 0.3, (d, d)), 1) if coupling is None else coupling(d)
+    if coupling is None and {"lr", "batch_tokens"} <= set(hps):
+        N[hps.index("batch_tokens"), hps.index("lr")] -= 0.4  # "batch_tokens" comes first
     turn = np.eye(d) + N * np.sqrt(c)[None] / np.sqrt(c)[:, None]
 
     def bowl(z: Array, s: Array) -> Array:
@@ -260,16 +264,22 @@ def _right(
     return Problem(hps, axes, coordinates, half, cells, target, optimum, smooth, bowl, noise, chance)
 
 
+def _believed(hp: str, axes: Sequence[str], coordinates: str, hps: tuple[str, ...]) -> tuple[Array, Array]:
+    """Mean and sd of one HP's drift along the axes (each a)."""
+    if coordinates == "base":
+        return np.zeros(len(axes)), np.array([BASE_DRIFT[axis] for axis in axes])
+    table = {**RAW_DRIFT, ("lr", "tokens"): (-0.03, 0.20)} if "batch_tokens" in hps else RAW_DRIFT
+    mean, sd = np.array([table.get((hp, axis), (0.0, 0.3)) for axis in axes]).T
+    return mean, sd
+
+
 def _drift(
     hp: str, axes: Sequence[str], coordinates: str, hps: tuple[str, ...], rng: np.random.Generator
 ) -> Array:
     """One HP's drift along the axes (a)."""
-    if coordinates == "base":
-        return rng.normal(0, [BASE_DRIFT[axis] for axis in axes])
-    table = {**RAW_DRIFT, ("lr", "tokens"): (-0.03, 0.20)} if "batch_tokens" in hps else RAW_DRIFT
-    mean, sd = np.array([table.get((hp, axis), (0.0, 0.3)) for axis in axes]).T
+    mean, sd = _believed(hp, axes, coordinates, hps)
     together = np.eye(len(axes))
-    if hp in TRADING and {"n_params", "tokens"} <= set(axes):
+    if coordinates == "raw" and hp in TRADING and {"n_params", "tokens"} <= set(axes):
         i, j = axes.index("n_params"), axes.index("tokens")
         together[i, j] = together[j, i] = TRADE
     return rng.multivariate_normal(mean, together * np.outer(sd, sd))

@@ -104,6 +104,37 @@ def test_what_sources_agree_on_is_the_sum() -> None:
     assert float(other[0, 1]) == float(base[0, 0, 1]) == 0.0
 
 
+@given(st.floats(0.5, 8.0), st.floats(0.5, 8.0), st.floats(-3, 3))
+def test_the_middle_of_a_range_is_believed_halfway_to_the_target(n: float, tokens: float, at: float) -> None:
+    """Of an HP without a default; a default is believed at the base."""
+    base, target = Scale(n_params=1e8, tokens=1e9), Scale(n_params=1e8 * 2**n, tokens=1e9 * 2**tokens)
+    dimensions = [Dimension("lr", "log", 2**-12, 2**-6), Dimension("eps", "log", 2**-40, 2**-20, 2**-30.0)]
+    coordinates = Coordinates(dimensions, base, ["n_params", "tokens"])
+    drift = Drift.believed(["lr", "eps"], ["n_params", "tokens"], "raw", {"lr": {"tokens": (at, 0.1)}})
+    shape = Landscape(coordinates, drift, 1.0, target)
+
+    path = shape.path(shape.mean, coordinates.s(target) / 2)
+    there = coordinates.params(path)
+
+    assert math.isclose(there["lr"], 2**-9, rel_tol=1e-9)
+    assert float(shape.get(shape.mean, "u")[1]) == 0.0
+
+
+def test_the_best_learning_rate_is_believed_to_grow_with_the_batch() -> None:
+    """By .4 octaves for each of the batch at one scale (less if named last), and with no other HP."""
+    slopes = []
+    for names in (["lr", "batch_tokens"], ["batch_tokens", "lr"], ["lr", "dropout"]):
+        coordinates = Coordinates([Dimension(name, "log", 1e-3, 1e3) for name in names], BASE, [])
+        shape = Landscape(coordinates, drift(2, 0, 0.0), level=1.0)
+        theta = shape.mean.clone()
+        theta[shape.part("lnc")] = 0.0  # as steep
+        H = shape.curvature(theta, torch.zeros(0, dtype=torch.double))
+        i = names.index("lr")
+        slopes.append(float(-H[i, 1 - i] / H[i, i]))
+
+    assert slopes == pytest.approx([0.4, 0.4 / (1 + 0.4**2), 0.0])
+
+
 def test_path_moves_by_the_drift() -> None:
     """Two doublings of an axis move the optimum by twice its drift."""
     shape = landscape()

@@ -18,7 +18,9 @@ from scipy.stats import norm, qmc
 
 from transfer_bo.history import Outcome, Run, Settings, spent
 from transfer_bo.surrogate import acquisition
+from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.surrogate.landscape import Drift
 from transfer_bo.surrogate.optimum import least_expected_loss
 from transfer_bo.surrogate.priors import is_unknown, optimum_spread
 from transfer_bo.surrogate.surrogate import Surrogate
@@ -43,6 +45,9 @@ STARTUP_SHARE = 0.25
 """Start-up runs use the rungs at which they take at most so much of the budget ..."""
 STARTUP_MOST = 0.5
 """Start-up runs are so few that they take at most this share of a small budget, but two at least."""
+SPREAD_OUT = 0.7
+"""Start-up runs stay so far within the range: what is at its ends teaches little about the optimum, and a
+learning rate there may fail."""
 STARTUP_PAST = 2
 """Start-up runs where runs of past studies are known."""
 CHEAP = 2.5
@@ -140,28 +145,41 @@ def next_run(
 def startup_point(dimensions: Sequence[Dimension], settings: Settings, number: int) -> dict[str, Any]:
     """HPs of one start-up run: the number-th Sobol point.
 
-    Uniform over the range where little is known beforehand: a learning rate, a batch size, an HP without a
-    default. The others are normal about their default with the prior's spread, kept inside the range; in
-    every second pair of runs they stay at it, so that few runs already tell the first ones apart. In pairs,
-    for Sobol points of odd numbers alone fill only half of the range.
+    The first run is at the believed optimum. Later ones are uniform over most of the range where little is
+    known beforehand: a learning rate, a batch size, an HP without a default. The others are normal about
+    their default with the prior's spread, kept inside the range; in every second pair of runs they stay at
+    it, so that few runs already tell the first ones apart. In pairs, for Sobol points of odd numbers alone
+    fill only half of the range.
     """
+    believed = _believed_optimum(dimensions, settings)
     sobol = qmc.Sobol(
         len(dimensions), scramble=True, rng=np.random.default_rng([settings.seed, len(dimensions)])
     )
     uniform = sobol.fast_forward(number).random(1)[0] if number else sobol.random(1)[0]
     usual = [dim for dim in dimensions if dim.default is not None and not is_unknown(dim.name)]
-    stay = number % 4 >= 2 and len(usual) < len(dimensions)
+    stay = number == 0 or (number % 4 >= 2 and len(usual) < len(dimensions))
     params: dict[str, Any] = {}
     for dim, u in zip(dimensions, uniform, strict=True):
         if dim.transform == "categorical":
             params[dim.name] = dim.choices[min(int(u * len(dim.choices)), len(dim.choices) - 1)]
             continue
         low, high = sorted((dim.forward(dim.low), dim.forward(dim.high)))
-        z = low + u * (high - low)
+        centre = dim.forward(believed[dim.name])
+        z = centre if number == 0 else centre + SPREAD_OUT * (low + u * (high - low) - centre)
         if dim in usual:
-            assert dim.default is not None
-            centre, sd = dim.forward(dim.default), (high - low) * optimum_spread(dim.name, has_default=True)
+            sd = (high - low) * optimum_spread(dim.name, has_default=True)
             below, within = float(norm.cdf((low - centre) / sd)), float(norm.cdf((high - centre) / sd))
             z = centre if stay else centre + sd * float(norm.ppf(below + u * (within - below)))
         params[dim.name] = dim.backward(z if math.isfinite(z) else low)
     return params
+
+
+def _believed_optimum(dimensions: Sequence[Dimension], settings: Settings) -> dict[str, Any]:
+    """Where the optimum at the base is believed to be before any run; of a category, the first one."""
+    axes = [axis for axis in settings.base if settings.base[axis] != settings.target[axis]]
+    coordinates = Coordinates(dimensions, settings.base, axes)
+    names = [dim.name for dim in coordinates.numeric]
+    drift = Drift.believed(names, axes, settings.coordinates, settings.drift_prior)
+    return coordinates.params(
+        coordinates.mix @ coordinates.clip_z(drift.origin(coordinates, settings.target))
+    )

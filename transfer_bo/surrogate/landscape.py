@@ -20,10 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from transfer_bo.scale import Scale
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 
@@ -71,6 +74,15 @@ class Drift:
         correlation = torch.tensor(together, dtype=torch.double).reshape(d, a, a)
         return cls(both[..., 0], both[..., 1], correlation)
 
+    def origin(self, coordinates: Coordinates, target: Scale) -> Tensor:
+        """Prior mean of u (d), the optimum at the base.
+
+        A default is meant for the base. Of an HP without one only the range is known; it is chosen to hold
+        the optima of all scales, so its middle is taken for the optimum halfway to the target.
+        """
+        ranged = torch.tensor([dim.default is None for dim in coordinates.numeric], dtype=torch.double)
+        return -ranged * (self.mean @ coordinates.s(target)) / 2
+
     def unmixed(self) -> tuple[Tensor, Tensor, Tensor]:
         """C (d x a x a), and mean and sd of β (d x a): independent, with B_i = C_i β_i."""
         root = torch.linalg.cholesky(self.correlation)
@@ -88,13 +100,16 @@ class Landscape:
         coordinates: HPs and axes.
         drift: prior of B.
         level: prior mean of l0, the ln loss at the base scale's optimum.
+        target: the scale that the study is for, see `Drift.origin`; None for the base.
 
     Attributes:
         mean, sd: of the prior of θ (p).
         trade: C (d x a x a), so that B_i = C_i β_i.
     """
 
-    def __init__(self, coordinates: Coordinates, drift: Drift, level: float) -> None:
+    def __init__(
+        self, coordinates: Coordinates, drift: Drift, level: float, target: Scale | None = None
+    ) -> None:
         self.coordinates = coordinates
         d, k, a = coordinates.d, coordinates.k, coordinates.a
         self.d, self.k, self.a = d, k, a
@@ -108,7 +123,7 @@ class Landscape:
             sds.append(sd.expand(mean.shape).reshape(-1).double())
 
         def table(
-            names: list[str], known: dict[str, priors.Normal], other: priors.Normal
+            names: Sequence[Any], known: Mapping[Any, priors.Normal], other: priors.Normal
         ) -> tuple[Tensor, Tensor]:
             pairs = torch.tensor([known.get(name, other) for name in names], dtype=torch.double).reshape(
                 -1, 2
@@ -121,7 +136,7 @@ class Landscape:
         add("e", torch.zeros(1), one)  # logit of the irreducible share: 12% to 88% within 2 sd
         add("omega", torch.zeros(a), 0.7 * one)
         add("alpha", *table(coordinates.axes, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER))
-        add("g", torch.tensor([math.log(0.01)]), 2.0 * one)
+        add("g", torch.tensor([priors.BOWL[0]]), priors.BOWL[1] * one)
         add("gamma", torch.zeros(a), 0.25 * one)
         add("lnc", *table(kinds, priors.CURVATURE, priors.CURVATURE_OTHER))
         add("kappa", *table(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER))
@@ -129,11 +144,11 @@ class Landscape:
             [priors.optimum_spread(dim.name, dim.default is not None) for dim in coordinates.numeric]
         )
         spread = (coordinates.z_high - coordinates.z_low) * share.double()
-        add("u", torch.zeros(d), spread)
+        add("u", drift.origin(coordinates, target or coordinates.base), spread)
         self.trade, *independent = drift.unmixed()
         add("beta", *independent)
-        pairs = d * (d - 1) // 2 if d <= MAX_COUPLED else 0
-        add("N", torch.zeros(pairs), 0.3 * one)
+        pairs = list(combinations(kinds, 2)) if d <= MAX_COUPLED else []  # in the order of `_upper`
+        add("N", *table([frozenset(pair) for pair in pairs], priors.COUPLING, priors.COUPLING_OTHER))
         add("w", torch.zeros(k), 0.3 * one)
         self.mean, self.sd = torch.cat(means), torch.cat(sds)
         self._upper = torch.triu_indices(d, d, 1) if pairs else None

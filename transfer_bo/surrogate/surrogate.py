@@ -107,7 +107,7 @@ class Surrogate:
     def _fit(self, drift: Drift, near: gp.LandscapeGP | None = None) -> None:
         """Fit to X and y with a prior of the drift, from a fit with another one if there is any."""
         self.drift_prior = drift
-        self.landscape = Landscape(self.coordinates, self.drift_prior, self._level())
+        self.landscape = Landscape(self.coordinates, drift, self._level(), self.settings.target)
         self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape, near)
         self.theta = self.model.covar_module.theta
 
