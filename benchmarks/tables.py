@@ -115,13 +115,19 @@ def _log(low: float, high: float) -> FloatDistribution:
 
 
 def _steplaw() -> Iterator[Problem]:
-    """Six proxy cells (N <= 268M, D <= 25B); the larger cells in the folder are the targets."""
+    """Six proxy cells (N <= 268M, D <= 25B); the larger cells in the folder are the targets.
+
+    Learning rates that every cell was run with: elsewhere `Problem.row` would answer with a run of another
+    rate, and a search would see a loss that does not change with it.
+    """
     table = pd.read_csv(find("steplaw_dense_small.csv"))
     table["lr"], table["seed0"] = table["lr_grid"], table["loss"]
     cells = {
         Scale(n_params=n, tokens=d): cell.reset_index(drop=True)
         for (n, d), cell in table.groupby(["n_params", "tokens"])
     }
+    low = max(cell["lr"].min() for cell in cells.values())
+    high = min(cell["lr"].max() for cell in cells.values())
     proxies = tuple(s for s in cells if s.n_params < 3e8 and s.tokens <= 2.5e10)
     for target in cells:
         if target not in proxies:
@@ -129,7 +135,7 @@ def _steplaw() -> Iterator[Problem]:
                 f"steplaw {target.n_params / 1e6:.0f}M/{target.tokens / 1e9:.0f}B",
                 proxies,
                 target,
-                {"lr": _log(2**-12.5, 2**-7), "batch_tokens": _log(2**16, 2**22)},
+                {"lr": _log(low, high), "batch_tokens": _log(2**16, 2**22)},
                 {s: 6 * float(s.n_params) * s.tokens / COST_UNIT for s in cells},
                 cells,
                 relative=True,

@@ -7,7 +7,10 @@ normal prior on θ that makes y a Gaussian process, with the tangent kernel J(x)
     residual   r² Matérn(v - ψ(s)) RBF(s)       what the bowl cannot say; it drifts along with the optimum
     level      l² Σ_a min(|s_a|, |s'_a|)        the loss law's own error, growing away from the base
     past       o² + η² (∂f/∂u · ∂f'/∂u) + r² Matérn(...) RBF(...)      of two runs of the same past study
-    noise      σ² + (λ · excess)²               far from the optimum the bowl is only roughly right
+    noise      σ² + (λ · excess)² + failed²     far from the optimum the bowl is only roughly right
+
+A run that ended more than A above the best of its scale, where the bowl flattens, has failed: `failed` is by
+how much more, so that it says "bad" and no more than that, however bad it is.
 
 A past study has losses of another level, an optimum about η octaves away in each HP, and its own residual
 beside the common one. η is learned for each past study: the weight of what it says of where the optimum is.
@@ -33,7 +36,7 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from scipy.optimize import minimize
 from torch import Tensor
 
-from transfer_bo.surrogate.landscape import Landscape
+from transfer_bo.surrogate.landscape import FLATTEN, Landscape
 
 __all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "normal_draws", "scales_misfit"]
 
@@ -223,6 +226,7 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
         self.covar_module = LandscapeKernel(landscape)
         self.mean_module = _LinearisedMean(self.covar_module)
         self.landscape = landscape
+        self.failed = _failed(X, y, landscape)
         self.double()
 
     def forward(self, x: Tensor) -> MultivariateNormal:
@@ -502,7 +506,7 @@ def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], Tensor]:
     keep = torch.linspace(0, len(model.losses) - 1, min(len(model.losses), FITTED)).long()
     X, y = model.rows[keep], model.losses[keep]
     noise = model.likelihood.noise.detach()[keep]
-    extra = (TOLERANCE * _excess(landscape, kernel.theta, X)) ** 2
+    extra = (TOLERANCE * _excess(landscape, kernel.theta, X)) ** 2 + model.failed[keep] ** 2
     weight = noise / (kernel.floor**2 + extra)  # of odd runs; the floor under it is fitted
     J = kernel.jacobian(X)
     tangent = (J * landscape.sd) @ (J * landscape.sd).T
@@ -549,6 +553,14 @@ def _excess(landscape: Landscape, theta: Tensor, X: Tensor) -> Tensor:
     return landscape.bowl(theta, v, s)
 
 
+def _failed(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
+    """By how much each run ended further than A above the best run of its scale and study (n)."""
+    places = X[:, landscape.d + landscape.k :]
+    _, group = torch.unique(places, dim=0, return_inverse=True)
+    best = torch.full((int(group.max()) + 1,), math.inf, dtype=y.dtype).scatter_reduce(0, group, y, "amin")
+    return (y - best[group] - FLATTEN).clamp(min=0)
+
+
 def _first_guess(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
     """θ at its prior mean, with the optimum moved halfway to where the best quarter of the runs lies."""
     theta = landscape.mean.clone()
@@ -580,7 +592,7 @@ def _settle(model: LandscapeGP, theta: Tensor, steps: int = 15) -> Tensor:
     landscape, kernel = model.landscape, model.covar_module
     X, y = model.rows, model.losses
     kernel.theta = theta
-    noise, nuisance = model.noise(X), kernel.nuisance(X, X)
+    noise, nuisance = model.noise(X) + model.failed**2, kernel.nuisance(X, X)
     if len(y) > landscape.d + 3:
         noise = noise * _weights(nuisance + torch.diag(noise), y - landscape.values(theta, X))
     model.likelihood.noise_covar.initialize(noise=noise)
