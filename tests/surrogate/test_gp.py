@@ -141,3 +141,26 @@ def test_the_known_optimum_is_found(seed: int) -> None:
 
     assert excess < 0.02
     assert distance.abs().max() < 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_failed_outright_hardly_moves_the_optimum(seed: int) -> None:
+    """One loss of 2.6 times the others', at the end of the range: less than half an sd, and no wiggles."""
+    generator = torch.Generator().manual_seed(seed)
+    coordinates = Coordinates([Dimension("lr", "log", 2**-4, 2**4)], Scale(width=32), [])
+    shape = Landscape(coordinates, Drift.believed(["lr"], [], "base"), level=math.log(2.0))
+    z = 5 * torch.rand(12, 1, dtype=torch.double, generator=generator) - 3
+    y = math.log(2.0) + 0.01 * z[:, 0] ** 2 + 0.001 * torch.randn(12, dtype=torch.double, generator=generator)
+    failed = (
+        torch.tensor([[3.5]], dtype=torch.double),
+        torch.tensor([math.log(2.0 * 2.6)], dtype=torch.double),
+    )
+    here = torch.zeros(0, dtype=torch.double)
+
+    without = fit(z, y, shape)
+    both = fit(torch.cat([z, failed[0]]), torch.cat([y, failed[1]]), shape)
+    mean, variance = without.latent(here).optimum()
+    moved = both.latent(here).optimum()[0] - mean
+
+    assert float(moved.abs()) < 0.5 * float(variance.sqrt())
+    assert float(both.covar_module.residual) < 3 * float(without.covar_module.residual)

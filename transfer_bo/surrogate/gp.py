@@ -556,9 +556,9 @@ def _excess(landscape: Landscape, theta: Tensor, X: Tensor) -> Tensor:
 def _failed(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
     """By how much each run ended further than A above the best run of its scale and study (n)."""
     places = X[:, landscape.d + landscape.k :]
-    _, group = torch.unique(places, dim=0, return_inverse=True)
-    best = torch.full((int(group.max()) + 1,), math.inf, dtype=y.dtype).scatter_reduce(0, group, y, "amin")
-    return (y - best[group] - FLATTEN).clamp(min=0)
+    same = (places.unsqueeze(1) == places.unsqueeze(0)).all(-1)
+    best = torch.where(same, y, math.inf).amin(-1)
+    return (y - best - FLATTEN).clamp(min=0)
 
 
 def _first_guess(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
