@@ -79,6 +79,18 @@ def gp_target(problem: Problem, budget: float, seed: int) -> Params:
     return _at_target(_gp, problem, budget, seed)
 
 
+def middle(problem: Problem, budget: float, seed: int) -> Params:
+    """No run at all: the middle of each range, the first of each choice."""
+    return {
+        name: dist.choices[0]
+        if isinstance(dist, optuna.distributions.CategoricalDistribution)
+        else math.sqrt(dist.low * dist.high)  # type: ignore[attr-defined]
+        if dist.log  # type: ignore[attr-defined]
+        else (dist.low + dist.high) / 2  # type: ignore[attr-defined]
+        for name, dist in problem.space.items()
+    }
+
+
 def gp_copy(problem: Problem, budget: float, seed: int) -> Params:
     """GPSampler on the smallest proxy for the whole budget (at most 32 runs); its best run copied."""
     smallest = min(problem.proxies, key=lambda s: problem.costs[s])
@@ -275,6 +287,7 @@ SEARCHES: dict[str, Search] = {
     "prior mean + 1 sd": _with_prior(1.0, 1.0),
     "prior mean - 1 sd": _with_prior(-1.0, 1.0),
     "oracle drift": _oracle,
+    "middle of the ranges": middle,
     "random at target": random_target,
     "TPE at target": tpe_target,
     "GPSampler at target": gp_target,
