@@ -258,3 +258,19 @@ def test_a_heavy_tail_does_not_make_the_mean() -> None:
     low, high = predicted.interval(0.9)
 
     assert low < predicted.mean < high
+
+
+@pytest.mark.parametrize(("name", "warned"), [("init_std.q", True), ("residual.attn", True), ("lr.q", False)])
+def test_multipliers_that_may_not_outlive_short_runs_are_named(name: str, warned: bool) -> None:
+    """Those of init_std and residual branches, where all runs are equally long; not those of learning rates."""
+    ladder = tb.Ladder([tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=1e5)])
+    target = tb.Scale(width=256, tokens=1e7)
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=target, seed=0))
+
+    def loss(trial: optuna.Trial) -> float:
+        scale, factor = ladder.suggest(trial), trial.suggest_float(name, 0.25, 4.0, log=True)
+        return loss_at(scale, trial.suggest_float("lr", 1e-4, 1e-1, log=True)) * 1.01 ** math.log2(factor)
+
+    study.optimize(loss, n_trials=6)
+
+    assert any(f"like {name}, found in short runs" in said for said in tb.suggest(study).warnings) == warned

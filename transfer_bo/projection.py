@@ -21,15 +21,20 @@ from torch import Tensor
 from transfer_bo.errors import TransferError
 from transfer_bo.history import Outcome, Run, Settings, read_dimensions, read_runs, read_settings
 from transfer_bo.scale import Ladder, Scale
+from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.chains import Ensemble
 from transfer_bo.surrogate.gp import TOLERANCE
 from transfer_bo.surrogate.optimum import least_expected_loss
+from transfer_bo.surrogate.priors import axis_kind
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["PredictedLoss", "Projection", "Suggestion", "fit_study", "suggest"]
 
 _FAR = 3.0
 """Doublings beyond the largest run on some axis from which a warning is due."""
+_SHORT_LIVED = ("init_std", "residual")
+"""Kinds whose group multipliers, found in short runs, cost more than they gained in longer ones, where those
+of learning rates kept their worth (`studies/per_module`)."""
 _NOTABLE = 0.1
 """Octaves; multipliers that are set closer to 1 by more are named."""
 
@@ -291,6 +296,8 @@ class Projection:
                 said.append(
                     f"The target lies {beyond:.1f} doublings of {axis} beyond the largest finished run."
                 )
+            if axis_kind(axis) == "tokens" and beyond > 0 and len(seen) == 1:
+                said += self._short_lived(axis, seen[0])
         said += self._fallen_back(scale)
         edges = [
             dim.name
@@ -302,6 +309,16 @@ class Projection:
                 f"The optimum of {', '.join(edges)} lies at the edge of the searched range; widen it."
             )
         return said
+
+    def _short_lived(self, axis: str, seen: float) -> list[str]:
+        """Which multipliers may not outlive runs that were all equally long, if any."""
+        names = [name for name in self.hps if is_multiplier(name) and name.split(".")[0] in _SHORT_LIVED]
+        if not names:
+            return []
+        return [
+            f"Group multipliers like {names[0]}, found in short runs, did harm in longer ones before; all runs "
+            f"here have {axis} = {seen:g}, so run some longer ones or set these to 1."
+        ]
 
     def _fallen_back(self, scale: Scale) -> list[str]:
         """Which multipliers are set closer to 1 because they lose their worth with scale, if any."""
