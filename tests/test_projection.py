@@ -262,7 +262,7 @@ def test_a_heavy_tail_does_not_make_the_mean() -> None:
 
 @pytest.mark.parametrize(("name", "warned"), [("init_std.q", True), ("residual.attn", True), ("lr.q", False)])
 def test_multipliers_that_may_not_outlive_short_runs_are_named(name: str, warned: bool) -> None:
-    """Those of init_std and residual branches, where all runs are equally long; not those of learning rates."""
+    """Those of init_std and residual branches, where all runs are equally long; not those of rates."""
     ladder = tb.Ladder([tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=1e5)])
     target = tb.Scale(width=256, tokens=1e7)
     study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=target, seed=0))

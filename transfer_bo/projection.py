@@ -316,8 +316,8 @@ class Projection:
         if not names:
             return []
         return [
-            f"Group multipliers like {names[0]}, found in short runs, did harm in longer ones before; all runs "
-            f"here have {axis} = {seen:g}, so run some longer ones or set these to 1."
+            f"Group multipliers like {names[0]}, found in short runs, did harm in longer ones before; all "
+            f"runs here have {axis} = {seen:g}, so run some longer ones or set these to 1."
         ]
 
     def _fallen_back(self, scale: Scale) -> list[str]:
