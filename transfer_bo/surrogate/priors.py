@@ -71,8 +71,8 @@ def axis_kind(name: str) -> str:
     return next((kind for kind, names in _AXES.items() if lowered in names), lowered)
 
 
-# g: ln of the common scale of the bowl's curvature, ln loss per octave² of a learning rate. Of 15 sweeps of
-# small models (`studies/transfer_curves`) it is .0135, within a factor of 1.6; larger models are flatter.
+# g: ln of the common scale of the bowl's curvature, ln loss per octave² of a learning rate. Over 20 sweeps of
+# small models (`studies/transfer_curves`) it is .016, within a factor of 1.5; larger models are flatter.
 BOWL: Normal = (math.log(0.01), 1.0)
 
 # ln of the relative curvature of the bowl, ln c_i, for one HP against another. Learning rates are steep
@@ -90,7 +90,7 @@ OPTIMUM_SPREAD_OTHER = 1 / 12
 OPTIMUM_SPREAD_UNKNOWN = 12**-0.5
 
 # κ_i: how much steeper the bowl is above the optimum than below (1/octave). Learning rates have a cliff; over
-# the same sweeps κ is .3 on average with an sd of .8, the error of reading it off one curve included.
+# the same sweeps κ is .2 on average with an sd of .8, the error of reading it off one curve included.
 ASYMMETRY: dict[str, Normal] = {"lr": (0.4, 0.6)}
 ASYMMETRY_OTHER: Normal = (0.0, 0.3)
 
