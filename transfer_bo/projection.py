@@ -21,7 +21,7 @@ from torch import Tensor
 from transfer_bo.errors import TransferError
 from transfer_bo.history import Outcome, Run, Settings, read_dimensions, read_runs, read_settings
 from transfer_bo.scale import Ladder, Scale
-from transfer_bo.space import is_multiplier
+from transfer_bo.space import is_multiplier, split_name
 from transfer_bo.surrogate.chains import Ensemble
 from transfer_bo.surrogate.gp import TOLERANCE
 from transfer_bo.surrogate.optimum import least_expected_loss
@@ -312,7 +312,7 @@ class Projection:
 
     def _short_lived(self, axis: str, seen: float) -> list[str]:
         """Which multipliers may not outlive runs that were all equally long, if any."""
-        names = [name for name in self.hps if is_multiplier(name) and name.split(".")[0] in _SHORT_LIVED]
+        names = [name for name in self.hps if is_multiplier(name) and split_name(name)[0] in _SHORT_LIVED]
         if not names:
             return []
         return [

@@ -133,10 +133,10 @@ def draw_transfer(rows: Rows) -> Figure:
     """Speed-up of the pooled settings at each scale, with intervals."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    shown = ("per-module", "lr only", "lr only, at 1")
-    for index, arm in enumerate(shown):
-        for at, where in enumerate(SCALES):
-            saved = gains(rows, f"pooled, {where}, {RULES[0]}").get(arm, (None, []))[1]
+    gained = [gains(rows, f"pooled, {where}, {RULES[0]}") for where in SCALES]
+    for index, arm in enumerate(("per-module", "lr only", "lr only, at 1")):
+        for at, found in enumerate(gained):
+            saved = found.get(arm, (None, []))[1]
             if len(saved) > 1:
                 mean, low, high = interval(saved)
                 axes.errorbar(

@@ -157,7 +157,7 @@ def startup_point(dimensions: Sequence[Dimension], settings: Settings, number: i
     )
     uniform = sobol.fast_forward(number).random(1)[0] if number else sobol.random(1)[0]
     usual = [dim for dim in dimensions if dim.default is not None and not is_unknown(dim.name)]
-    stay = number == 0 or (number % 4 >= 2 and len(usual) < len(dimensions))
+    stay = number % 4 >= 2 and len(usual) < len(dimensions)
     params: dict[str, Any] = {}
     for dim, u in zip(dimensions, uniform, strict=True):
         if dim.transform == "categorical":
@@ -165,11 +165,14 @@ def startup_point(dimensions: Sequence[Dimension], settings: Settings, number: i
             continue
         low, high = sorted((dim.forward(dim.low), dim.forward(dim.high)))
         centre = dim.forward(believed[dim.name])
-        z = centre if number == 0 else centre + SPREAD_OUT * (low + u * (high - low) - centre)
-        if dim in usual:
+        if number == 0 or (dim in usual and stay):
+            z = centre
+        elif dim in usual:
             sd = (high - low) * optimum_spread(dim.name, has_default=True)
             below, within = float(norm.cdf((low - centre) / sd)), float(norm.cdf((high - centre) / sd))
-            z = centre if stay else centre + sd * float(norm.ppf(below + u * (within - below)))
+            z = centre + sd * float(norm.ppf(below + u * (within - below)))
+        else:
+            z = centre + SPREAD_OUT * (low + u * (high - low) - centre)
         params[dim.name] = dim.backward(z if math.isfinite(z) else low)
     return params
 
