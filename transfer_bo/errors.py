@@ -24,11 +24,11 @@ class TransferError(ValueError):
     """Bad input: one sentence that says what is wrong, the value, and what to do.
 
     The command line prints the sentence and ends with exit code 2; it never shows a traceback for it.
-    Passwords in addresses are never shown.
+    Passwords in addresses are never shown. Line breaks in a value it names (of a column, say) become spaces.
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(hide_passwords(sentence))
+        super().__init__(" ".join(hide_passwords(sentence).splitlines()))
 
 
 class Diverged(RuntimeError):

@@ -256,6 +256,16 @@ def test_flags_that_say_too_little(tmp_path: Path, flags: list[str], word: str) 
     assert word in result.stderr
 
 
+def test_a_line_break_in_a_column_name_does_not_break_the_sentence(tmp_path: Path) -> None:
+    """A header whose quoted name goes over two lines: still one line of error."""
+    path = tmp_path / "runs.csv"
+    path.write_text('"a\nb",c\n1,2\n', encoding="utf-8")
+    result = CliRunner().invoke(app, ["suggest", "--runs", str(path), "--target=n_params=1e9"])
+
+    assert 2 == result.exit_code
+    assert 1 == len(result.stderr.splitlines())
+
+
 def test_a_table_as_spreadsheets_write_it(tmp_path: Path) -> None:
     """Semicolons between cells and a byte order mark are read; the losses are those of the plain file."""
     table = past_runs(2)
