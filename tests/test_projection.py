@@ -70,6 +70,16 @@ def test_suggestion_at_an_unseen_scale(fitted: Projection) -> None:
     assert loss_low < suggestion.predicted_loss.mean < loss_high
 
 
+@pytest.mark.parametrize("n_per_rung", [1, 2, 4])
+def test_suggestion_lies_in_the_middle_of_its_interval(n_per_rung: int) -> None:
+    """Setting and interval rest on the same draws: about half of them lie to either side of the setting."""
+    suggestion = fit_study(study_of_runs(n_per_rung)).suggest()
+
+    below = float((suggestion.optimum["lr"] < suggestion.params["lr"]).mean())
+
+    assert 0.45 < below < 0.55
+
+
 def test_higher_levels_give_wider_intervals(fitted: Projection) -> None:
     """Intervals nest."""
     suggestion = fitted.suggest()

@@ -1,8 +1,9 @@
 """The optimum at the target, with an error bar: from the fitted surrogate to a `Suggestion`.
 
 The suggested setting is the one with the least expected loss at the target, plus the price of divergence
-times its probability (`surrogate.optimum`). Its interval is that of the best setting itself, and like the
-predicted loss it rests on draws from the posterior of the landscape (`surrogate.chains`). Symbols: as there.
+times its probability (`surrogate.optimum`). Its interval is that of the best setting itself. Setting,
+interval and predicted loss rest on draws from the posterior of the landscape (`surrogate.chains`). Symbols:
+as there.
 """
 
 from __future__ import annotations
@@ -211,11 +212,12 @@ class Projection:
                     f"{axis} = {self.settings.base[axis]:g}; fit with fit_study(study, target)."
                 )
         generator = torch.Generator().manual_seed(self.settings.seed)
-        v, flags = least_expected_loss(surrogate, scale, generator)
+        z = self._optima(scale)
+        v, flags = least_expected_loss(surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T)
         return Suggestion(
             target=scale,
             params=surrogate.coordinates.params(v, flags),
-            optimum=self._values(self._optima(scale)),
+            optimum=self._values(z),
             predicted_loss=self.predict(scale, v, flags),
             drift=self.drift(),
             warnings=self._warnings(scale),

@@ -164,3 +164,28 @@ def test_a_run_that_failed_outright_hardly_moves_the_optimum(seed: int) -> None:
 
     assert float(moved.abs()) < 0.5 * float(variance.sqrt())
     assert float(both.covar_module.residual) < 3 * float(without.covar_module.residual)
+
+
+@pytest.mark.parametrize(("loss", "failed"), [(0.05, 0.0), (0.28, 0.0), (0.8, 0.5)])
+def test_among_runs_that_lie_close_a_far_one_has_failed(loss: float, failed: float) -> None:
+    """By what it ends further above the best of its scale than the bowl can follow, .3 in ln loss."""
+    usual = [0.0, 0.01, 0.02, 0.03, 0.05]
+
+    model = fit(*one_hp([*usual, loss]))
+
+    assert model.failed.tolist() == pytest.approx([0.0] * 5 + [failed])
+
+
+def test_in_a_metric_that_spans_decades_no_run_has_failed() -> None:
+    """Ln losses spread evenly over 1.5: the largest is no odder than the others."""
+    model = fit(*one_hp([0.0, 0.3, 0.6, 0.9, 1.2, 1.5]))
+
+    assert model.failed.tolist() == [0.0] * 6
+
+
+def one_hp(y: list[float]) -> tuple[torch.Tensor, torch.Tensor, Landscape]:
+    """Runs at one scale, evenly over one HP, with these ln losses."""
+    coordinates = Coordinates([Dimension("lr", "log", 2**-4, 2**4)], Scale(width=32), [])
+    shape = Landscape(coordinates, Drift.believed(["lr"], [], "base"), level=0.0)
+    z = torch.linspace(-3, 3, len(y), dtype=torch.double)[:, None]
+    return z, torch.tensor(y, dtype=torch.double), shape

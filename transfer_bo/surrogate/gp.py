@@ -9,8 +9,8 @@ normal prior on θ that makes y a Gaussian process, with the tangent kernel J(x)
     past       o² + η² (∂f/∂u · ∂f'/∂u) + r² Matérn(...) RBF(...)      of two runs of the same past study
     noise      σ² + (λ · excess)² + failed²     far from the optimum the bowl is only roughly right
 
-A run that ended more than FAILED above the best of its scale has failed: `failed` is by how much more, so
-that it says "bad" and no more than that, however bad it is.
+A run that ended far above the best of its scale has failed (`_failed`): `failed` is by how much more than a
+run that has not, so that it says "bad" and no more than that, however bad it is.
 
 A past study has losses of another level, an optimum about η octaves away in each HP, and its own residual
 beside the common one. η is learned for each past study: the weight of what it says of where the optimum is.
@@ -36,7 +36,7 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from scipy.optimize import minimize
 from torch import Tensor
 
-from transfer_bo.surrogate.landscape import Landscape
+from transfer_bo.surrogate.landscape import FLATTEN, Landscape
 
 __all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "normal_draws", "scales_misfit"]
 
@@ -46,9 +46,10 @@ RESIDUAL_REACH_S = 4.0
 """Doublings of an axis over which the residual keeps its shape."""
 TOLERANCE = 0.15
 """λ: the bowl's own relative error, so that a run 50% above the optimum is known to 7.5%."""
-FAILED = 0.6
-"""Ln loss above the best run of the same scale from which a run has failed: 1.8 times its loss. The bowl,
-which flattens from half of that on, cannot follow it, and the residual must not."""
+FAILED_MEDIANS = 5.0
+"""A run has failed from so many times the median of what runs end above the best of their scale, if the bowl
+flattens there too: it cannot follow such a run, and the residual must not. In a metric that spans decades a
+large value is nothing odd."""
 STUDENT = 5.0
 """Degrees of freedom of the weights that keep one odd run from bending the bowl."""
 PLANNED = 16
@@ -557,11 +558,13 @@ def _excess(landscape: Landscape, theta: Tensor, X: Tensor) -> Tensor:
 
 
 def _failed(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
-    """By how much each run ended further than FAILED above the best run of its scale and study (n)."""
+    """By how much each run ended above the worst of its scale and study that is no failure yet (n)."""
     places = X[:, landscape.d + landscape.k :]
     same = (places.unsqueeze(1) == places.unsqueeze(0)).all(-1)
-    best = torch.where(same, y, math.inf).amin(-1)
-    return (y - best - FAILED).clamp(min=0)
+    above = y - torch.where(same, y, math.inf).amin(-1)
+    beaten = above[above > 0]
+    usual = float(beaten.median()) if len(beaten) else 0.0
+    return (above - max(FLATTEN, FAILED_MEDIANS * usual)).clamp(min=0)
 
 
 def _first_guess(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:

@@ -30,7 +30,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 
-__all__ = ["Drift", "Landscape"]
+__all__ = ["FLATTEN", "Drift", "Landscape"]
 
 MAX_COUPLED = 12
 """Up to so many HPs every pair may be coupled; beyond, the pairs outnumber any affordable study."""

@@ -69,15 +69,21 @@ def excess(surrogate: Surrogate, v: Tensor, scale: Scale, optima: Tensor) -> Ten
 
 
 def least_expected_loss(
-    surrogate: Surrogate, scale: Scale, generator: torch.Generator, caution: float = CAUTION
+    surrogate: Surrogate,
+    scale: Scale,
+    generator: torch.Generator,
+    caution: float = CAUTION,
+    optima: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The v (d) and category flags (k) with the least expected loss, in the sense above, at a scale.
 
-    The best of many contenders, then descent from there.
+    The best of many contenders, then descent from there. Draws of the optimum in v (count x d) that know more
+    than the linearised landscape does, as `chains` makes them, may be given.
     """
     coordinates, landscape = surrogate.coordinates, surrogate.landscape
     latent = surrogate.latent(scale)
-    optima = latent.draw(DRAWS, generator) @ latent.path_map().T
+    if optima is None:
+        optima = latent.draw(DRAWS, generator) @ latent.path_map().T
 
     def expected(v: Tensor, flags: Tensor) -> Tensor:
         rows = surrogate.rows(v, scale, flags)
