@@ -1,7 +1,7 @@
 """Search on real tables: excess loss at the target against cost, this package beside its rivals.
 
     python benchmarks/table_search.py steplaw --seeds 10        # or moe, fcnet, hpobench
-    python benchmarks/table_search.py steplaw --only transfer_bo "random at target"
+    python benchmarks/table_search.py steplaw --only transfer_bo "oracle drift" --budgets 0.3 0.5
 
 Every result is appended to benchmarks/results/<family>.csv as soon as it is there; the same command goes on
 where it stopped. At the end: mean and 90th percentile over problems and seeds, and the paired gap to this
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("family", choices=["steplaw", "moe", "fcnet", "hpobench"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--only", nargs="*", choices=list(SEARCHES))
+    parser.add_argument("--budgets", type=float, nargs="*", help="only these, of searches on proxies")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
     path = RESULTS / f"{args.family}.csv"
@@ -50,7 +51,8 @@ def main() -> None:
             if args.family != "steplaw" and name.startswith(VARIANTS):
                 continue
             whole = [f"{n} target runs" for n in ((1, 4, 16) if args.family == "steplaw" else (1, 16, 64))]
-            for budget in whole if name in DIRECT else [f"{budget:g}" for budget in problem.budgets]:
+            on_proxies = [f"{b:g}" for b in problem.budgets if args.budgets is None or b in args.budgets]
+            for budget in whole if name in DIRECT else on_proxies:
                 for seed in range(args.seeds):
                     if (problem.name, name, budget, str(seed)) not in done:
                         jobs.append((args.family, index, name, budget, seed))
