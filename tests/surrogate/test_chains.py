@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+from scipy.stats import spearmanr
 
 from transfer_bo import Scale
-from transfer_bo.surrogate.chains import CHAINS, KEPT, Ensemble
+from transfer_bo.surrogate import chains
+from transfer_bo.surrogate.chains import CHAINS, FLOOR, GROUPS, KEPT, Ensemble
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.gp import LandscapeGP, _settle, fit
@@ -99,3 +102,20 @@ def test_the_same_seed_gives_the_same_draws_and_the_model_stays_as_it_was() -> N
     assert torch.equal(first.optimum, second.optimum)
     assert torch.equal(first.error, second.error)
     assert not torch.equal(first.optimum, other.optimum)
+
+
+def test_a_group_of_chains_with_more_noise_knows_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not known of the noise is carried into the landscape: its level spreads as the noise does."""
+    generator = torch.Generator().manual_seed(2)
+    z = torch.linspace(-2, 2, 10, dtype=torch.double)
+    y = 0.7 + 0.02 * z**2 + 0.02 * torch.randn(10, dtype=torch.double, generator=generator)
+    shape = landscape()
+    model = fit(*runs(z.tolist(), [0.0] * 10, y.tolist()), shape)
+    spread = torch.zeros(len(model.covar_module.scales), dtype=torch.double)
+    spread[FLOOR] = 1.0
+    monkeypatch.setattr(chains, "_spread", lambda _: torch.diag(spread))
+
+    draws = Ensemble(model, 0)
+    levels = shape.law(draws.theta, torch.zeros(1, dtype=torch.double)).reshape(GROUPS, -1)
+
+    assert spearmanr(draws.scales[:, FLOOR], levels.std(1)).statistic > 0.8

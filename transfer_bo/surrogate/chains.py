@@ -4,11 +4,12 @@ Near its most probable parameters θ̂ the landscape is taken as linear (`gp`), 
 But a flat bowl may lie further off than a steep one, and a loss law that falls fast may level out early: such
 bent ridges matter for the answer about a scale far beyond the runs. So the answer rests on draws of θ from
 
-    p(θ | y) ∝ N(y; f(X; θ), C) N(θ; θ0, Σ0)        C = jitter + residual + level + noise, as fitted
+    p(θ | y) ∝ N(y; f(X; θ), C) N(θ; θ0, Σ0)        C = jitter + residual + level + noise
 
 by elliptical slice sampling (Murray, Adams & MacKay 2010) about the normal approximation at θ̂, widened
-(Nishihara, Murray & Adams 2014, section 3). Given θ and a draw of the kernel's scales (normal about their
-most probable logarithms), the jitter δ of the optimum at a scale and the error ρ of f at a row are normal.
+(Nishihara, Murray & Adams 2014, section 3). C has scales of its own, known from few runs only: each group of
+chains gets a draw of them, normal about their most probable logarithms. Given θ and the scales, the jitter δ
+of the optimum at a scale and the error ρ of f at a row are normal.
 
 The residual moves the best setting a little off the bowl's optimum ψ. In a steep bowl of curvature H by its
 gradient over 2H; in a flat one by no more than to where the bowl costs as much as the residual could gain:
@@ -22,17 +23,26 @@ of the residual.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from transfer_bo.surrogate.gp import SCALES, LandscapeGP, normal_draws, scales_misfit
+from transfer_bo.surrogate.gp import (
+    SCALES,
+    LandscapeGP,
+    LandscapeKernel,
+    noise_parts,
+    normal_draws,
+    scales_misfit,
+)
 
 __all__ = ["Draws", "Ensemble"]
 
-CHAINS, KEPT = 64, 8
-"""Chains run side by side, and draws kept from each of them."""
+GROUPS, CHAINS, KEPT = 16, 64, 8
+"""Draws of the kernel's scales, chains run side by side, and draws kept from each of these."""
 SETTLING, THINNED = 30, 3
 """Steps of each chain before its first draw, and between two draws."""
 WIDENED = 1.2
@@ -72,8 +82,8 @@ class Ensemble:
         seed: of all its randomness.
 
     Attributes:
-        theta: draws of the parameters (count x p).
-        scales: logarithms of the kernel's scales (KEPT x scales), each for CHAINS draws of θ.
+        theta: draws of the parameters (count x p), group by group.
+        scales: logarithms of the kernel's scales (GROUPS x scales).
     """
 
     @torch.no_grad()
@@ -81,38 +91,55 @@ class Ensemble:
         self.model, self._seed = model, seed
         generator = torch.Generator().manual_seed(seed)
         kernel, X = model.covar_module, model.rows
-        whiten = torch.linalg.cholesky(kernel.nuisance(X, X) + torch.diag(model.likelihood.noise.detach()))
-        self.theta = _chains(model, whiten, generator)
-        self._surprise = model.losses - _values(model, self.theta)  # count x n
-        standard = torch.randn(KEPT, len(kernel.scales), dtype=torch.double, generator=generator)
+        standard = torch.randn(GROUPS, len(kernel.scales), dtype=torch.double, generator=generator)
         self.scales = kernel.scales + standard @ _spread(model).T
+        weight, extra = noise_parts(model)
+        noise = weight * (self.scales[:, [FLOOR]].exp() ** 2 + extra)  # GROUPS x n
+        nuisance = []
+        for scales in self.scales:
+            with _scaled(kernel, scales):
+                nuisance.append(kernel.nuisance(X, X))
+        self._whiten = torch.linalg.cholesky(torch.stack(nuisance) + torch.diag_embed(noise))
+        self.theta = _chains(model, self._whiten, generator)
+        self._surprise = model.losses - _values(model, self.theta)  # count x n
 
     @torch.no_grad()
     def at(self, s: Tensor, x: Tensor | None = None) -> Draws:
         """The draws at a scale s (a), with the error of f at one row x of it."""
-        model, kernel, landscape = self.model, self.model.covar_module, self.model.landscape
+        model, landscape, parts = self.model, self.model.landscape, []
         generator = torch.Generator().manual_seed(self._seed + 1)
-        fitted, parts = kernel.scales, []
-        try:
-            for scales, surprise in zip(self.scales, torch.split(self._surprise, CHAINS), strict=True):
-                kernel.scales = scales
-                parts.append(_conditional(model, s, x, surprise, generator))
-        finally:
-            kernel.scales = fitted
+        groups = zip(self.scales, self._surprise.chunk(GROUPS), self._whiten, strict=True)
+        for scales, surprise, whiten in groups:
+            with _scaled(model.covar_module, scales):
+                parts.append(_conditional(model, s, x, surprise, whiten, generator))
         jitter, error, off = (torch.cat(part) for part in zip(*parts, strict=True))
         jitter = jitter @ landscape.coordinates.mix.T
-        floor = self.scales[:, FLOOR].exp().repeat_interleave(CHAINS)
+        floor = self.scales[:, FLOOR].exp().repeat_interleave(len(self.theta) // GROUPS)
         return Draws(self.theta, landscape.path(self.theta, s) + jitter, jitter, off, error, floor)
 
 
+@contextmanager
+def _scaled(kernel: LandscapeKernel, scales: Tensor) -> Iterator[None]:
+    """The kernel has other scales for a while."""
+    fitted = kernel.scales
+    kernel.scales = scales
+    try:
+        yield
+    finally:
+        kernel.scales = fitted
+
+
 def _conditional(
-    model: LandscapeGP, s: Tensor, x: Tensor | None, surprise: Tensor, generator: torch.Generator
+    model: LandscapeGP,
+    s: Tensor,
+    x: Tensor | None,
+    surprise: Tensor,
+    whiten: Tensor,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """δ (count x d), ρ (count) and ω (count x d), given y - f(X; θ) (count x n) and the kernel's scales."""
     kernel, landscape, X = model.covar_module, model.landscape, model.rows
     d = landscape.d
-    noise = model.likelihood.noise.detach()
-    whiten = torch.linalg.cholesky(kernel.nuisance(X, X) + torch.diag(noise))
     _, _, at = landscape.split(X)
     near = kernel.jitter**2 * kernel.near(at, s[None])
     slopes = kernel.jacobian(X)[:, landscape.part("u")]
@@ -159,11 +186,12 @@ def _values(model: LandscapeGP, theta: Tensor) -> Tensor:
 
 
 def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws of θ (CHAINS KEPT x p); `whiten` is the Cholesky factor of C."""
+    """Draws of θ (CHAINS KEPT x p); `whiten` are the Cholesky factors of C of each group."""
     landscape = model.landscape
     centre = (model.covar_module.theta - landscape.mean) / landscape.sd
     J = landscape.jacobian(model.covar_module.theta, model.rows) * landscape.sd
-    A = torch.linalg.solve_triangular(whiten, J, upper=False)
+    fitted = model.covar_module.nuisance(model.rows, model.rows) + torch.diag(model.likelihood.noise.detach())
+    A = torch.linalg.solve_triangular(torch.linalg.cholesky(fitted), J, upper=False)
     lower = torch.linalg.cholesky(A.T @ A + torch.eye(landscape.p, dtype=torch.double))
 
     def normal() -> Tensor:
@@ -171,10 +199,12 @@ def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> T
         step: Tensor = torch.linalg.solve_triangular(lower.T, standard, upper=True).T
         return step
 
-    def log_ratio(e: Tensor) -> Tensor:
-        """Logarithm of the posterior over the widened normal approximation (chains)."""
-        surprise = model.losses - _values(model, landscape.mean + landscape.sd * e)
-        misfit = torch.linalg.solve_triangular(whiten, surprise.T, upper=False).square().sum(0)
+    def log_ratio(e: Tensor, of: Tensor) -> Tensor:
+        """Logarithm of the posterior over the widened normal approximation, of some chains at e."""
+        surprise = torch.zeros(CHAINS, len(model.losses), dtype=torch.double)
+        surprise[of] = model.losses - _values(model, landscape.mean + landscape.sd * e)
+        by_group = surprise.reshape(GROUPS, CHAINS // GROUPS, -1).mT
+        misfit = torch.linalg.solve_triangular(whiten, by_group, upper=False).square().sum(-2).reshape(-1)[of]
         from_centre = ((e - centre) @ lower).square().sum(-1) / WIDENED**2
         value: Tensor = 0.5 * (from_centre - misfit - e.square().sum(-1))
         return torch.nan_to_num(value, nan=-math.inf)
@@ -183,7 +213,7 @@ def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> T
         return torch.rand(CHAINS, dtype=torch.double, generator=generator)
 
     e = centre + normal()
-    now, kept = log_ratio(e), []
+    now, kept = log_ratio(e, torch.arange(CHAINS)), []
     for step in range(1, SETTLING + KEPT * THINNED + 1):
         other = WIDENED * normal()
         level = now + uniform().log()
@@ -194,7 +224,7 @@ def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> T
             i = open_.nonzero()[:, 0]
             turn = angle[i, None]
             trial = centre + (e[i] - centre) * turn.cos() + other[i] * turn.sin()
-            value = log_ratio(trial)
+            value = log_ratio(trial, i)
             good = value > level[i]
             moved = i[good]
             e = e.index_copy(0, moved, trial[good])
@@ -207,5 +237,6 @@ def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> T
             angle = low + (high - low) * uniform()
         if step > SETTLING and (step - SETTLING) % THINNED == 0:
             kept.append(e)
-    theta: Tensor = landscape.mean + landscape.sd * torch.cat(kept)
+    by_chain = torch.stack(kept, 1)  # CHAINS x KEPT x p
+    theta: Tensor = landscape.mean + landscape.sd * by_chain.reshape(CHAINS * KEPT, -1)
     return theta

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from transfer_bo.surrogate.landscape import FLATTEN, Landscape
 
-__all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "normal_draws", "scales_misfit"]
+__all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "noise_parts", "normal_draws", "scales_misfit"]
 
 JITTER_REACH = 0.7
 """Doublings over which two scales share the jitter of their optimum."""
@@ -509,9 +509,7 @@ def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], Tensor]:
     kernel, landscape = model.covar_module, model.landscape
     keep = torch.linspace(0, len(model.losses) - 1, min(len(model.losses), FITTED)).long()
     X, y = model.rows[keep], model.losses[keep]
-    noise = model.likelihood.noise.detach()[keep]
-    extra = (TOLERANCE * _excess(landscape, kernel.theta, X)) ** 2 + model.failed[keep] ** 2
-    weight = noise / (kernel.floor**2 + extra)  # of odd runs; the floor under it is fitted
+    weight, extra = (part[keep] for part in noise_parts(model))  # the floor between them is fitted
     J = kernel.jacobian(X)
     tangent = (J * landscape.sd) @ (J * landscape.sd).T
     slopes = J[:, landscape.part("u")]
@@ -543,6 +541,13 @@ def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], Tensor]:
         return value
 
     return misfit
+
+
+def noise_parts(model: LandscapeGP) -> tuple[Tensor, Tensor]:
+    """W, x (each n) of the fitted noise w (σ² + x) of each run: odd ones have a larger w, bad ones more x."""
+    kernel = model.covar_module
+    extra = (TOLERANCE * _excess(model.landscape, kernel.theta, model.rows)) ** 2 + model.failed**2
+    return model.likelihood.noise.detach() / (kernel.floor**2 + extra), extra
 
 
 def _matern(squared: Tensor) -> Tensor:
