@@ -39,7 +39,7 @@ from transfer_bo.run_table.suggest import fit_runs
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 FIELDS = (
-    *("kind", "seed", "quantity", "coordinates", "hps", "axes", "runs", "diverged", "doublings"),
+    *("kind", "seed", "quantity", "coordinates", "hps", "axes", "runs", "diverged", "doublings", "within"),
     *("rank", "rank_psi", "miss", *(f"width{100 * level:.0f}" for level in LEVELS)),
     *(f"score{100 * level:.0f}" for level in LEVELS),
     *("excess", "excess_median", "seconds"),
@@ -78,8 +78,12 @@ def one(kind: str, seed: int) -> list[dict[str, Any]]:
         return [common | {"quantity": f"refused: {refusal}"}]
     common["seconds"] = round(time.perf_counter() - began, 2)
     draws = {name: problem.octaves(name, suggestion.optimum[name]) for name in problem.hps}
+    optima = np.stack([problem.optimum(s) for s in problem.cells])
+    within = (np.abs(optima) <= problem.half).all(0)
     rows = [
-        common | {"quantity": name, "rank_psi": _rank(draws[name], psi[i])} | _judge(draws[name], best[i])
+        common
+        | {"quantity": name, "within": bool(within[i]), "rank_psi": _rank(draws[name], psi[i])}
+        | _judge(draws[name], best[i])
         for i, name in enumerate(problem.hps)
     ]
     suggested = np.array([problem.octaves(n, np.float64(suggestion.params[n])) for n in problem.hps])
@@ -117,8 +121,10 @@ def _short(value: float) -> float:
 def summary(rows: pd.DataFrame) -> str:
     """Coverage by kind and quantity, with 95% intervals (Clopper-Pearson); then excess at the suggestion.
 
-    A new run that diverges is counted in the second table and left out of the first. "factor" is what the
-    90% intervals would have to be multiplied with, about their median, to hold 90% of the truths.
+    "Within its range" is an HP whose optimum lies in the searched range at all scales with runs; of others
+    the runs show one side of the bowl. A new run that diverges is counted in the second table and left out
+    of the first. "factor" is what the 90% intervals would have to be multiplied with, about their median, to
+    hold 90% of the truths.
     """
     rows = rows[~rows["quantity"].str.startswith("refused")]
     rows = rows.assign(draw=rows["kind"] + rows["seed"].astype(str))
@@ -131,12 +137,15 @@ def summary(rows: pd.DataFrame) -> str:
     groups = [(kind, group) for kind, group in groups if len(group)]
     for kind, group in groups:
         is_loss, is_lr = group["quantity"] == "loss", group["quantity"] == "lr"
+        is_other, within = ~is_lr & ~is_loss, group["within"].eq(True)
         finished = group["width90"].notna()
         for name, part, column in (
             ("lr", group[is_lr], "rank"),
+            ("lr within its range", group[is_lr & within], "rank"),
             ("lr, psi", group[is_lr], "rank_psi"),
-            ("other HPs", group[~is_lr & ~is_loss], "rank"),
-            ("other HPs, psi", group[~is_lr & ~is_loss], "rank_psi"),
+            ("other HPs", group[is_other], "rank"),
+            ("other HPs within their range", group[is_other & within], "rank"),
+            ("other HPs, psi", group[is_other], "rank_psi"),
             ("loss", group[is_loss & finished], "rank"),
         ):
             if len(part):
