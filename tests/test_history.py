@@ -7,12 +7,14 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from transfer_bo.errors import TransferError
 from transfer_bo.history import (
     OUTCOME_ATTR,
     PURPOSE_ATTR,
     SECONDS_ATTR,
     Outcome,
     Run,
+    read_dimensions,
     read_runs,
 )
 from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
@@ -83,3 +85,12 @@ def test_inf_is_a_divergence_and_no_loss() -> None:
 
     assert Outcome.DIVERGED is run.outcome
     assert run.loss is None
+
+
+@pytest.mark.parametrize("default", ["big", math.nan, math.inf])
+def test_a_default_is_a_number(default: object) -> None:
+    """A prior guess that is none is refused by name, before it becomes a singular matrix."""
+    searched = [{"lr": FloatDistribution(1e-4, 1, log=True)}]
+
+    with pytest.raises(TransferError, match=f"default of HP 'lr' is {default!r}"):
+        read_dimensions(searched, {"lr": default})

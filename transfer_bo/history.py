@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "Run",
     "Settings",
+    "check_drift_prior",
     "read_dimensions",
     "read_run",
     "read_runs",
@@ -182,6 +183,29 @@ class Settings:
         )
 
 
+def check_drift_prior(prior: Mapping[str, Mapping[str, Sequence[float]]], axes: Iterable[str]) -> None:
+    """Whether a user's own drift prior, `{hp: {axis: (mean, sd)}}`, speaks of these axes and is one.
+
+    Raises:
+        TransferError: naming an axis that is unknown, or what is no normal distribution.
+    """
+    axes = list(axes)
+    for hp, by_axis in prior.items():
+        for axis, pair in by_axis.items():
+            if axis not in axes:
+                raise TransferError(
+                    f"drift_prior speaks of the axis {axis!r}, but the axes are {', '.join(axes)}."
+                )
+            try:
+                mean, sd = map(float, pair)
+            except (TypeError, ValueError):
+                mean = sd = math.nan
+            if not (math.isfinite(mean) and 0 < sd < math.inf):
+                raise TransferError(
+                    f"drift_prior of {hp} along {axis} is {pair!r}; give (mean, sd) with a positive sd."
+                )
+
+
 def spent(settings: Settings, runs: Iterable[Run], least: float = 0.0) -> float:
     """Tuning compute used or reserved: a stopped or lost run counts as far as it got, a running one whole.
 
@@ -228,6 +252,9 @@ def read_dimensions(
     Args:
         distributions: of each trial, `{hp: Optuna distribution}`.
         defaults: prior guess of the optimum, by HP.
+
+    Raises:
+        TransferError: for a default of a numeric HP that is no finite number.
     """
     seen: dict[str, Any] = {}
     hull: dict[str, tuple[float, float]] = {}
@@ -245,16 +272,25 @@ def read_dimensions(
             dimensions.append(Dimension(name, "categorical", choices=tuple(distribution.choices)))
             continue
         low, high = hull[name]
-        default = defaults.get(name)
         dimensions.append(
             Dimension(
                 name,
                 "log" if distribution.log else "linear",
                 low,
                 high,
-                None if default is None else min(max(float(default), low), high),
+                None if defaults.get(name) is None else min(max(_default(name, defaults), low), high),
                 step=distribution.step,
                 integer=isinstance(low, int),
             )
         )
     return dimensions
+
+
+def _default(name: str, defaults: Mapping[str, Any]) -> float:
+    try:
+        value = float(defaults[name])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise TransferError(f"The default of HP {name!r} is {defaults[name]!r}; give a finite number.")
+    return value

@@ -25,6 +25,7 @@ from transfer_bo.history import (
     SOURCE_ATTR,
     Run,
     Settings,
+    check_drift_prior,
     read_dimensions,
     read_run,
     spent,
@@ -76,7 +77,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
 
     Raises:
         TransferError: for a ladder without a target, coordinates of another name, a cost that is not
-            positive, or no rung that is cheaper than the target.
+            positive, no rung that is cheaper than the target, or a budget, seed or drift prior that is none.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
             )
         if coordinates not in ("base", "raw"):
             raise TransferError(f'coordinates is {coordinates!r}; set it to "base" or "raw".')
-        if budget is not None and not budget > 0:
+        if budget is not None and not 0 < budget < np.inf:
             raise TransferError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
+        if seed is not None and seed < 0:
+            raise TransferError(f"seed is {seed!r}; set it to a whole number from 0 on, or None.")
         if global_share is not None and not (0 <= global_share < 1 and budget is not None):
             raise TransferError(
                 f"global_share is {global_share!r} and budget {budget!r}; give a share from 0 to below 1, "
@@ -123,6 +126,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         )
         if ladder is not None and target is not None:
             ladder.register(target)
+            check_drift_prior(self._drift_prior, target)
             cheapest = min(ladder.proxies, key=self._price)
             if self._price(cheapest) >= self._price(target):
                 raise TransferError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, Run, Settings
+from transfer_bo.history import Outcome, Run, Settings, check_drift_prior
 from transfer_bo.projection import Projection
 from transfer_bo.run_table.rows import UNIT_GAP, UNIT_HINT, RunTable
 from transfer_bo.scale import Scale, default_cost
@@ -51,18 +51,10 @@ class Beliefs:
         """
         if self.coordinates not in ("raw", "base"):
             raise TransferError(f"coordinates is {self.coordinates!r}; use 'raw' or 'base'.")
-        for hp, by_axis in self.drift_prior.items():
+        for hp in self.drift_prior:
             if hp not in hps:
                 raise TransferError(f"drift_prior speaks of {hp!r}, but the HPs are {', '.join(hps)}.")
-            for axis, pair in by_axis.items():
-                if axis not in axes:
-                    raise TransferError(
-                        f"drift_prior speaks of the axis {axis!r}, but the axes are {', '.join(axes)}."
-                    )
-                if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[1] <= 0:
-                    raise TransferError(
-                        f"drift_prior of {hp} along {axis} is {pair!r}; give (mean, sd) with a positive sd."
-                    )
+        check_drift_prior(self.drift_prior, axes)
 
 
 def project(
