@@ -137,6 +137,55 @@ def test_budget_in_ask_and_tell() -> None:
     assert study.trials[-1].params[RUNG] == 0
 
 
+def test_threads_share_a_budget() -> None:
+    """With `n_jobs` no point is run twice, and trials that the budget has no room for are pruned, not run."""
+    budget = 12.5 * default_cost(RUNGS[0])
+    study, objective = make(budget=budget)
+
+    study.optimize(objective, n_trials=60, n_jobs=4)
+
+    ran = [run for run in read_runs(study) if run.scale]
+    assert len(ran) == len({(run.scale, run.params["lr"]) for run in ran})
+    assert sum(default_cost(run.scale) for run in ran) <= budget
+    assert study.sampler.exhausted
+    assert {run.outcome for run in read_runs(study) if not run.scale} <= {tb.Outcome.PRUNED}
+
+
+@pytest.mark.parametrize("told", [0, 8], ids=["start-up", "surrogate"])
+def test_asked_at_once_they_differ(told: int) -> None:
+    """Eight trials that are asked for before any of them is told are eight different runs."""
+    study, objective = make()
+    study.optimize(objective, n_trials=told)
+    trials = [study.ask() for _ in range(8)]
+    for trial in trials:
+        objective(trial)
+
+    assert 8 == len({(t.params[RUNG], round(math.log2(t.params["lr"]), 2)) for t in trials})
+
+
+def test_resuming_repeats_no_start_up_point() -> None:
+    """A second process with the same seed goes on where the first one stopped, instead of anew."""
+    study, objective = make()
+    study.optimize(objective, n_trials=2)
+    study.sampler = tb.TransferSampler(ladder=tb.Ladder(RUNGS), target=TARGET, seed=0)
+    study.sampler.reseed_rng()
+    study.optimize(objective, n_trials=2)
+
+    assert 4 == len({trial.params["lr"] for trial in study.trials})
+
+
+def test_a_rung_that_is_none_is_refused() -> None:
+    """An enqueued rung outside the ladder, from the end too, and an HP of the rung's name say so."""
+    for rung in (7, -1):
+        study, objective = make()
+        study.enqueue_trial({RUNG: rung})
+        with pytest.raises(tb.TransferError, match=f"Rung {rung} was enqueued; .* 0 to 3"):
+            study.optimize(objective, n_trials=1)
+    study, _ = make()
+    with pytest.raises(tb.TransferError, match="rename it"):
+        study.optimize(lambda trial: trial.suggest_float(RUNG, 1.0, 2.0), n_trials=1)
+
+
 def test_a_fixed_rung_conditions_the_proposal() -> None:
     """An enqueued rung is honoured, and the other HPs are proposed for it."""
     study, objective = make()

@@ -7,6 +7,7 @@ import json
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from transfer_bo.errors import TransferError
+from transfer_bo.failing import has_failed, working, working_choices
 from transfer_bo.history import (
+    OUTCOME_ATTR,
     SETTINGS_ATTR,
     SOURCE_ATTR,
+    Outcome,
     Run,
     Settings,
     check_drift_prior,
@@ -38,6 +42,8 @@ __all__ = ["TransferSampler"]
 
 JUDGE_EVERY = 20
 """After so many trials it is judged anew which HPs are nil."""
+TRIES, ANOTHER = 32, 1009
+"""In place of a point that failed before so many start-up points are tried, so many numbers apart."""
 DriftPrior = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
@@ -56,6 +62,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
     proposed together, so that a run teaches most about the optimum at the target per unit of cost. The
     sampler keeps what it knows with the study, so that `transfer_bo.suggest(study)` needs the study alone.
 
+    Under `transfer_bo.objective` a point that failed is not proposed again, and rungs and choices that ran
+    out of memory or raised an error four times, and never worked, are given up.
+
     Without a ladder there is nothing to transfer: the sampler hands over to `optuna.samplers.GPSampler`.
 
     Args:
@@ -63,7 +72,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
         target: the scale whose optimum is wanted.
         cost: cost of one run at a scale, any unit; by default training FLOPs up to a constant.
         budget: tuning compute in the unit of `cost`. When no rung is affordable any more, `study.optimize`
-            stops; in ask/tell the cheapest rung is proposed and `exhausted` is true.
+            stops, and trials that other threads had begun by then are pruned; in ask/tell the cheapest rung
+            is proposed and `exhausted` is true.
         coordinates: "base" if HPs are in base coordinates of a parametrization that claims transfer (the
             prior of the drift is 0), "raw" if not (its prior comes from the literature).
         drift_prior: own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
@@ -119,6 +129,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._defaults = dict(defaults or {})
         self._n_startup_trials = n_startup_trials
         self._lock = threading.RLock()
+        self._proposed: dict[int, Run] = {}  # by trial number
         self.exhausted = False
         startup = 10 if n_startup_trials is None else n_startup_trials
         self._plain = (
@@ -193,21 +204,41 @@ class TransferSampler(optuna.samplers.BaseSampler):
         kept = search_space.trials if isinstance(search_space, _Space) else None
         trials = study.get_trials(deepcopy=False) if kept is None else kept
         with self._lock:
+            if max(self._proposed, default=0) >= len(trials):  # another thread's trial began since that look
+                trials = study.get_trials(deepcopy=False)
             settings = self._share_settings(study, trials)
-            runs = _others(trials, trial)
+            runs = self._others(trials, trial)
+            typed = {other.number for other in trials if OUTCOME_ATTR in other.user_attrs}
+            told = [run for run in runs if run.number in typed and run.scale in settings.scales]
             seen = [other.distributions for other in trials]
-            dimensions = read_dimensions([*seen, search_space], settings.defaults)
+            searched = read_dimensions([*seen, search_space], settings.defaults)
+            dimensions = working_choices(searched, told)
             fixed = trial.system_attrs.get("fixed_params", {}).get(RUNG)
-            affordable = [int(fixed)] if fixed is not None else self._affordable(settings, runs)
+            if fixed in range(len(settings.scales)):  # another one is the ladder's to refuse
+                rungs = [int(fixed)]
+            else:
+                rungs = self._affordable(settings, runs)
+                rungs = working(rungs, lambda run: run.scale and settings.scales.index(run.scale), told)
+                if self.exhausted:
+                    _end(study)
             rung, params = design.next_run(
                 settings=settings,
                 runs=runs,
                 dimensions=dimensions,
                 maximise=study.direction == optuna.study.StudyDirection.MAXIMIZE,
-                rungs=affordable,
+                rungs=rungs,
                 n_startup=self._n_startup_trials,
                 number=trial.number,
                 still=self._nil(runs, dimensions) if self._global_share is not None else (),
+            )
+            here = [run for run in told if run.scale == settings.scales[rung]]
+            moved = [dim for dim in dimensions if self._global_share is None or not is_multiplier(dim.name)]
+            for k in range(1, TRIES + 1):
+                if not (moved and has_failed(params, here, searched)):
+                    break
+                params = params | design.startup_point(moved, settings, trial.number + k * ANOTHER)
+            self._proposed[trial.number] = replace(
+                read_run(trial), params=params, scale=settings.scales[rung], outcome=Outcome.RUNNING
             )
         proposal = {RUNG: rung, **params}
         return {name: _on_grid(proposal[name], search_space[name]) for name in search_space}
@@ -224,9 +255,11 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if self._plain is not None:
             return self._plain.sample_independent(study, trial, param_name, param_distribution)
         if param_name == RUNG:
+            if not isinstance(param_distribution, IntDistribution):
+                raise TransferError(f"HP {RUNG!r} has the name of the ladder's rung; rename it.")
             trials = study.get_trials(deepcopy=False)
             settings = self._share_settings(study, trials)
-            affordable = self._affordable(settings, _others(trials, trial))
+            affordable = self._affordable(settings, self._others(trials, trial))
             return min(affordable, key=lambda index: settings.costs[index])
         if self._global_share and is_multiplier(param_name):
             return self._defaults.get(
@@ -251,10 +284,20 @@ class TransferSampler(optuna.samplers.BaseSampler):
         with self._lock:
             trials = study.get_trials(deepcopy=False)
             settings = self._share_settings(study, trials)
-            self._affordable(settings, [*_others(trials, trial), read_run(trial, state)])
+            self._affordable(settings, [*self._others(trials, trial), read_run(trial, state)])
         if self.exhausted:
             with contextlib.suppress(RuntimeError):  # ask/tell has no loop to stop; `exhausted` says it
                 study.stop()
+
+    def _others(self, trials: Sequence[FrozenTrial], own: FrozenTrial) -> list[Run]:
+        """All other runs; one whose rung the storage does not know yet is where this process sent it."""
+        runs = [read_run(trial) for trial in trials if trial.number != own.number]
+        return [
+            self._proposed.get(run.number, run)
+            if run.outcome is Outcome.RUNNING and run.scale is None
+            else run
+            for run in runs
+        ]
 
     def _price(self, scale: Scale) -> float:
         cost = float(self._cost(scale))
@@ -313,8 +356,17 @@ class TransferSampler(optuna.samplers.BaseSampler):
         return settings
 
 
-def _others(trials: Sequence[FrozenTrial], own: FrozenTrial) -> list[Run]:
-    return [read_run(trial) for trial in trials if trial.number != own.number]
+def _end(study: optuna.Study) -> None:
+    """End `study.optimize` without another run; ask/tell has no loop to stop, `exhausted` says it there.
+
+    Raises:
+        optuna.TrialPruned: in `study.optimize`: the trial that was to run has no place in the budget.
+    """
+    try:
+        study.stop()
+    except RuntimeError:
+        return
+    raise optuna.TrialPruned("The budget is spent.")
 
 
 def _on_grid(value: Any, distribution: BaseDistribution) -> Any:

@@ -172,11 +172,18 @@ class Ladder(Sequence[Scale]):
         """Ask the trial for its rung; the scale's axes are kept as a trial attribute.
 
         A trial that was enqueued with a scale of its own (verification at a target) gets that scale.
+
+        Raises:
+            TransferError: for an enqueued rung that is none.
         """
         forced = trial.user_attrs.get(SCALE_ATTR)
         if forced is not None:
             self.register(Scale(forced))
         index = trial.suggest_int(RUNG, 0, len(self._scales) - 1)
+        if not 0 <= index < len(self._scales):  # only an enqueued one can be
+            raise TransferError(
+                f"Rung {index} was enqueued; the ladder has rungs 0 to {len(self._scales) - 1}."
+            )
         scale = self._scales[index] if forced is None else Scale(forced)
         trial.set_user_attr(SCALE_ATTR, dict(scale))
         return scale
