@@ -93,7 +93,7 @@ def search(objective: Any, n: int) -> optuna.Study:
 
 
 def test_a_rung_that_does_not_fit_is_left_alone() -> None:
-    """Memory runs out at the largest rung: it is tried `TIMES` times, and the search goes on below."""
+    """Memory runs out at the largest rung: it is tried `TIMES` times at most, and the search goes on below."""
 
     def objective(scale: tb.Scale, trial: optuna.Trial) -> float:
         lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
@@ -103,7 +103,7 @@ def test_a_rung_that_does_not_fit_is_left_alone() -> None:
 
     rungs = [trial.params[RUNG] for trial in search(objective, 18).trials]
 
-    assert TIMES == rungs.count(2)
+    assert 1 <= rungs.count(2) <= TIMES
     assert {0, 1} == set(rungs[-3:])
 
 
