@@ -93,7 +93,7 @@ def search(objective: Any, n: int) -> optuna.Study:
 
 
 def test_a_rung_that_does_not_fit_is_left_alone() -> None:
-    """Memory runs out at the largest rung: it is tried `TIMES` times at most, and the search goes on below."""
+    """Memory runs out at the largest rung, so it is tried a few times at most and the search goes on."""
 
     def objective(scale: tb.Scale, trial: optuna.Trial) -> float:
         lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)

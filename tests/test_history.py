@@ -14,6 +14,7 @@ from transfer_bo.history import (
     SECONDS_ATTR,
     Outcome,
     Run,
+    measured_seconds,
     read_dimensions,
     read_runs,
 )
@@ -94,3 +95,20 @@ def test_a_default_is_a_number(default: object) -> None:
 
     with pytest.raises(TransferError, match=f"default of HP 'lr' is {default!r}"):
         read_dimensions(searched, {"lr": default})
+
+
+def test_seconds_are_those_measured_or_told_from_the_nearest_scale() -> None:
+    """Medians where runs have finished; elsewhere by the guess; failed and past runs do not count."""
+    small, middle, large = (Scale(width=width) for width in (32, 64, 256))
+    runs = [
+        *(Run(i, {}, small, Outcome.FINISHED, 1.0, seconds=s) for i, s in enumerate([2.0, 3.0, 70.0])),
+        Run(3, {}, middle, Outcome.FINISHED, 1.0, seconds=5.0),
+        Run(4, {}, middle, Outcome.OUT_OF_MEMORY, None, seconds=0.1),
+        Run(5, {}, large, Outcome.FINISHED, 1.0, seconds=1.0, purpose="past", source="other"),
+    ]
+
+    def guess(scale: Scale) -> float:
+        return scale.width**2
+
+    assert (3.0, 5.0, 80.0) == measured_seconds([small, middle, large], runs, guess)
+    assert measured_seconds([small], runs[4:], guess) is None

@@ -14,7 +14,7 @@ from optuna.testing.pytest_samplers import (
 )
 
 import transfer_bo as tb
-from transfer_bo.history import read_runs, read_settings
+from transfer_bo.history import SECONDS_ATTR, read_runs, read_settings
 from transfer_bo.scale import RUNG, SCALE_ATTR, default_cost
 
 RUNGS = [tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=1e5), tb.Scale(width=64, tokens=4e5)]
@@ -135,6 +135,25 @@ def test_budget_in_ask_and_tell() -> None:
 
     assert study.sampler.exhausted
     assert study.trials[-1].params[RUNG] == 0
+
+
+def test_a_budget_in_measured_seconds() -> None:
+    """Where a run takes 1000 s whatever its size, 8500 s buy eight, and the study holds these costs."""
+    study, objective = make(cost="seconds", budget=8500.0)
+
+    @tb.objective
+    def timed(trial: optuna.Trial) -> float:
+        value = objective(trial)
+        trial.set_user_attr(SECONDS_ATTR, 1000.0)
+        return value
+
+    study.optimize(timed, n_trials=30)
+
+    ran = [run for run in read_runs(study) if run.scale]
+    costs = read_settings(study).costs
+    assert 8 == len(ran)
+    assert study.sampler.exhausted
+    assert all(1000 <= costs[RUNGS.index(run.scale)] < 1050 for run in ran)
 
 
 def test_threads_share_a_budget() -> None:
@@ -267,6 +286,7 @@ def test_diverged_runs_teach_where_not_to_go() -> None:
         ({"drift_prior": {"lr": {"width": -0.5}}}, "lr along width is -0.5"),
         ({"cost": lambda scale: 0.0}, "is 0.0"),
         ({"cost": lambda scale: 1.0}, "No rung is cheaper"),
+        ({"cost": "dollars"}, "cost is 'dollars'"),
     ],
 )
 def test_bad_settings_are_refused(options: dict, message: str) -> None:

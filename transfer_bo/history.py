@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "Run",
     "Settings",
     "check_drift_prior",
+    "measured_seconds",
     "read_dimensions",
     "read_run",
     "read_runs",
@@ -227,6 +229,32 @@ def spent(settings: Settings, runs: Iterable[Run], least: float = 0.0) -> float:
         else:
             total += cost
     return total
+
+
+def measured_seconds(
+    scales: Iterable[Scale], runs: Iterable[Run], guess: Callable[[Scale], float]
+) -> tuple[float, ...] | None:
+    """Seconds of one run at each scale: the median of its finished runs; None before any has finished.
+
+    A scale where none has costs in proportion to `guess`, as measured at the scale nearest to it by `guess`.
+
+    Args:
+        scales: to be priced.
+        runs: all runs; those of past studies do not count, for they ran elsewhere.
+        guess: cost of a run at a scale, any unit.
+    """
+    seconds: dict[Scale, list[float]] = {}
+    for run in runs:
+        if run.outcome is Outcome.FINISHED and run.seconds and run.scale and run.source is None:
+            seconds.setdefault(run.scale, []).append(run.seconds)
+    if not seconds:
+        return None
+
+    def price(scale: Scale) -> float:
+        near = min(seconds, key=lambda at: (at != scale, abs(math.log(guess(at) / guess(scale)))))
+        return statistics.median(seconds[near]) * guess(scale) / guess(near)
+
+    return tuple(map(price, scales))
 
 
 def read_settings(study: Any) -> Settings:

@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -30,6 +30,7 @@ from transfer_bo.history import (
     Run,
     Settings,
     check_drift_prior,
+    measured_seconds,
     read_dimensions,
     read_run,
     spent,
@@ -44,6 +45,8 @@ JUDGE_EVERY = 20
 """After so many trials it is judged anew which HPs are nil."""
 TRIES, ANOTHER = 32, 1009
 """In place of a point that failed before so many start-up points are tried, so many numbers apart."""
+UNMEASURED = 64
+"""With a budget in seconds the cheapest run is taken for so small a part of it until one has finished."""
 DriftPrior = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
@@ -70,7 +73,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
     Args:
         ladder: the rungs; the target is registered in it.
         target: the scale whose optimum is wanted.
-        cost: cost of one run at a scale, any unit; by default training FLOPs up to a constant.
+        cost: cost of one run at a scale, any unit; by default training FLOPs up to a constant. "seconds" for
+            the seconds that finished runs took under `transfer_bo.objective`, told from FLOPs where none has.
         budget: tuning compute in the unit of `cost`. When no rung is affordable any more, `study.optimize`
             stops, and trials that other threads had begun by then are pruned; in ask/tell the cheapest rung
             is proposed and `exhausted` is true.
@@ -95,7 +99,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         *,
         ladder: Ladder | None = None,
         target: Scale | None = None,
-        cost: Callable[[Scale], float] | None = None,
+        cost: Callable[[Scale], float] | Literal["seconds"] | None = None,
         budget: float | None = None,
         coordinates: str = "base",
         drift_prior: DriftPrior | None = None,
@@ -108,6 +112,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
             raise TransferError(
                 "TransferSampler needs both a ladder and a target, or neither; give the other."
             )
+        if isinstance(cost, str) and cost != "seconds":
+            raise TransferError(f'cost is {cost!r}; give a function of a scale, or "seconds".')
         if coordinates not in ("base", "raw"):
             raise TransferError(f'coordinates is {coordinates!r}; set it to "base" or "raw".')
         if budget is not None and not 0 < budget < np.inf:
@@ -124,7 +130,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
         self._any_seed = seed is None
         self._ladder, self._target, self._budget = ladder, target, budget
-        self._cost = cost or default_cost
+        self._in_seconds = cost == "seconds"
+        self._cost = cost if callable(cost) else default_cost
         self._coordinates, self._drift_prior = coordinates, dict(drift_prior or {})
         self._defaults = dict(defaults or {})
         self._n_startup_trials = n_startup_trials
@@ -305,6 +312,17 @@ class TransferSampler(optuna.samplers.BaseSampler):
             raise TransferError(f"cost({scale}) is {cost!r}; make it a positive finite number.")
         return cost
 
+    def _costs(self, trials: Sequence[FrozenTrial]) -> tuple[float, ...]:
+        """Of one run at each scale of the ladder."""
+        assert self._ladder is not None
+        prices = tuple(map(self._price, self._ladder))
+        if not self._in_seconds:
+            return prices
+        seconds = measured_seconds(self._ladder, map(read_run, trials), self._price)
+        if seconds is None and self._budget is not None:  # nothing is known of seconds: a run is a small part
+            return tuple(price * self._budget / (UNMEASURED * min(prices)) for price in prices)
+        return seconds or prices
+
     def _nil(self, runs: Sequence[Run], dimensions: Sequence[Dimension]) -> frozenset[str]:
         """HPs that the runs show to be nil; judged every `JUDGE_EVERY` trials, for it takes seconds."""
         until = max((run.number for run in runs), default=0) // JUDGE_EVERY * JUDGE_EVERY
@@ -342,7 +360,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             scales=tuple(self._ladder),
             proxies=tuple(self._ladder.index(scale) for scale in self._ladder.proxies),
             target=self._target,
-            costs=tuple(self._price(scale) for scale in self._ladder),
+            costs=self._costs(trials),
             coordinates=self._coordinates,
             drift_prior=self._drift_prior,
             defaults=self._defaults,
