@@ -94,3 +94,40 @@ def test_named_cases(losses: list[float], scales: list[tb.Scale], target: tb.Sca
     points = [(i, 1e-3 * 2**i, "ab"[i % 2], loss) for i, loss in enumerate(losses)]
 
     judge(ask_after([(at[0] % 2, *at[1:]) for at in points], scales, target))
+
+
+@pytest.mark.parametrize("choices", [0, 1, 2], ids=["no HP", "one choice", "two choices"])
+def test_nothing_to_tune_but_categories(choices: int) -> None:
+    """Without a numeric HP, or any, the search goes on and the loss at the target is predicted."""
+    ladder = tb.Ladder([SMALL, LARGE])
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=MIDDLE, seed=0))
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial)
+        kinds = [trial.suggest_categorical(f"kind{i}", ["a", "b", "c"]) for i in range(choices)]
+        return 1 + scale.width**-0.5 + 0.2 * kinds.count("a")
+
+    study.optimize(objective, n_trials=6 if choices == 0 else 10)
+    suggestion = tb.suggest(study)
+    low, high = suggestion.predicted_loss.interval()
+
+    assert {f"kind{i}" for i in range(choices)} == suggestion.params.keys()
+    assert "a" not in suggestion.params.values()
+    assert {} == suggestion.interval()
+    assert low < high < 2 * low
+
+
+def test_an_hp_that_starts_to_vary_late() -> None:
+    """After six trials with one value of the only HP, the search takes up its range."""
+    ladder = tb.Ladder([SMALL, LARGE])
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=MIDDLE, seed=0))
+
+    def objective(trial: optuna.Trial, low: float, high: float) -> float:
+        ladder.suggest(trial)
+        return math.exp(0.02 * (math.log2(trial.suggest_float("lr", low, high, log=True)) + 6) ** 2)
+
+    study.optimize(lambda trial: objective(trial, 0.01, 0.01), n_trials=6)
+    study.optimize(lambda trial: objective(trial, 1e-4, 1e-1), n_trials=6)
+
+    assert abs(math.log2(tb.suggest(study).params["lr"]) + 6) < 0.5

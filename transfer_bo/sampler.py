@@ -226,7 +226,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             else:
                 rungs = self._affordable(settings, runs)
                 rungs = working(rungs, lambda run: run.scale and settings.scales.index(run.scale), told)
-                if self.exhausted:
+                if self.exhausted and "fixed_params" not in trial.system_attrs:  # not one that was asked for
                     _end(study)
             rung, params = design.next_run(
                 settings=settings,

@@ -2,9 +2,20 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from botorch.acquisition import (
+    LinearMCObjective,
+    LogExpectedImprovement,
+    qKnowledgeGradient,
+    qLogNoisyExpectedImprovement,
+    qLowerBoundMaxValueEntropy,
+    qNegIntegratedPosteriorVariance,
+)
+from botorch.optim import optimize_acqf
 
 from transfer_bo import Scale
 from transfer_bo.surrogate.coordinates import Coordinates
@@ -15,6 +26,7 @@ from transfer_bo.surrogate.landscape import Drift, Landscape
 BASE = Scale(width=32, tokens=1e5)
 RUNGS = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 2.0]]
 TARGET = torch.tensor([3.0, 4.0], dtype=torch.double)
+SMALLER = LinearMCObjective(torch.tensor([-1.0], dtype=torch.double))  # BoTorch maximises
 
 
 def generated(seed: int, n: int = 40, noise: float = 0.004) -> tuple[LandscapeGP, torch.Tensor]:
@@ -103,6 +115,52 @@ def test_batches_agree_with_single_points() -> None:
 
     assert torch.allclose(batched.mean.flatten(), model.posterior(test).mean.flatten(), atol=1e-8)
     assert torch.allclose(batched.variance.flatten(), model.posterior(test).variance.flatten(), rtol=1e-5)
+
+
+def test_more_runs_are_conditioned_on() -> None:
+    """`condition_on_observations` is textbook conditioning on all runs, each with its own noise."""
+    model, _ = generated(2)
+    X, Y = model.rows[:3] + 0.3, model.losses[:3, None] + 0.01
+    test = model.rows[5:9] - 0.2
+    rows, ys = torch.cat([model.rows, X]), torch.cat([model.losses, Y[:, 0]])
+    noise = torch.cat([model.likelihood.noise, model.noise(X)])
+    K = model.covar_module(rows, rows).to_dense() + torch.diag(noise)
+    k = model.covar_module(test, rows).to_dense()
+    model.posterior(test)  # BoTorch wants its caches filled
+
+    posterior = model.condition_on_observations(X, Y).posterior(test)
+
+    expected = model.mean_module(test) + k @ torch.linalg.solve(K, ys - model.mean_module(rows))
+    assert torch.allclose(posterior.mean.squeeze(-1), expected, atol=1e-6)
+    variance = model.covar_module(test, test).to_dense() - k @ torch.linalg.solve(K, k.T)
+    assert torch.allclose(posterior.variance.squeeze(-1), variance.diagonal(), rtol=1e-3, atol=1e-9)
+
+
+ACQUISITIONS = {
+    "analytic": lambda model: LogExpectedImprovement(model, float(model.losses.min()), maximize=False),
+    "Monte Carlo": lambda model: qLogNoisyExpectedImprovement(model, model.rows, objective=SMALLER),
+    "entropy": lambda model: qLowerBoundMaxValueEntropy(model, model.rows, maximize=False),
+    "knowledge gradient": lambda model: qKnowledgeGradient(model, 2, objective=SMALLER),
+    "look-ahead variance": lambda model: qNegIntegratedPosteriorVariance(model, model.rows),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You have passed data through")  # BoTorch's entropy: of any fixed noise
+@pytest.mark.parametrize("acquisition", ACQUISITIONS.values(), ids=ACQUISITIONS)
+def test_any_acquisition_of_botorch_runs(acquisition: Callable[[LandscapeGP], Any]) -> None:
+    """One of each kind is optimised by BoTorch over the HPs, at the target."""
+    model, _ = generated(2)
+    d = model.rows.shape[-1]
+    ends = torch.stack([model.rows.amin(0), model.rows.amax(0)])
+    at_target = {d - 2 + i: float(s) for i, s in enumerate(TARGET)}
+
+    found, value = optimize_acqf(
+        acquisition(model), ends, 1, 1, 4, fixed_features=at_target, options={"maxiter": 3}
+    )
+
+    assert (1, d) == found.shape
+    assert torch.isfinite(value)
+    assert torch.allclose(TARGET, found[0, d - 2 :])
 
 
 def test_far_scales_are_less_certain() -> None:

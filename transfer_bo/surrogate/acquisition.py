@@ -26,7 +26,7 @@ Noisy runs have to be further apart: up to so many times their noise."""
 OVERHEAD = 0.1
 """Fixed price of a run (start-up, proposing), as a share of the mean rung's cost."""
 RISK = 0.3
-"""Points likelier than this to diverge are not proposed."""
+"""Points likelier than this to diverge, or to run out of memory, are not proposed."""
 
 
 def propose(
@@ -61,6 +61,10 @@ def propose(
         least = torch.stack([risk[rung == i].min() for i in range(len(scales))])
         safe = risk <= least[rung].clamp(min=RISK)
         X, rung = X[safe], rung[safe]
+    if surrogate.memory.any_diverged:
+        risk = surrogate.memory.probability(X)
+        fits = risk <= risk.min().clamp(min=RISK)
+        X, rung = X[fits], rung[fits]
     first = latent.plan(X, price[rung], left, rivals, generator)[0]
     v, flags, _ = surrogate.landscape.split(X[first])
     return scales[int(rung[first])], surrogate.coordinates.params(v, flags)

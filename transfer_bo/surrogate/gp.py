@@ -25,12 +25,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gpytorch
 import numpy as np
 import torch
 from botorch.models.gpytorch import GPyTorchModel
+from botorch.models.model import FantasizeMixin
+from botorch.sampling.base import MCSampler
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from scipy.optimize import minimize
@@ -101,7 +103,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         self.prior_sd = torch.cat([table[:, 1], torch.full_like(reach, REACH_SPREAD)])
         self.register_buffer("scales", self.prior_mean.clone())
         choices = [len(dim.choices) for dim in coordinates.categorical]
-        self._columns = torch.repeat_interleave(torch.tensor([1] * coordinates.d + choices))
+        self._columns = torch.repeat_interleave(torch.tensor([1] * coordinates.d + choices, dtype=torch.long))
 
     @property
     def jitter(self) -> Tensor:
@@ -215,7 +217,7 @@ class _LinearisedMean(gpytorch.means.Mean):  # type: ignore[misc]
         return mean
 
 
-class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
+class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel, FantasizeMixin):  # type: ignore[misc]
     """The surrogate as a BoTorch model: `posterior(X)` is of y, transformed loss, smaller is better.
 
     Use `fit` to make one. `latent` gives what a BoTorch posterior cannot: the optimum at any scale.
@@ -245,6 +247,20 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel):  # type: ignore[misc]
     def noise(self, X: Tensor) -> Tensor:
         """Variance of one run about f (n), as far as it can be told from the fitted bowl."""
         return self.floor**2 + (TOLERANCE * _excess(self.landscape, self.covar_module.theta, X)) ** 2
+
+    def condition_on_observations(
+        self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
+    ) -> LandscapeGP:
+        """The model after runs X (... x n x (d+k+a)), y = Y (... x n x 1); `latent` does not see them."""
+        noise = self.noise(X).unsqueeze(-1).expand(Y.shape) if noise is None else noise
+        return cast("LandscapeGP", super().condition_on_observations(X, Y, noise=noise, **kwargs))
+
+    def fantasize(
+        self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any
+    ) -> LandscapeGP:
+        """The model after runs at X whose outcomes are drawn by the sampler: what look-ahead needs."""
+        noise = self.noise(X).unsqueeze(-1) if observation_noise is None else observation_noise
+        return super().fantasize(X, sampler, observation_noise=noise, **kwargs)
 
     @torch.no_grad()
     def latent(self, s: Tensor, x: Tensor | None = None, pending: Tensor | None = None) -> Latent:
@@ -327,7 +343,7 @@ class Latent:
         d, p = self.landscape.d, self.landscape.p
         T = torch.zeros(d, self.mean.numel(), dtype=torch.double)
         T[:, self.landscape.part("u")] = torch.eye(d, dtype=torch.double)
-        T[:, self.landscape.part("beta")] = torch.block_diag(*self.landscape.slopes(self.s))  # type: ignore[no-untyped-call]
+        T[:, self.landscape.part("beta")] = _blocks(self.landscape.slopes(self.s).unsqueeze(-2))
         T[:, p : p + d] = torch.eye(d, dtype=torch.double)
         return self.landscape.coordinates.mix @ T
 
@@ -355,7 +371,7 @@ class Latent:
     def drift(self) -> tuple[Tensor, Tensor]:
         """Posterior mean and sd of the optimum's drift along each axis, octaves per doubling (each d x a)."""
         part, d, a = self.landscape.part("beta"), self.landscape.d, self.landscape.a
-        rows = torch.block_diag(*self.landscape.trade)  # type: ignore[no-untyped-call]
+        rows = _blocks(self.landscape.trade)
         variance = torch.einsum("ij,jk,ik->i", rows, self.covariance[part, part], rows).clamp(min=0)
         return (rows @ self.mean[part]).reshape(d, a), variance.sqrt().reshape(d, a)
 
@@ -548,6 +564,15 @@ def noise_parts(model: LandscapeGP) -> tuple[Tensor, Tensor]:
     kernel = model.covar_module
     extra = (TOLERANCE * _excess(model.landscape, kernel.theta, model.rows)) ** 2 + model.failed**2
     return model.likelihood.noise.detach() / (kernel.floor**2 + extra), extra
+
+
+def _blocks(blocks: Tensor) -> Tensor:
+    """Blocks (d x m x n) along the diagonal of a matrix (dm x dn), also where there are none."""
+    d, m, n = blocks.shape
+    along = torch.zeros(d, m, d, n, dtype=blocks.dtype)
+    i = torch.arange(d)
+    along[i, :, i] = blocks
+    return along.reshape(d * m, d * n)
 
 
 def _matern(squared: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
-"""Will a run diverge? A Bayesian logistic model whose boundary moves with scale and with every HP.
+"""Will a run diverge, or run out of memory? A logistic model whose boundary moves with scale and every HP.
 
-    P(diverges | x) = logistic(b + a·v + m·s)
+    P(diverges | x) = logistic(b + a·v + c·flags + m·s)
 
 Priors: b ~ N(-4, 2²): divergence is rare; a ~ N(1, .7²) per octave for learning rates, whose cliff lies
-above, N(0, .5²) for other HPs; m ~ N(0, .5²) per doubling. Only typed outcomes are used: a finished or
-stopped run is stable, a diverged one is not, anything else says nothing. The posterior is Laplace's. Where
-nothing has diverged yet (`any_diverged`), a caller should not be held back by the prior alone.
+above, N(0, .5²) for other HPs; c ~ N(0, 2²): a choice may never work; m ~ N(0, .5²) per doubling. Only
+typed outcomes are used: a finished or stopped run is stable, a diverged one is not, anything else says
+nothing. The posterior is Laplace's. Where nothing has diverged yet (`any_diverged`), a caller should not be
+held back by the prior alone.
 
-Symbols: Φ = (1, v, s), n x q; w = (b, a, m).
+Memory is the same question without the cliff, a and m ~ N(0, 1²): only runs that ran out of it lacked it.
+
+Symbols: Φ = (1, v, flags, s), n x q; w = (b, a, c, m).
 """
 
 from __future__ import annotations
@@ -30,14 +33,19 @@ class Stability:
         coordinates: HPs and axes.
         X: rows of finished, stopped and diverged runs (n x (d+k+a)).
         diverged: which of them diverged (n), bool.
+        memory: whether memory is asked after, and "diverged" reads "ran out of memory".
     """
 
-    def __init__(self, coordinates: Coordinates, X: Tensor, diverged: Tensor) -> None:
-        self._d, self._a = coordinates.d, coordinates.a
-        self._scale = coordinates.d + coordinates.k
+    def __init__(
+        self, coordinates: Coordinates, X: Tensor, diverged: Tensor, *, memory: bool = False
+    ) -> None:
+        self._columns = coordinates.d + coordinates.k + coordinates.a
+        other = coordinates.k + coordinates.a
         steep = torch.tensor([hp_kind(dim.name) == "lr" for dim in coordinates.numeric], dtype=torch.bool)
-        self._mean = torch.cat([torch.tensor([-4.0]), steep.double(), torch.zeros(self._a)]).double()
-        sd = [torch.tensor([2.0]), torch.where(steep, 0.7, 0.5), torch.full((self._a,), 0.5)]
+        steep &= not memory
+        self._mean = torch.cat([torch.tensor([-4.0]), steep.double(), torch.zeros(other)]).double()
+        sd = [torch.tensor([2.0]), torch.where(steep, 0.7, 1.0 if memory else 0.5)]
+        sd += [torch.full((coordinates.k,), 2.0), torch.full((coordinates.a,), 1.0 if memory else 0.5)]
         precision = torch.diag(1 / torch.cat(sd).double() ** 2)
         w = self._mean.clone()
         features, target = self._features(X), diverged.double()
@@ -54,8 +62,7 @@ class Stability:
         self.any_diverged = bool(diverged.any())
 
     def _features(self, X: Tensor) -> Tensor:
-        s = X[..., self._scale : self._scale + self._a]
-        return torch.cat([torch.ones_like(X[..., :1]), X[..., : self._d], s], -1)
+        return torch.cat([torch.ones_like(X[..., :1]), X[..., : self._columns]], -1)
 
     def probability(self, X: Tensor) -> Tensor:
         """P(diverges) of each row (n), its uncertainty averaged out (MacKay's approximation)."""

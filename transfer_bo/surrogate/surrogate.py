@@ -50,6 +50,7 @@ class Surrogate:
         drift_prior: mean and sd of the drift, each d x a, octaves per doubling.
         fallback, fallback_drift: rate at which multipliers fall back to 1 per doubling of each axis (a), and
             what it adds to the prior mean of the drift (d x a), see `fallback`.
+        stability, memory: how likely a run diverges, or runs out of memory.
 
     Raises:
         TransferError: if no run has finished.
@@ -93,15 +94,18 @@ class Surrogate:
         if bool((self.fallback_drift.abs() > LEAST_FALLBACK).any()):
             mean = self.drift_prior.mean + self.fallback_drift
             self._fit(replace(self.drift_prior, mean=mean), self.model)
-        told = [
-            run
-            for run in self.runs
-            if run.outcome in (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED) and run.source is None
-        ]
-        self.stability = Stability(
+        ran = (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED)
+        self.stability = self._risk(ran, Outcome.DIVERGED)
+        self.memory = self._risk((*ran, Outcome.OUT_OF_MEMORY), Outcome.OUT_OF_MEMORY)
+
+    def _risk(self, told: Sequence[Outcome], bad: Outcome) -> Stability:
+        """How likely a run ends badly, from the study's own runs that tell."""
+        runs = [run for run in self.runs if run.outcome in told and run.source is None]
+        return Stability(
             self.coordinates,
-            torch.stack([self.row(run) for run in told]) if told else self.X[:0],
-            torch.tensor([run.outcome is Outcome.DIVERGED for run in told]),
+            torch.stack([self.row(run) for run in runs]) if runs else self.X[:0],
+            torch.tensor([run.outcome is bad for run in runs]),
+            memory=bad is Outcome.OUT_OF_MEMORY,
         )
 
     def _fit(self, drift: Drift, near: gp.LandscapeGP | None = None) -> None:
