@@ -30,6 +30,9 @@ MOST_RUNS = 600
 """A fit to more runs takes seconds and hardly knows more: the newer half of these is the newest runs, which a
 search made near the optimum, and the older half stands for all the others, evenly over time."""
 
+REFITS = 2
+"""With conditional HPs the fit is repeated so often: a run without one says nothing of where it is best."""
+
 LEAST_FALLBACK = 0.005
 """Octaves per doubling: if all multipliers fall back by less, that is not worth a second fit."""
 
@@ -77,16 +80,21 @@ class Surrogate:
         self.coordinates = Coordinates(dimensions, settings.base, axes, sources)
         own = [run for run in finished if run.source is None] or finished
         self.output = Output.of([run.loss for run in own if run.loss is not None], maximise)
-        rows, ys = [], []
+        rows, ys, fitted = [], [], []
         for run in self.runs:
             y = self._estimate(run, finished)
             if y is not None:
                 rows.append(self.row(run))
                 ys.append(y)
+                fitted.append(run)
         keep = _kept(len(rows))
         self.X, self.y = torch.stack(rows)[keep], torch.tensor(ys, dtype=torch.double)[keep]
         names = [dim.name for dim in self.coordinates.numeric]
         self._fit(Drift.believed(names, self.coordinates.axes, settings.coordinates, settings.drift_prior))
+        lacking = self._lacking(fitted)[keep]
+        for _ in range(REFITS if bool(lacking.any()) else 0):
+            self._fill(lacking)
+            self._fit(self.drift_prior, self.model)
         self.fallback_drift = torch.zeros_like(self.drift_prior.mean)
         self.fallback = self.fallback_drift.sum(0)
         if any(map(is_multiplier, names)):  # a posterior of every run: not for nothing
@@ -114,6 +122,24 @@ class Surrogate:
         self.landscape = Landscape(self.coordinates, drift, self._level(), self.settings.target)
         self.model: gp.LandscapeGP = gp.fit(self.X, self.y, self.landscape, near)
         self.theta = self.model.covar_module.theta
+
+    def _lacking(self, runs: Sequence[Run]) -> Tensor:
+        """Which conditional HPs each run did not have (n x d), bool.
+
+        An HP is conditional if runs lack it after it first came up; one that only earlier runs lack joined
+        late, and had some value in them: its default, as far as anybody knows.
+        """
+        z = torch.stack([self.coordinates.z(run.params) for run in runs])
+        absent = torch.isnan(z)
+        return absent & (absent & (~absent).cumsum(0).bool()).any(0)
+
+    def _fill(self, lacking: Tensor) -> None:
+        """Put HPs that a run did not have at the optimum of its scale, where they do not add to its loss."""
+        _, _, s = self.landscape.split(self.X)
+        d, coordinates = self.coordinates.d, self.coordinates
+        best = coordinates.clip_z(self.landscape.path(self.theta, s) @ coordinates.unmix.T)
+        z = torch.where(lacking, best, self.X[:, :d] @ coordinates.unmix.T)
+        self.X = torch.cat([z @ coordinates.mix.T, self.X[:, d:]], -1)
 
     def row(self, run: Run) -> Tensor:
         """X of a run (d + k + a)."""
