@@ -1,4 +1,4 @@
-"""Spaces that are not known beforehand: HPs that join late, ranges that move."""
+"""Spaces that are not known beforehand: conditional HPs, late ones, ranges that move, whole numbers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ def bowl(scale: tb.Scale, value: float, best: float) -> float:
     """A loss with its optimum at `best` at every scale."""
     law = 1 + (scale.width / 32) ** -0.5 + 0.5 * (scale.tokens / 1e5) ** -0.4
     return law * math.exp(0.02 * math.log2(value / best) ** 2)
+
+
+def test_conditional_hps() -> None:
+    """Two optimizers with learning rates of their own; the better one is suggested with its best one."""
+    ladder, study = new_study()
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial)
+        if trial.suggest_categorical("optimizer", ["sgd", "adam"]) == "adam":
+            return bowl(scale, trial.suggest_float("adam/lr", 1e-4, 1e-1, log=True), 2**-7)
+        steps = trial.suggest_int("warm-up", 1, 64, log=True)
+        return 1.1 * bowl(scale, trial.suggest_float("sgd/lr", 1e-2, 10, log=True) * steps, 2**2)
+
+    study.optimize(objective, n_trials=16)
+    params = tb.suggest(study).params
+
+    assert {"adam", "sgd"} == {trial.params["optimizer"] for trial in study.trials}
+    assert "adam" == params["optimizer"]
+    assert abs(math.log2(params["adam/lr"]) + 7) < 0.5
+    assert isinstance(params["warm-up"], int)
 
 
 def test_an_hp_joins_and_a_range_moves() -> None:
