@@ -170,6 +170,17 @@ def test_threads_share_a_budget() -> None:
     assert {run.outcome for run in read_runs(study) if not run.scale} <= {tb.Outcome.PRUNED}
 
 
+def test_a_run_that_was_asked_for_needs_no_budget() -> None:
+    """Where no rung is affordable any more, an enqueued trial still runs."""
+    study, objective = make(budget=2.5 * default_cost(RUNGS[0]))
+    study.optimize(objective, n_trials=60)
+    study.enqueue_trial({"lr": 0.01})
+    study.optimize(objective, n_trials=1)
+
+    assert optuna.trial.TrialState.COMPLETE == study.trials[-1].state
+    assert 0.01 == study.trials[-1].params["lr"]
+
+
 @pytest.mark.parametrize("told", [0, 8], ids=["start-up", "surrogate"])
 def test_asked_at_once_they_differ(told: int) -> None:
     """Eight trials that are asked for before any of them is told are eight different runs."""
