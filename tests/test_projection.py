@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import optuna
@@ -25,10 +26,12 @@ def loss_at(scale: tb.Scale, lr: float) -> float:
     return law * math.exp(0.02 * z**2)
 
 
-def study_of_runs(n_per_rung: int = 8, coordinates: str = "raw", noise: float = 0.002) -> optuna.Study:
+def study_of_runs(
+    n_per_rung: int = 8, coordinates: str = "raw", noise: float = 0.002, **options: Any
+) -> optuna.Study:
     """A finished study: runs spread over lr at every rung, told to Optuna one by one."""
     ladder = tb.Ladder(RUNGS)
-    sampler = tb.TransferSampler(ladder=ladder, target=TARGET, coordinates=coordinates, seed=0)
+    sampler = tb.TransferSampler(ladder=ladder, target=TARGET, coordinates=coordinates, seed=0, **options)
     study = optuna.create_study(sampler=sampler)
     rng = np.random.default_rng(0)
     for index, scale in enumerate(RUNGS):
@@ -78,6 +81,15 @@ def test_suggestion_lies_in_the_middle_of_its_interval(n_per_rung: int) -> None:
     below = float((suggestion.optimum["lr"] < suggestion.params["lr"]).mean())
 
     assert 0.45 < below < 0.55
+
+
+def test_a_drift_prior_of_no_hp_is_remarked() -> None:
+    """A misspelt HP in `drift_prior` changes nothing, and the suggestion says so."""
+    study = study_of_runs(1, drift_prior={"learning_rate": {"width": (0.0, 0.1)}})
+
+    warnings = fit_study(study).suggest().warnings
+
+    assert any("drift_prior speaks of learning_rate, but the HPs are lr." in warning for warning in warnings)
 
 
 def test_higher_levels_give_wider_intervals(fitted: Projection) -> None:

@@ -170,6 +170,12 @@ def test_threads_share_a_budget() -> None:
     assert {run.outcome for run in read_runs(study) if not run.scale} <= {tb.Outcome.PRUNED}
 
 
+def test_a_budget_that_buys_no_run_is_refused() -> None:
+    """Half a target run, said as .5, is no FLOPs: refused before the first run, with the unit named."""
+    with pytest.raises(tb.TransferError, match=r"budget is 0\.5 and buys no run"):
+        make(budget=0.5)
+
+
 def test_a_run_that_was_asked_for_needs_no_budget() -> None:
     """Where no rung is affordable any more, an enqueued trial still runs."""
     study, objective = make(budget=2.5 * default_cost(RUNGS[0]))

@@ -301,15 +301,16 @@ class Projection:
             if axis_kind(axis) == "tokens" and beyond > 0 and len(seen) == 1:
                 said += self._short_lived(axis, seen[0])
         said += self._fallen_back(scale)
-        edges = [
-            dim.name
-            for dim, at_edge in zip(surrogate.coordinates.numeric, self._at_edge(scale), strict=True)
-            if at_edge
-        ]
+        at_edge = zip(self.hps, self._at_edge(self.settings.base), self._at_edge(scale), strict=True)
+        edges = [name for name, here, there in at_edge if here or there]
         if edges:
             said.append(
-                f"The optimum of {', '.join(edges)} lies at the edge of the searched range; widen it."
+                f"The optimum of {', '.join(edges)} lies at the edge of the searched range, where intervals "
+                "are too narrow; widen it."
             )
+        unknown = sorted(set(self.settings.drift_prior) - set(self.hps))
+        if unknown:
+            said.append(f"drift_prior speaks of {', '.join(unknown)}, but the HPs are {', '.join(self.hps)}.")
         return said
 
     def _short_lived(self, axis: str, seen: float) -> list[str]:

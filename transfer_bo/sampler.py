@@ -91,7 +91,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
 
     Raises:
         TransferError: for a ladder without a target, coordinates of another name, a cost that is not
-            positive, no rung that is cheaper than the target, or a budget, seed or drift prior that is none.
+            positive, no rung that is cheaper than the target, a budget that buys no run, or a seed or drift
+            prior that is none.
     """
 
     def __init__(
@@ -150,6 +151,12 @@ class TransferSampler(optuna.samplers.BaseSampler):
                 raise TransferError(
                     f"No rung is cheaper than the target {target} (the cheapest, {cheapest}, costs as much); "
                     "add a smaller rung."
+                )
+            if budget is not None and not self._in_seconds and budget < self._price(cheapest):
+                raise TransferError(
+                    f"budget is {budget:g} and buys no run, for the cheapest costs "
+                    f"{self._price(cheapest):g}; give it in the unit of cost (n target runs are n times "
+                    f"{self._price(target):g})."
                 )
 
     @property
