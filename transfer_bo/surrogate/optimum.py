@@ -20,9 +20,9 @@ __all__ = ["contenders", "excess", "least_expected_loss", "other_categories"]
 
 DRAWS = 256
 """Draws of the optimum that the expected loss is averaged over."""
-DIVERGENCE_COST = 0.1
-"""C, in y: 1% of risk weighs like .1% of loss. The boundary of stability is vague after few runs: a price
-that fits a boundary that is known well (1 or more) would push a learning rate far below its optimum."""
+DIVERGENCE_COST = 0.035
+"""C, in y: a run that diverged is made again, and twice the compute is worth 3.5% of loss (its exponent in
+compute is .05: Kaplan et al. 2001.08361, equation 1.3)."""
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 CAUTION = 1.0
 """Of what the bowl does not say, the upper end of so many sd is taken: among many settings that nobody ran,
