@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from table_search import DIRECT, RESULTS, VARIANTS
+from table_search import DIRECT, RESULTS, VARIANTS, bootstrap
 from tables import problems
 
 
@@ -27,15 +27,13 @@ def draw(results: pd.DataFrame, family: str) -> Figure:
     searches = [name for name in dict.fromkeys(results["search"]) if not name.startswith(VARIANTS)]
     searches.sort(key=lambda name: (name != "transfer_bo", name in DIRECT))
     colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    rng = np.random.default_rng(0)
     for i, name in enumerate(searches):
         found = results[results["search"] == name]
         unit = target_run if name in DIRECT else 1.0
         points = []
         for budget, group in found.groupby("budget"):
             excess = group["excess"].to_numpy()
-            low, high = np.quantile(rng.choice(excess, (2000, len(excess))).mean(1), [0.05, 0.95])
-            points.append((unit * float(str(budget).split()[0]), excess.mean(), low, high))
+            points.append((unit * float(str(budget).split()[0]), excess.mean(), *bootstrap(excess)))
         cost, mean, low, high = np.array(sorted(points)).T
         axes.errorbar(
             cost,

@@ -82,10 +82,16 @@ def summarise(results: pd.DataFrame) -> None:
         pair = group.merge(ours[ours["budget"] == beside], on=["problem", "seed"])
         if search != "transfer_bo" and len(pair):
             gap = (pair.excess_x - pair.excess_y).to_numpy()
-            means = np.random.default_rng(0).choice(gap, (2000, len(gap))).mean(1)
-            low, high = np.quantile(means, [0.05, 0.95])
+            low, high = bootstrap(gap)
             line += f"   {gap.mean():+.3f} ({low:+.3f} to {high:+.3f}) at {beside}"
         print(line)
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """90% interval of the mean of some values (n)."""
+    means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+    low, high = np.quantile(means, [0.05, 0.95])
+    return float(low), float(high)
 
 
 def _quiet() -> None:

@@ -134,8 +134,8 @@ def next_run(
         counts = Counter(run.scale for run in searched)
         scale = min(prices, key=lambda scale: (prices[scale] > limit, prices[scale] * counts[scale]))
         v, flags = least_expected_loss(surrogate, scale, generator, caution=0.0)
-        lack = float(surrogate.memory.probability(surrogate.rows(v[None], scale, flags)))
-        if not surrogate.memory.any_diverged or lack <= acquisition.RISK:
+        memory, row = surrogate.memory, surrogate.rows(v[None], scale, flags)
+        if not memory.any_diverged or float(memory.probability(row)) <= acquisition.RISK:
             return settings.scales.index(scale), surrogate.coordinates.params(v, flags)
     used = spent(settings, runs, least)
     # Without a budget, as much again; at the end of one, at least one more run of any rung it still buys.

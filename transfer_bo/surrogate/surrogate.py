@@ -33,6 +33,9 @@ search made near the optimum, and the older half stands for all the others, even
 REFITS = 2
 """With conditional HPs the fit is repeated so often: a run without one says nothing of where it is best."""
 
+_TELLING = (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
+"""How a run ends that says something of its HPs."""
+
 LEAST_FALLBACK = 0.005
 """Octaves per doubling: if all multipliers fall back by less, that is not worth a second fit."""
 
@@ -78,13 +81,15 @@ class Surrogate:
         axes = [axis for axis in settings.base if len({scale[axis] for scale in scales}) > 1]
         sources = sorted({run.source for run in self.runs if run.source is not None})
         self.coordinates = Coordinates(dimensions, settings.base, axes, sources)
-        own = [run for run in finished if run.source is None] or finished
-        self.output = Output.of([run.loss for run in own if run.loss is not None], maximise)
+        measured = [run for run in finished if run.source is None] or finished
+        self.output = Output.of([run.loss for run in measured if run.loss is not None], maximise)
+        told = [run for run in self.runs if run.outcome in _TELLING]
+        every = [self.row(run) for run in told]  # made once: with thousands of runs it takes a while
         rows, ys, fitted = [], [], []
-        for run in self.runs:
+        for run, row in zip(told, every, strict=True):
             y = self._estimate(run, finished)
             if y is not None:
-                rows.append(self.row(run))
+                rows.append(row)
                 ys.append(y)
                 fitted.append(run)
         keep = _kept(len(rows))
@@ -102,17 +107,17 @@ class Surrogate:
         if bool((self.fallback_drift.abs() > LEAST_FALLBACK).any()):
             mean = self.drift_prior.mean + self.fallback_drift
             self._fit(replace(self.drift_prior, mean=mean), self.model)
-        ran = (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED)
+        own = [(row, run.outcome) for row, run in zip(every, told, strict=True) if run.source is None]
+        self.memory = self._risk(own, Outcome.OUT_OF_MEMORY)
+        ran = [(row, outcome) for row, outcome in own if outcome is not Outcome.OUT_OF_MEMORY]
         self.stability = self._risk(ran, Outcome.DIVERGED)
-        self.memory = self._risk((*ran, Outcome.OUT_OF_MEMORY), Outcome.OUT_OF_MEMORY)
 
-    def _risk(self, told: Sequence[Outcome], bad: Outcome) -> Stability:
-        """How likely a run ends badly, from the study's own runs that tell."""
-        runs = [run for run in self.runs if run.outcome in told and run.source is None]
+    def _risk(self, told: Sequence[tuple[Tensor, Outcome]], bad: Outcome) -> Stability:
+        """How likely a run ends badly, from rows and outcomes of runs that tell."""
         return Stability(
             self.coordinates,
-            torch.stack([self.row(run) for run in runs]) if runs else self.X[:0],
-            torch.tensor([run.outcome is bad for run in runs]),
+            torch.stack([row for row, _ in told]) if told else self.X[:0],
+            torch.tensor([outcome is bad for _, outcome in told]),
             memory=bad is Outcome.OUT_OF_MEMORY,
         )
 
