@@ -20,7 +20,7 @@ from botorch.optim import optimize_acqf
 from transfer_bo import Scale
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.gp import LandscapeGP, fit
+from transfer_bo.surrogate.gp import LandscapeGP, fit, noise_parts, scales_misfit
 from transfer_bo.surrogate.landscape import Drift, Landscape
 
 BASE = Scale(width=32, tokens=1e5)
@@ -47,6 +47,25 @@ def generated(seed: int, n: int = 40, noise: float = 0.004) -> tuple[LandscapeGP
     X = torch.cat([v, s], -1)
     y = shape.values(theta, X) + noise * normal(n)
     return fit(X, y, shape), theta
+
+
+def with_categories_and_a_past_study(seed: int, n: int = 24) -> LandscapeGP:
+    """A fit to n runs, a third of them of a past study, with one HP of three choices."""
+    generator = torch.Generator().manual_seed(seed)
+    dimensions = [
+        Dimension("lr", "log", 1e-4, 1e-1),
+        Dimension("weight_decay", "log", 1e-3, 1.0),
+        Dimension("activation", "categorical", choices=("relu", "gelu", "silu")),
+    ]
+    coordinates = Coordinates(dimensions, BASE, ["width", "tokens"], ["old"])
+    drift = Drift.believed(["lr", "weight_decay"], ["width", "tokens"], "base")
+    shape = Landscape(coordinates, drift, level=math.log(2.0))
+    s = torch.tensor(RUNGS, dtype=torch.double)[torch.arange(n) % len(RUNGS)]
+    flags = torch.eye(3, dtype=torch.double)[torch.randint(3, (n,), generator=generator)]
+    past = (torch.arange(n) % 3 == 0).double()[:, None]
+    X = torch.cat([1.5 * torch.randn(n, 2, dtype=torch.double, generator=generator), flags, s, past], -1)
+    y = shape.values(shape.mean, X) + 0.1 * past[:, 0]
+    return fit(X, y + 0.01 * torch.randn(n, dtype=torch.double, generator=generator), shape)
 
 
 def test_a_plan_of_one_run_is_the_run_that_narrows_the_optimum_most() -> None:
@@ -161,6 +180,41 @@ def test_any_acquisition_of_botorch_runs(acquisition: Callable[[LandscapeGP], An
     assert (1, d) == found.shape
     assert torch.isfinite(value)
     assert torch.allclose(TARGET, found[0, d - 2 :])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_misfit_of_the_scales_is_the_models_own_density(seed: int) -> None:
+    """Between two sets of scales it differs as density of the runs under the kernel, times prior, does."""
+    model = with_categories_and_a_past_study(seed)
+    kernel, misfit = model.covar_module, scales_misfit(model)
+    weight, extra = noise_parts(model)
+    surprise = model.losses - model.mean_module(model.rows)
+    fitted, values = kernel.scales.clone(), []
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        scales = fitted + 0.3 * torch.randn(len(fitted), dtype=torch.double, generator=generator)
+        kernel.scales = scales
+        noise = torch.diag(weight * (kernel.floor**2 + extra))
+        C = kernel(model.rows, model.rows).to_dense() + noise
+        density = torch.distributions.MultivariateNormal(torch.zeros(len(C)).double(), C).log_prob(surprise)
+        prior = torch.distributions.Normal(kernel.prior_mean, kernel.prior_sd).log_prob(scales).sum()
+        values.append(misfit(scales)[0] + float(density + prior))
+    kernel.scales = fitted
+
+    assert values == pytest.approx([values[0]] * 3, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_the_misfit_is_its_slope(seed: int) -> None:
+    """In the direction of every scale, as differences tell it."""
+    model = with_categories_and_a_past_study(seed)
+    misfit, at = scales_misfit(model), model.covar_module.prior_mean
+    _, gradient = misfit(at)
+    steps = 1e-5 * torch.eye(len(at), dtype=torch.double)
+
+    slopes = [(misfit(at + step)[0] - misfit(at - step)[0]) / 2e-5 for step in steps]
+
+    assert slopes == pytest.approx(gradient.tolist(), rel=1e-5, abs=1e-5)
 
 
 def test_far_scales_are_less_certain() -> None:

@@ -197,9 +197,9 @@ def test_asymmetry_steepens_the_upper_side() -> None:
     t = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.double)
     kappa = torch.tensor(0.5, dtype=torch.double)
 
-    bent, _, _ = _asymmetric(t, kappa)
-    straight, _, _ = _asymmetric(t, torch.tensor(1e-9, dtype=torch.double))
-    far, _, _ = _asymmetric(torch.tensor(1e4, dtype=torch.double), kappa)
+    bent = _asymmetric(t, kappa)
+    straight = _asymmetric(t, torch.tensor(1e-9, dtype=torch.double))
+    far = _asymmetric(torch.tensor(1e4, dtype=torch.double), kappa)
 
     assert torch.allclose(straight, t**2)
     assert torch.allclose(bent, 2 * (torch.exp(kappa * t) - kappa * t - 1) / kappa**2)

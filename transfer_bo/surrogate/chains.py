@@ -43,12 +43,12 @@ __all__ = ["Draws", "Ensemble"]
 
 GROUPS, CHAINS, KEPT = 16, 64, 8
 """Draws of the kernel's scales, chains run side by side, and draws kept from each of these."""
-SETTLING, THINNED = 30, 3
+SETTLING, THINNED = 60, 6
 """Steps of each chain before its first draw, and between two draws."""
-WIDENED = 1.2
+WIDENED = 1.6
 """The normal approximation that steps are drawn from is wider than the posterior by this factor."""
-SHRINKS = 6
-"""A step whose arc was cut so often stays where it is."""
+DIFFERENCE = 1e-3
+"""Step of the differences that give the curvature of the scales' misfit, in prior sd."""
 FLOOR = list(SCALES).index("floor")
 """Where the noise stands among the scales."""
 
@@ -167,11 +167,12 @@ def _conditional(
 
 def _spread(model: LandscapeGP) -> Tensor:
     """A square root of the posterior covariance of the logarithms of the scales."""
-    kernel = model.covar_module
-    with torch.enable_grad():
-        H: Tensor = torch.autograd.functional.hessian(scales_misfit(model), kernel.scales.clone())  # type: ignore[no-untyped-call]
+    kernel, misfit = model.covar_module, scales_misfit(model)
+    steps = torch.diag(DIFFERENCE * kernel.prior_sd)
+    rises = [misfit(kernel.scales + step)[1] - misfit(kernel.scales - step)[1] for step in steps]
+    H = torch.stack(rises) * kernel.prior_sd / (2 * DIFFERENCE)  # of scales in units of their prior sd
     # At a bound, or where rounding rules, the curvature may be off: never less sure than the prior.
-    values, vectors = torch.linalg.eigh((H + H.T) / 2 * kernel.prior_sd * kernel.prior_sd[:, None])
+    values, vectors = torch.linalg.eigh((H + H.T) / 2)
     root: Tensor = kernel.prior_sd[:, None] * vectors / values.clamp(min=1.0).sqrt()
     return root
 
@@ -199,12 +200,11 @@ def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> T
         step: Tensor = torch.linalg.solve_triangular(lower.T, standard, upper=True).T
         return step
 
-    def log_ratio(e: Tensor, of: Tensor) -> Tensor:
-        """Logarithm of the posterior over the widened normal approximation, of some chains at e."""
-        surprise = torch.zeros(CHAINS, len(model.losses), dtype=torch.double)
-        surprise[of] = model.losses - _values(model, landscape.mean + landscape.sd * e)
+    def log_ratio(e: Tensor) -> Tensor:
+        """Logarithm of the posterior over the widened normal approximation, of each chain at its e."""
+        surprise = model.losses - _values(model, landscape.mean + landscape.sd * e)
         by_group = surprise.reshape(GROUPS, CHAINS // GROUPS, -1).mT
-        misfit = torch.linalg.solve_triangular(whiten, by_group, upper=False).square().sum(-2).reshape(-1)[of]
+        misfit = torch.linalg.solve_triangular(whiten, by_group, upper=False).square().sum(-2).flatten()
         from_centre = ((e - centre) @ lower).square().sum(-1) / WIDENED**2
         value: Tensor = 0.5 * (from_centre - misfit - e.square().sum(-1))
         return torch.nan_to_num(value, nan=-math.inf)
@@ -212,31 +212,29 @@ def _chains(model: LandscapeGP, whiten: Tensor, generator: torch.Generator) -> T
     def uniform() -> Tensor:
         return torch.rand(CHAINS, dtype=torch.double, generator=generator)
 
+    # A step draws an arc through e and a level, and cuts the arc towards e until a point of it lies above the
+    # level. Chains do not wait for each other: each begins its next step when it is done with the last.
     e = centre + normal()
-    now, kept = log_ratio(e, torch.arange(CHAINS)), []
-    for step in range(1, SETTLING + KEPT * THINNED + 1):
-        other = WIDENED * normal()
-        level = now + uniform().log()
-        angle = 2 * math.pi * uniform()
-        low, high = angle - 2 * math.pi, angle.clone()
-        open_ = torch.ones(CHAINS, dtype=torch.bool)
-        for _ in range(SHRINKS):
-            i = open_.nonzero()[:, 0]
-            turn = angle[i, None]
-            trial = centre + (e[i] - centre) * turn.cos() + other[i] * turn.sin()
-            value = log_ratio(trial, i)
-            good = value > level[i]
-            moved = i[good]
-            e = e.index_copy(0, moved, trial[good])
-            now = now.index_copy(0, moved, value[good])
-            open_[moved] = False
-            if not bool(open_.any()):
-                break
-            low = torch.where(angle < 0, angle, low)
-            high = torch.where(angle >= 0, angle, high)
-            angle = low + (high - low) * uniform()
-        if step > SETTLING and (step - SETTLING) % THINNED == 0:
-            kept.append(e)
-    by_chain = torch.stack(kept, 1)  # CHAINS x KEPT x p
-    theta: Tensor = landscape.mean + landscape.sd * by_chain.reshape(CHAINS * KEPT, -1)
+    now = log_ratio(e)
+    done, begins = torch.zeros(CHAINS, dtype=torch.long), torch.ones(CHAINS, dtype=torch.bool)
+    other, level, angle, low, high = e, now, now, now, now
+    kept = torch.empty(CHAINS, KEPT, landscape.p, dtype=torch.double)
+    while bool((done < SETTLING + KEPT * THINNED).any()):
+        whole = 2 * math.pi * uniform()
+        other = torch.where(begins[:, None], WIDENED * normal(), other)
+        level = torch.where(begins, now + uniform().log(), level)
+        high = torch.where(begins, whole, high)
+        low = torch.where(begins, whole - 2 * math.pi, low)
+        angle = torch.where(begins, whole, low + (high - low) * uniform())
+        trial = centre + (e - centre) * angle.cos()[:, None] + other * angle.sin()[:, None]
+        value = log_ratio(trial)
+        begins = value >= level  # also where both are -inf: such a chain is not stuck
+        e, now = torch.where(begins[:, None], trial, e), torch.where(begins, value, now)
+        low = torch.where(angle < 0, angle, low)
+        high = torch.where(angle >= 0, angle, high)
+        done += begins
+        number = (done - SETTLING) // THINNED - 1
+        due = begins & ((done - SETTLING) % THINNED == 0) & (number >= 0) & (number < KEPT)
+        kept[due, number[due]] = e[due]
+    theta: Tensor = landscape.mean + landscape.sd * kept.reshape(CHAINS * KEPT, -1)
     return theta

@@ -177,11 +177,11 @@ class Landscape:
 
     def slopes(self, s: Tensor) -> Tensor:
         """∂(B s)_i/∂β_i = C_iᵀ s; s (... x a) -> (... x d x a)."""
-        return (self.trade.mT @ s[..., None, :, None]).squeeze(-1)
+        return torch.tensordot(s, self.trade, dims=([-1], [1]))
 
     def path(self, theta: Tensor, s: Tensor) -> Tensor:
         """ψ(s): the optimum in v; θ (... x p), s (... x a) -> (... x d)."""
-        moved = (self.get(theta, "beta") * self.slopes(s)).sum(-1)
+        moved = torch.einsum("...da,...da->...d", self.get(theta, "beta"), self.slopes(s))
         return (self.get(theta, "u") + moved) @ self.coordinates.mix.T
 
     def curvature(self, theta: Tensor, s: Tensor) -> Tensor:
@@ -195,9 +195,8 @@ class Landscape:
         """Excess ln loss over the optimum; θ (... x p), v (... x d), s (... x a) -> (...)."""
         root = torch.exp(self.get(theta, "lnc") / 2)
         a = root * (v - self.path(theta, s))
-        coupled = a if self._upper is None else (self._coupling(theta) @ a.unsqueeze(-1)).squeeze(-1)
-        t = coupled / root
-        q, _, _ = _asymmetric(t, self.get(theta, "kappa"))
+        coupled = a if self._upper is None else torch.einsum("...ij,...j->...i", self._coupling(theta), a)
+        q = _asymmetric(coupled / root, self.get(theta, "kappa"))
         bowl = (root**2 * q).sum(-1) * torch.exp(self._log_scale(theta, s))
         return FLATTEN * torch.log1p(bowl / FLATTEN)
 
@@ -226,7 +225,8 @@ class Landscape:
         coupling = self._coupling(theta)
         a = root * (v - self.path(theta, s))
         t = (a @ coupling.T) / root
-        q, q_t, q_kappa = _asymmetric(t, self.get(theta, "kappa"))
+        q = _asymmetric(t, self.get(theta, "kappa"))
+        q_t, q_kappa = _asymmetric_slopes(t, self.get(theta, "kappa"))
         scale = scale / (1 + (scale * c * q).sum(-1, keepdim=True) / FLATTEN)
         by_b = scale * root * q_t  # b = √c t
         by_a = by_b @ coupling
@@ -274,17 +274,23 @@ class Landscape:
         return coupling
 
 
-def _asymmetric(t: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q(t; κ) = 2 (e^{κt} - κt - 1) / κ², ∂q/∂t and ∂q/∂κ, by series where κt is small; elementwise."""
+def _asymmetric(t: Tensor, kappa: Tensor) -> Tensor:
+    """q(t; κ) = 2 (e^{κt} - κt - 1) / κ², elementwise; by series where κt is small."""
+    x = kappa * t
+    small = x.abs() < 1e-2
+    safe = torch.where(small, torch.ones_like(x), x)
+    growth = torch.exp(safe.clamp(max=_STEEPEST)) + (safe - _STEEPEST).clamp(min=0) * math.exp(_STEEPEST)
+    return t**2 * torch.where(small, 1 + x / 3 + x**2 / 12, 2 * (growth - safe - 1) / safe**2)
+
+
+def _asymmetric_slopes(t: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
+    """∂q/∂t and ∂q/∂κ, elementwise."""
     x = kappa * t
     small = x.abs() < 1e-2
     safe = torch.where(small, torch.ones_like(x), x)
     slope = torch.exp(safe.clamp(max=_STEEPEST))
     growth = slope + (safe - _STEEPEST).clamp(min=0) * math.exp(_STEEPEST)
-    bend = 2 * (growth - safe - 1) / safe**2
     tilt = 2 * (slope - 1) / safe
-    by_kappa = (tilt - 2 * bend) / safe
-    q = t**2 * torch.where(small, 1 + x / 3 + x**2 / 12, bend)
+    by_kappa = (tilt - 4 * (growth - safe - 1) / safe**2) / safe
     q_t = t * torch.where(small, 2 + x + x**2 / 3, tilt)
-    q_kappa = t**3 * torch.where(small, 1 / 3 + x / 6 + x**2 / 20, by_kappa)
-    return q, q_t, q_kappa
+    return q_t, t**3 * torch.where(small, 1 / 3 + x / 6 + x**2 / 20, by_kappa)
