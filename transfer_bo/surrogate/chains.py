@@ -45,7 +45,7 @@ GROUPS, CHAINS, KEPT = 16, 64, 8
 """Draws of the kernel's scales, chains run side by side, and draws kept from each of these."""
 SETTLING, THINNED = 60, 6
 """Steps of each chain before its first draw, and between two draws."""
-WIDENED = 1.6
+WIDENED = 2.0
 """The normal approximation that steps are drawn from is wider than the posterior by this factor."""
 DIFFERENCE = 1e-3
 """Step of the differences that give the curvature of the scales' misfit, in prior sd."""
