@@ -10,10 +10,10 @@ from scipy.stats import spearmanr
 
 from transfer_bo import Scale
 from transfer_bo.surrogate import chains
-from transfer_bo.surrogate.chains import CHAINS, FLOOR, GROUPS, KEPT, Ensemble
+from transfer_bo.surrogate.chains import CHAINS, GROUPS, KEPT, Ensemble
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.gp import LandscapeGP, _settle, fit
+from transfer_bo.surrogate.gp import FLOOR, LandscapeGP, _settle, fit
 from transfer_bo.surrogate.landscape import Drift, Landscape
 
 BASE = Scale(width=32)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from transfer_bo.surrogate.gp import (
-    SCALES,
+    FLOOR,
     LandscapeGP,
     LandscapeKernel,
     noise_parts,
@@ -49,8 +49,6 @@ WIDENED = 2.0
 """The normal approximation that steps are drawn from is wider than the posterior by this factor."""
 DIFFERENCE = 1e-3
 """Step of the differences that give the curvature of the scales' misfit, in prior sd."""
-FLOOR = list(SCALES).index("floor")
-"""Where the noise stands among the scales."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,16 @@ from torch import Tensor
 
 from transfer_bo.surrogate.landscape import FLATTEN, Landscape
 
-__all__ = ["LandscapeGP", "LandscapeKernel", "Latent", "fit", "noise_parts", "normal_draws", "scales_misfit"]
+__all__ = [
+    "FLOOR",
+    "LandscapeGP",
+    "LandscapeKernel",
+    "Latent",
+    "fit",
+    "noise_parts",
+    "normal_draws",
+    "scales_misfit",
+]
 
 JITTER_REACH = 0.7
 """Doublings over which two scales share the jitter of their optimum."""
@@ -68,8 +77,8 @@ FITTED = 256
 """The scales are fitted to at most so many runs; everything else uses all."""
 SCALES = {"jitter": (0.2, 0.4), "residual": (0.004, 1.2), "level": (0.01, 0.7), "floor": (0.003, 1.5)}
 """Prior of each scale: centre, and sd of its logarithm. Jitter in octaves, the others in ln loss."""
-RESIDUAL = list(SCALES).index("residual")
-"""Where the residual stands among the scales."""
+RESIDUAL, FLOOR = (list(SCALES).index(name) for name in ("residual", "floor"))
+"""Where residual and noise stand among the scales."""
 PAST_SHIFT = (0.5, 1.0)
 """Prior of η, octaves: centre, and sd of its logarithm."""
 PAST_LEVEL = 1.0
@@ -115,7 +124,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
     @property
     def residual(self) -> Tensor:
         """r, ln loss."""
-        return self.scales[1].exp()  # type: ignore[no-any-return]
+        return self.scales[RESIDUAL].exp()  # type: ignore[no-any-return]
 
     @property
     def level(self) -> Tensor:
@@ -125,7 +134,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
     @property
     def floor(self) -> Tensor:
         """σ, sd of the noise of one run near the optimum, ln loss."""
-        return self.scales[3].exp()  # type: ignore[no-any-return]
+        return self.scales[FLOOR].exp()  # type: ignore[no-any-return]
 
     @property
     def reach(self) -> Tensor:
@@ -496,8 +505,8 @@ def _first_scales(model: LandscapeGP, theta: Tensor) -> Tensor:
     scales: Tensor = model.covar_module.prior_mean.clone()
     left = (model.losses - model.landscape.values(theta, model.rows)) ** 2 / MEDIAN_CHI2
     sd = left.median().sqrt().clamp(min=1e-6)
-    scales[1] = torch.maximum(scales[1], sd.log())
-    scales[3] = torch.maximum(scales[3], (sd / 2).log())
+    scales[RESIDUAL] = torch.maximum(scales[RESIDUAL], sd.log())
+    scales[FLOOR] = torch.maximum(scales[FLOOR], (sd / 2).log())
     return scales
 
 

@@ -177,7 +177,8 @@ class Landscape:
 
     def slopes(self, s: Tensor) -> Tensor:
         """∂(B s)_i/∂β_i = C_iᵀ s; s (... x a) -> (... x d x a)."""
-        return torch.tensordot(s, self.trade, dims=([-1], [1]))
+        slopes: Tensor = torch.tensordot(s, self.trade, dims=([-1], [1]))
+        return slopes
 
     def path(self, theta: Tensor, s: Tensor) -> Tensor:
         """ψ(s): the optimum in v; θ (... x p), s (... x a) -> (... x d)."""
