@@ -227,20 +227,12 @@ class TransferSampler(optuna.samplers.BaseSampler):
             seen = [other.distributions for other in trials]
             searched = read_dimensions([*seen, search_space], settings.defaults)
             dimensions = working_choices(searched, told)
-            fixed = trial.system_attrs.get("fixed_params", {}).get(RUNG)
-            if fixed in range(len(settings.scales)):  # another one is the ladder's to refuse
-                rungs = [int(fixed)]
-            else:
-                rungs = self._affordable(settings, runs)
-                rungs = working(rungs, lambda run: run.scale and settings.scales.index(run.scale), told)
-                if self.exhausted and "fixed_params" not in trial.system_attrs:  # not one that was asked for
-                    _end(study)
             rung, params = design.next_run(
                 settings=settings,
                 runs=runs,
                 dimensions=dimensions,
                 maximise=study.direction == optuna.study.StudyDirection.MAXIMIZE,
-                rungs=rungs,
+                rungs=self._rungs(study, trial, settings, runs, told),
                 n_startup=self._n_startup_trials,
                 number=trial.number,
                 still=self._nil(runs, dimensions) if self._global_share is not None else (),
@@ -339,6 +331,31 @@ class TransferSampler(optuna.samplers.BaseSampler):
             judged = [run for run in runs if run.number < until and run.purpose == "search"]
             self._found_nil[until] = frozenset(nil_hps(judged, dimensions, self._seed))
         return self._found_nil[until]
+
+    def _rungs(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        settings: Settings,
+        runs: Sequence[Run],
+        told: Sequence[Run],
+    ) -> list[int]:
+        """Rungs that the trial may use: the one it was enqueued with, or those that are affordable and work.
+
+        Args:
+            study: ended if nothing is affordable, unless the trial was asked for.
+            trial: the one that is proposed for.
+            settings: of the study.
+            runs: all others.
+            told: those of them with typed outcomes, at scales of the ladder.
+        """
+        asked: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+        if asked is not None and asked.get(RUNG) in range(len(settings.scales)):
+            return [int(asked[RUNG])]  # one that is none is the ladder's to refuse
+        rungs = self._affordable(settings, runs)
+        if self.exhausted and asked is None:
+            _end(study)
+        return working(rungs, lambda run: run.scale and settings.scales.index(run.scale), told)
 
     def _affordable(self, settings: Settings, runs: Sequence[Run]) -> list[int]:
         """Rungs whose cost fits into what is left; the cheapest one, and `exhausted`, if none does."""
