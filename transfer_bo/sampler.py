@@ -351,7 +351,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
         """
         asked: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
         if asked is not None and asked.get(RUNG) in range(len(settings.scales)):
-            return [int(asked[RUNG])]  # one that is none is the ladder's to refuse
+            return [int(asked[RUNG])]
+        # A number that is no rung goes on from here, for the ladder to refuse.
         rungs = self._affordable(settings, runs)
         if self.exhausted and asked is None:
             _end(study)

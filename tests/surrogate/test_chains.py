@@ -10,10 +10,10 @@ from scipy.stats import spearmanr
 
 from transfer_bo import Scale
 from transfer_bo.surrogate import chains
-from transfer_bo.surrogate.chains import CHAINS, GROUPS, KEPT, Ensemble
+from transfer_bo.surrogate.chains import CHAINS, GROUPS, KEPT, Ensemble, _spread
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.gp import FLOOR, LandscapeGP, _settle, fit
+from transfer_bo.surrogate.gp import FLOOR, LandscapeGP, _settle, fit, scales_misfit
 from transfer_bo.surrogate.landscape import Drift, Landscape
 
 BASE = Scale(width=32)
@@ -86,9 +86,33 @@ def test_draws_follow_the_bent_posterior() -> None:
     mean = weight @ grid[:, free]
     second, fourth = (weight @ (grid[:, free] - mean) ** power for power in (2, 4))
 
-    count = SEEDS * CHAINS * KEPT / 4  # draws of one chain are alike
+    count = SEEDS * CHAINS * KEPT / 4  # draws of one chain are alike: measured, 4 of them count as one
     assert bool(((theta.mean(0) - mean).abs() < 3 * (second / count).sqrt()).all())
     assert bool(((theta.var(0) - second).abs() < 3 * ((fourth - second**2) / count).sqrt()).all())
+
+
+def test_the_scales_are_drawn_with_the_curvature_of_their_misfit() -> None:
+    """Their covariance is the inverse of its second differences, where these say more than the prior does."""
+    generator = torch.Generator().manual_seed(1)
+    z = torch.linspace(-2, 2, 40, dtype=torch.double)
+    y = 0.7 + 0.02 * z**2 + 0.02 * torch.randn(40, dtype=torch.double, generator=generator)
+    model = fit(*runs(z.tolist(), [0.0, 1.0] * 20, y.tolist()), landscape())
+    kernel, misfit = model.covar_module, scales_misfit(model)
+    steps = 1e-3 * torch.eye(len(kernel.scales), dtype=torch.double)
+
+    def value(step: torch.Tensor) -> float:
+        return misfit(kernel.scales + step)[0]
+
+    H = [[value(a + b) - value(a - b) - value(b - a) + value(-a - b) for b in steps] for a in steps]
+    both = kernel.prior_sd * kernel.prior_sd[:, None]
+    values, vectors = torch.linalg.eigh(torch.tensor(H, dtype=torch.double) / 4e-6 * both)
+    root = _spread(model)
+    told = vectors[:, values > 1]  # by the runs, where they say more than the prior
+
+    assert float(values[-1]) > 2
+    assert torch.allclose(
+        told.T @ (root @ root.T / both) @ told, torch.diag(1 / values[values > 1]), atol=1e-4
+    )
 
 
 def test_the_same_seed_gives_the_same_draws_and_the_model_stays_as_it_was() -> None:

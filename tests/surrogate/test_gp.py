@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -101,36 +102,37 @@ def test_a_plan_spends_no_more_than_is_left() -> None:
 def test_a_plan_repeats_runs_where_noise_asks_for_it() -> None:
     """Of the same 60 rows, 16 noisy runs go to fewer different ones than 16 runs without noise."""
 
-    def different(noise: float) -> int:
-        count = 0
-        for seed in range(4):
-            model, _ = generated(seed, n=16, noise=noise)
-            generator = torch.Generator().manual_seed(seed)
-            X = model.rows[torch.randint(16, (60,), generator=generator)]
-            X[:, :2] += 0.7 * torch.randn(60, 2, dtype=torch.double, generator=generator)
-            contenders = torch.cat([X[:12, :2], TARGET.expand(12, -1)], -1)
-            picks = model.latent(TARGET).plan(X, torch.ones(60).double(), 16.0, contenders, generator)
-            count += len(set(picks))
-        return count
+    def different(noise: float, seed: int) -> int:
+        model, _ = generated(seed, n=16, noise=noise)
+        generator = torch.Generator().manual_seed(seed)
+        X = model.rows[torch.randint(16, (60,), generator=generator)]
+        X[:, :2] += 0.7 * torch.randn(60, 2, dtype=torch.double, generator=generator)
+        contenders = torch.cat([X[:12, :2], TARGET.expand(12, -1)], -1)
+        picks = model.latent(TARGET).plan(X, torch.ones(60).double(), 16.0, contenders, generator)
+        return len(set(picks))
 
-    assert different(0.05) < 0.8 * different(0.0005)
+    assert all(different(0.05, seed) < different(0.0005, seed) for seed in range(4))
 
 
 def test_repeats_tell_the_noise() -> None:
     """Of twelve settings three runs each: how they differ is told as noise, not as shape.
 
-    The scale of Student's distribution with 5 degrees of freedom, fitted to normal noise, is .88 of its sd.
+    The noise is the scale of Student's distribution with ν = 5: for normal noise of sd 1 that σ for which
+    E[(ν + 1) x² / (ν σ² + x²)] = 1, which is .857.
     """
-    noise, logs = 0.05, []
+    logs = []
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
         first, _ = generated(seed, n=12)
         X, theta = first.rows.repeat(3, 1), first.covar_module.theta
-        off = noise * torch.randn(len(X), dtype=torch.double, generator=generator)
-        logs.append(math.log(fit(X, first.landscape.values(theta, X) + off, first.landscape).floor / noise))
+        off = 0.05 * torch.randn(len(X), dtype=torch.double, generator=generator)
+        within = off.reshape(3, 12).var(0).mean().sqrt()
+        floor = fit(X, first.landscape.values(theta, X) + off, first.landscape).floor
+        logs.append(math.log(floor / float(within)))
 
-    # Each has at least 24 degrees of freedom, so a standard error of .144.
-    assert abs(sum(logs) / 6 - math.log(0.88)) < 3 * 0.144 / math.sqrt(6)
+    mean, error = sum(logs) / 6, statistics.stdev(logs) / math.sqrt(6)
+    assert abs(mean - math.log(0.857)) < 3 * error
+    assert error < 0.05  # else the line above says little
 
 
 def test_pending_runs_do_not_move_the_optimum() -> None:
@@ -241,15 +243,19 @@ def test_the_misfit_of_the_scales_is_the_models_own_density(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_of_the_misfit_is_its_slope(seed: int) -> None:
-    """In the direction of every scale, as differences tell it."""
+    """In the direction of every scale, as differences tell it, away from where the prior has no slope.
+
+    Values are about 1e2 and rounded at the 1e-11 that the condition of C leaves, so differences over 2e-4 are
+    known to 1e-7; what they leave out is 2e-9 of the third derivative.
+    """
     model = with_categories_and_a_past_study(seed)
-    misfit, at = scales_misfit(model), model.covar_module.prior_mean
+    misfit, at = scales_misfit(model), model.covar_module.prior_mean + 0.3
     _, gradient = misfit(at)
-    steps = 1e-5 * torch.eye(len(at), dtype=torch.double)
+    steps = 1e-4 * torch.eye(len(at), dtype=torch.double)
 
-    slopes = [(misfit(at + step)[0] - misfit(at - step)[0]) / 2e-5 for step in steps]
+    slopes = [(misfit(at + step)[0] - misfit(at - step)[0]) / 2e-4 for step in steps]
 
-    assert slopes == pytest.approx(gradient.tolist(), rel=1e-5, abs=1e-5)
+    assert slopes == pytest.approx(gradient.tolist(), rel=1e-6, abs=1e-6)
 
 
 def test_far_scales_are_less_certain() -> None:

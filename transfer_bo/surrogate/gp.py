@@ -77,8 +77,8 @@ FITTED = 256
 """The scales are fitted to at most so many runs; everything else uses all."""
 SCALES = {"jitter": (0.2, 0.4), "residual": (0.004, 1.2), "level": (0.01, 0.7), "floor": (0.003, 1.5)}
 """Prior of each scale: centre, and sd of its logarithm. Jitter in octaves, the others in ln loss."""
-RESIDUAL, FLOOR = (list(SCALES).index(name) for name in ("residual", "floor"))
-"""Where residual and noise stand among the scales."""
+JITTER, RESIDUAL, LEVEL, FLOOR = map(list(SCALES).index, ("jitter", "residual", "level", "floor"))
+"""Where each stands among the scales."""
 PAST_SHIFT = (0.5, 1.0)
 """Prior of η, octaves: centre, and sd of its logarithm."""
 PAST_LEVEL = 1.0
@@ -119,7 +119,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
     @property
     def jitter(self) -> Tensor:
         """τ, octaves."""
-        return self.scales[0].exp()  # type: ignore[no-any-return]
+        return self.scales[JITTER].exp()  # type: ignore[no-any-return]
 
     @property
     def residual(self) -> Tensor:
@@ -129,7 +129,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
     @property
     def level(self) -> Tensor:
         """l, ln loss per square root of a doubling."""
-        return self.scales[2].exp()  # type: ignore[no-any-return]
+        return self.scales[LEVEL].exp()  # type: ignore[no-any-return]
 
     @property
     def floor(self) -> Tensor:
@@ -191,9 +191,8 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         _, _, s1 = self.landscape.split(X1)
         _, _, s2 = self.landscape.split(X2)
         a, b = self.seen(X1) / self.reach, self.seen(X2) / self.reach
-        rest, _ = _matern(_squared(a, b))
         twice = 1 + self.landscape.past(X1) @ self.landscape.past(X2).mT
-        return self.residual**2 * rest * self.apart(s1, s2) * twice
+        return self.residual**2 * _matern(_squared(a, b)) * self.apart(s1, s2) * twice
 
     def beyond(self, X1: Tensor, X2: Tensor) -> Tensor:
         """Covariance of e = residual + effects of categories (... x n x m)."""
@@ -512,10 +511,10 @@ def _first_scales(model: LandscapeGP, theta: Tensor) -> Tensor:
 
 def _fit_scales(model: LandscapeGP) -> Tensor:
     """The most probable logarithms of the scales for the current linearisation and weights of the runs."""
-    kernel, surprise_at = model.covar_module, scales_misfit(model)
+    kernel, misfit = model.covar_module, scales_misfit(model)
 
     def objective(at: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-        value, gradient = surprise_at(torch.from_numpy(at))
+        value, gradient = misfit(torch.from_numpy(at))
         return value, gradient.numpy()
 
     widest = torch.full_like(kernel.prior_sd, REACH_WIDEST)
@@ -535,9 +534,10 @@ def _fit_scales(model: LandscapeGP) -> Tensor:
 def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Tensor]]:
     """Minus the log posterior density of the scales, and its gradient, as a function of their logarithms.
 
-    Marginal likelihood, and a normal prior on each logarithm. Of many runs FITTED are used, evenly in time.
-    The gradient is by hand for speed: with C the covariance of the runs and G = (C⁻¹ - C⁻¹y yᵀC⁻¹) / 2, that
-    by any scale is the sum of the elements of G ∘ ∂C.
+    Marginal likelihood, and a normal prior on each logarithm; but for a constant. Of many runs FITTED are
+    used, evenly in time.
+    The gradient is by hand for speed. With C the covariance of the runs, b their losses minus the prior mean
+    and G = (C⁻¹ - C⁻¹b bᵀC⁻¹) / 2, that by any scale is the sum of the elements of G ∘ ∂C.
     """
     kernel, landscape = model.covar_module, model.landscape
     keep = torch.linspace(0, len(model.losses) - 1, min(len(model.losses), FITTED)).long()
@@ -550,7 +550,7 @@ def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Tensor]
     same = past @ past.T
     fixed = (J * landscape.sd**2) @ J.T + PAST_LEVEL**2 * same + torch.diag(weight * extra)
     # C is the sum of `fixed`, of `parts` times the square of a scale each, and of the residual
-    squared_scales = [i for i in range(kernel.others) if i != RESIDUAL]
+    squared_scales = [JITTER, LEVEL, FLOOR, *range(len(SCALES), kernel.others)]
     parts = torch.stack(
         [
             kernel.near(s, s) * slopes,
@@ -561,24 +561,24 @@ def scales_misfit(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Tensor]
     ).flatten(1)
     apart = kernel.apart(s, s) * (1 + same)
     seen = kernel.seen(X)
-    surprise = y - model.mean_module(X).detach()
+    b = y - model.mean_module(X)
     mean, sd = kernel.prior_mean, kernel.prior_sd
 
     def misfit(scales: Tensor) -> tuple[float, Tensor]:
         square = (2 * scales).exp()
         size, reach = square[squared_scales], scales[kernel.others :].exp()
         scaled = seen / kernel.per_column(reach)
-        rest, by_distance = _matern(_squared(scaled, scaled))
-        rest = rest.mul_(apart).mul_(square[RESIDUAL])
+        squared = _squared(scaled, scaled)
+        rest = _matern(squared).mul_(apart).mul_(square[RESIDUAL])
         C = (size @ parts).reshape(n, n).add_(fixed).add_(rest)
         whiten = torch.linalg.cholesky(C)
         inverse = torch.cholesky_inverse(whiten)
-        explained = inverse @ surprise
+        explained = inverse @ b
         off = (scales - mean) / sd
-        value = whiten.diagonal().log().sum() + 0.5 * surprise @ explained + 0.5 * off @ off
+        value = whiten.diagonal().log().sum() + 0.5 * b @ explained + 0.5 * off @ off
         G = torch.addr(inverse, explained, explained, alpha=-1).mul_(0.5)
         # the sum over pairs (i, j) of W_ij (x_i - x_j)², for each column x of what is seen
-        W = by_distance.mul_(apart).mul_(G).mul_(square[RESIDUAL])
+        W = _matern_slope(squared).mul_(apart).mul_(G).mul_(square[RESIDUAL])
         pairs = 2 * (W.sum(0) @ scaled**2 - (scaled * (W @ scaled)).sum(0))
         gradient = off / sd
         gradient[squared_scales] += 2 * size * (parts @ G.flatten())
@@ -611,12 +611,16 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
     return (lengths - 2 * a @ b.mT).clamp_(min=0)
 
 
-def _matern(squared: Tensor) -> tuple[Tensor, Tensor]:
-    """Matérn-5/2 correlation at squared distances, and its derivative by them."""
+def _matern(squared: Tensor) -> Tensor:
+    """Matérn-5/2 correlation at squared distances."""
     r = (5.0 * squared).add_(1e-12).sqrt_()  # in place: of thousands of runs these are large
-    decay = (-r).exp_()
-    slope = (r + 1).mul_(decay).mul_(-5 / 6)
-    return (r.square().div_(3).add_(r).add_(1)).mul_(decay), slope
+    return (r.square().div_(3).add_(r).add_(1)).mul_(torch.exp(-r))
+
+
+def _matern_slope(squared: Tensor) -> Tensor:
+    """Its derivative by the squared distances."""
+    r = (5.0 * squared).add_(1e-12).sqrt_()
+    return (r + 1).mul_(torch.exp(-r)).mul_(-5 / 6)
 
 
 def _excess(landscape: Landscape, theta: Tensor, X: Tensor) -> Tensor:
