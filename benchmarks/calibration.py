@@ -209,7 +209,7 @@ def main() -> None:
         rows = one(kind, seed)
         new = not options.out.is_file()
         with options.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerows(rows)

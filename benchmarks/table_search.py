@@ -62,7 +62,7 @@ def main() -> None:
         path.open("a", newline="") as file,
         ProcessPoolExecutor(args.processes, initializer=_quiet) as pool,
     ):
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         if fresh:
             writer.writerow(FIELDS)
         for future in as_completed([pool.submit(_run, job) for job in jobs]):
