@@ -42,6 +42,7 @@ from transfer_bo.surrogate.landscape import FLATTEN, Landscape
 
 __all__ = [
     "FLOOR",
+    "RESIDUAL",
     "LandscapeGP",
     "LandscapeKernel",
     "Latent",
