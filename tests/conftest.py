@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ target_runs = 100
 trials = 4
 """
 """A study file with a transformer so small that a trial takes a fraction of a second."""
+
+
+@pytest.fixture
+def no_open_connections() -> Iterator[None]:
+    """Collects what a test leaves of PostgreSQL's connections, whose warnings would fail another test.
+
+    pytest sets its filters of warnings one by one before each test: first all are errors, then these are not.
+    A collection in between has failed a test that knew of no database.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture

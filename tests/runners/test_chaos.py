@@ -13,6 +13,7 @@ NO_SERVER = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("no_open_connections")
 @pytest.mark.parametrize(
     "plan",
     [

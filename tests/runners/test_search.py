@@ -50,6 +50,7 @@ def join(path: Path, url: str, names: list[str], barrier: Any) -> None:
         work(study, train, is_over=lambda trials: len(trials) > 3, first=FIRST, owner=owner, beat=0.1)
 
 
+@pytest.mark.usefixtures("no_open_connections")
 @pytest.mark.parametrize(
     "kind",
     [

@@ -37,6 +37,7 @@ open(output, "a").write('{{"loss": 1.0}}')
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.timeout(SECONDS),
+    pytest.mark.usefixtures("no_open_connections"),
 ]
 
 
