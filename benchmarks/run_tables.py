@@ -41,10 +41,10 @@ from botorch.models.transforms import Standardize
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from scipy.optimize import least_squares
 
+from transfer_bo.run_table.cleaning import RunTable, read_rows
 from transfer_bo.run_table.columns import Columns
-from transfer_bo.run_table.fit import Beliefs, project
+from transfer_bo.run_table.fit import FitOptions, project
 from transfer_bo.run_table.held_out import leave_largest_out
-from transfer_bo.run_table.rows import RunTable, read_rows
 from transfer_bo.scale import Scale
 
 HPS = ("lr_grid", "batch_tokens")
@@ -161,7 +161,7 @@ def judge(table: pd.DataFrame, per_cell: int, seed: int, with_rivals: bool = Tru
         rivals = {"power law": PowerLaw(done, seed), "BoTorch": MultiFidelity(done, table, seed)}
     farthest = Scale({axis: float(table[axis].max()) for axis in COLUMNS.axes})
     began = time.perf_counter()
-    projection = project(rows.runs, rows.dimensions, farthest, Beliefs(seed=seed))
+    projection = project(rows.runs, rows.dimensions, farthest, FitOptions(seed=seed))
     seconds = time.perf_counter() - began
     found = []
     for (n_params, tokens), cell in table.groupby(list(COLUMNS.axes)):
@@ -207,7 +207,7 @@ def draw(table: pd.DataFrame, per_cell: int, seed: int) -> tuple[RunTable, pd.Da
     """Random runs of the small cells, as they are read and as they are."""
     small = table[(table["n_params"] <= PROXY_N) & (table["tokens"] <= PROXY_D)]
     drawn = small.groupby(list(COLUMNS.axes)).sample(per_cell, random_state=seed).reset_index(drop=True)
-    return read_rows(drawn, COLUMNS, maximise=False, seed=seed), drawn
+    return read_rows(drawn, COLUMNS, maximize=False, seed=seed), drawn
 
 
 def left_out(table: pd.DataFrame, per_cell: int, seed: int) -> list[dict[str, Any]]:
@@ -223,7 +223,7 @@ def left_out(table: pd.DataFrame, per_cell: int, seed: int) -> list[dict[str, An
             "high": fold["nearest"]["interval"][1],
             "losses_inside": fold["losses_inside"],
         }
-        for fold in leave_largest_out(rows, Beliefs(seed=seed), LEVEL)
+        for fold in leave_largest_out(rows, FitOptions(seed=seed), LEVEL)
     ]
 
 

@@ -29,14 +29,14 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 import transfer_bo as tb
-import transfer_bo.surrogate.design  # or the first proposal loads torch, while another thing is measured
-from transfer_bo.history import OUTCOME_ATTR
-from transfer_bo.runners.backends import connect_backend
-from transfer_bo.runners.liveness import Owner
-from transfer_bo.runners.loop import work
-from transfer_bo.runners.outcomes import objective
-from transfer_bo.runners.storage import open_storage
+import transfer_bo.search.policy  # or the first proposal loads torch, while another thing is measured
+from transfer_bo.records import OUTCOME_ATTR
+from transfer_bo.runners.objective import objective
+from transfer_bo.runners.worker_loop import work
 from transfer_bo.scale import SCALE_ATTR
+from transfer_bo.store.backends import connect_backend
+from transfer_bo.store.heartbeat import Owner
+from transfer_bo.store.open_study import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runners"))
 LADDER = [tb.Scale(width=16, tokens=1e6), tb.Scale(width=32, tokens=1e6)]

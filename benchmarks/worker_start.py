@@ -11,9 +11,9 @@ import sys
 import time
 from typing import Any
 
-from transfer_bo.runners import nursery
+from transfer_bo.runners import forkserver
 
-IMPORTS = "import " + ", ".join(name for name in nursery._LOADED if not name.startswith("psycopg"))
+IMPORTS = "import " + ", ".join(name for name in forkserver._LOADED if not name.startswith("psycopg"))
 
 
 def begin(says: Any) -> None:
@@ -28,11 +28,11 @@ def main() -> None:
     code = f"{IMPORTS}\nimport time; print(time.process_time())"
     core = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     print(f"fresh          {time.perf_counter() - started:6.2f} s  {core:6.2f} s of a core")
-    nursery.prepare()
+    forkserver.prepare()
     for number in range(1, 4):
         started = time.perf_counter()
-        heard, says = nursery._CONTEXT.Pipe(duplex=False)
-        process = nursery._CONTEXT.Process(target=begin, args=(says,))
+        heard, says = forkserver._CONTEXT.Pipe(duplex=False)
+        process = forkserver._CONTEXT.Process(target=begin, args=(says,))
         process.start()
         core = heard.recv()
         print(f"forked, no. {number}  {time.perf_counter() - started:6.2f} s  {core:6.2f} s of a core")

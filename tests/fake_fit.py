@@ -11,7 +11,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from transfer_bo.history import (
+from transfer_bo.records import (
     ERROR_ATTR,
     OUTCOME_ATTR,
     PURPOSE_ATTR,
@@ -19,10 +19,10 @@ from transfer_bo.history import (
     SETTINGS_ATTR,
     Outcome,
     Run,
-    Settings,
+    StudySettings,
 )
-from transfer_bo.runners.verify import CONTROL_ATTR, PREDICTION_ATTR
 from transfer_bo.scale import SCALE_ATTR, Ladder, Scale, default_cost
+from transfer_bo.verification.jobs import CONTROL_ATTR, PREDICTION_ATTR
 
 CURVATURE = {
     "lr": 0.05,
@@ -59,7 +59,7 @@ class FakeFit:
         self.target = TARGET
         self.hps = list(CURVATURE) if hps is None else hps
         scales = (*LADDER[:rungs], TARGET)
-        self.settings = Settings(
+        self.settings = StudySettings(
             scales=scales,
             proxies=tuple(range(rungs)),
             target=TARGET,
@@ -161,7 +161,7 @@ def make_runs(count: int = 40, *, verified: bool = True, seed: int = 0, rungs: i
     return runs
 
 
-def make_study(runs: list[Run], settings: Settings | None = None, name: str = "bowl") -> optuna.Study:
+def make_study(runs: list[Run], settings: StudySettings | None = None, name: str = "bowl") -> optuna.Study:
     """An Optuna study in memory that holds these runs as a search and a verification leave them."""
     study = optuna.create_study(study_name=name)
     if settings is not None:

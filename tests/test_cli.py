@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from transfer_bo import Outcome, Scale
 from transfer_bo.cli import app
 from transfer_bo.cli.common import interruptible
-from transfer_bo.runners.outcomes import objective
-from transfer_bo.runners.storage import open_study
+from transfer_bo.runners.objective import objective
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import Ladder
+from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]

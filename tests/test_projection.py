@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import transfer_bo as tb
-from transfer_bo.history import OUTCOME_ATTR, Outcome
 from transfer_bo.projection import PredictedLoss, Projection, fit_study
+from transfer_bo.records import OUTCOME_ATTR, Outcome
 from transfer_bo.surrogate.gp import RESIDUAL
-from transfer_bo.surrogate.optimum import excess
+from transfer_bo.surrogate.recommendation import excess
 
 RUNGS = [tb.Scale(width=w, tokens=t) for w, t in [(32, 1e5), (64, 1e5), (128, 1e5), (64, 4e5), (128, 4e5)]]
 TARGET = tb.Scale(width=512, tokens=1.6e6)

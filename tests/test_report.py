@@ -13,9 +13,9 @@ import pytest
 import torch
 from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
 
-from transfer_bo import plots
-from transfer_bo.history import Outcome, Run
+from transfer_bo.display import figures
 from transfer_bo.parametrization import parametrize
+from transfer_bo.records import Outcome, Run
 from transfer_bo.report import sections, tensor_settings, write_report
 from transfer_bo.scale import Scale
 from transfer_bo.training import build_transformer
@@ -148,8 +148,8 @@ def test_the_prediction_is_the_one_made_before_the_run(
     fit.law = lambda scale: 9.0  # type: ignore[method-assign]  # what the fit says by now
     before = FakeFit([]).law(TARGET)
     drawn = []
-    draw = plots.draw_prediction
-    monkeypatch.setattr(plots, "draw_prediction", lambda *a, **k: drawn.append(a) or draw(*a, **k))
+    draw = figures.draw_prediction
+    monkeypatch.setattr(figures, "draw_prediction", lambda *a, **k: drawn.append(a) or draw(*a, **k))
     page = _Parsed(_write(tmp_path, runs, fit, study=study))
 
     assert f"{before:.4f}  [{before - 0.04:.4f}, {before + 0.04:.4f}]" in page.words
@@ -250,14 +250,14 @@ def test_compute_counts_stopped_runs_as_far_as_they_got(tmp_path: Path) -> None:
 
 def test_many_hps_keep_the_most_important_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader is told what is not drawn, and the table holds every HP."""
-    monkeypatch.setattr(plots, "MAX_PANELS", 2)
+    monkeypatch.setattr(figures, "MAX_PANELS", 2)
     runs = make_runs(4, verified=False)
     fit = FakeFit(runs)
     page = _Parsed(_write(tmp_path, runs, fit))
 
     assert "The 2 most important HPs; 3 more are in the tables." in page.words
     assert all(hp in page.words for hp in fit.hps)
-    assert 4 == len(plots.draw_landscape(fit).axes)
+    assert 4 == len(figures.draw_landscape(fit).axes)
 
 
 def test_larger_may_be_better(tmp_path: Path) -> None:

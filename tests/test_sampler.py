@@ -14,7 +14,7 @@ from optuna.testing.pytest_samplers import (
 )
 
 import transfer_bo as tb
-from transfer_bo.history import SECONDS_ATTR, read_runs, read_settings
+from transfer_bo.records import SECONDS_ATTR, read_runs, read_settings
 from transfer_bo.scale import RUNG, SCALE_ATTR, default_cost
 
 RUNGS = [tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=1e5), tb.Scale(width=64, tokens=4e5)]

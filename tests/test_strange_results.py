@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import transfer_bo as tb
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, read_runs
+from transfer_bo.records import Outcome, read_runs
 from transfer_bo.scale import RUNG
 
 SMALL, LARGE = tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=2e5)

@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transfer_bo.errors import Diverged, TransferError
     from transfer_bo.parametrization import parametrize
-    from transfer_bo.past import add_past_runs
     from transfer_bo.projection import Suggestion, suggest
     from transfer_bo.run_table import suggest_from_runs
-    from transfer_bo.runners.outcomes import Outcome, objective
-    from transfer_bo.runners.verify import verify
+    from transfer_bo.run_table.warm_start import add_past_runs
+    from transfer_bo.runners.objective import Outcome, objective
     from transfer_bo.sampler import TransferSampler
     from transfer_bo.scale import Ladder, Scale
     from transfer_bo.space import HP, Space
+    from transfer_bo.verification.jobs import verify
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Diverged": "errors",
     "TransferError": "errors",
-    "add_past_runs": "past",
+    "add_past_runs": "run_table.warm_start",
     "parametrize": "parametrization",
     "Suggestion": "projection",
     "suggest": "projection",
     "suggest_from_runs": "run_table",
-    "Outcome": "runners.outcomes",
-    "objective": "runners.outcomes",
-    "verify": "runners.verify",
+    "Outcome": "runners.objective",
+    "objective": "runners.objective",
+    "verify": "verification.jobs",
     "TransferSampler": "sampler",
     "Ladder": "scale",
     "Scale": "scale",

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["Diverged", "Preempted", "TransferError", "hide_passwords"]
+__all__ = [
+    "BudgetError",
+    "DiagnosticError",
+    "Diverged",
+    "NoRunsError",
+    "ParametrizationError",
+    "Preempted",
+    "PriorError",
+    "RunTableError",
+    "ScaleError",
+    "SearchSpaceError",
+    "StorageError",
+    "StudyError",
+    "StudyFileError",
+    "TrainingError",
+    "TransferError",
+    "WorkerError",
+    "hide_passwords",
+]
 
 _IN_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@'\"]*):[^\s'\"]*@")
 _IN_QUERY = re.compile(
@@ -29,6 +47,58 @@ class TransferError(ValueError):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(" ".join(hide_passwords(sentence).splitlines()))
+
+
+class ScaleError(TransferError):
+    """A scale, ladder, target or axis is unusable."""
+
+
+class SearchSpaceError(TransferError):
+    """A hyperparameter, its kind, range, default or value is unusable."""
+
+
+class PriorError(TransferError):
+    """A prior of the drift is unusable."""
+
+
+class BudgetError(TransferError):
+    """A budget or cost is unusable, or pays for no run."""
+
+
+class NoRunsError(TransferError):
+    """There is no finished run, or there are too few, to answer the question."""
+
+
+class RunTableError(TransferError):
+    """A table of runs cannot be read, or lacks what the question needs."""
+
+
+class StudyError(TransferError):
+    """An Optuna study is unusable: no ladder, another direction, or other trials than its settings say."""
+
+
+class StudyFileError(TransferError):
+    """A study file cannot be read, or a key in it has an unusable value."""
+
+
+class StorageError(TransferError):
+    """The address of a storage is unusable, or what is stored there cannot be opened."""
+
+
+class ParametrizationError(TransferError):
+    """A model, rule or optimizer cannot be parametrized as asked."""
+
+
+class TrainingError(TransferError):
+    """Data, model, checkpoint or process group of a training run are unusable."""
+
+
+class WorkerError(TransferError):
+    """A worker process, an external program or a cluster task could not do its work."""
+
+
+class DiagnosticError(TransferError):
+    """A diagnostic cannot be computed from the given runs or values."""
 
 
 class Diverged(RuntimeError):

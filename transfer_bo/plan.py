@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.gp import LandscapeGP
 from transfer_bo.surrogate.landscape import Drift, Landscape
 
@@ -198,7 +198,7 @@ def make_plan(
     if any(ratio > 0 for ratio in smallest.log2_ratio(target).values()) or smallest == target:
         raise TransferError(f"The smallest proxy {smallest} is not smaller than the target {target}.")
     dimensions = [Dimension(name, kind, low, high) for name, (kind, low, high) in sorted(hps.items())]
-    beliefs = _Beliefs(dimensions, smallest, target, coordinates, drift_prior or {}, seed)
+    beliefs = _PriorModel(dimensions, smallest, target, coordinates, drift_prior or {}, seed)
     run_cost = default_cost(target)
     direct = _tuning((target,), (min(int(budget / run_cost), MOST_TRIALS),), beliefs)
     found = []
@@ -223,7 +223,7 @@ def make_plan(
     )
 
 
-def _tuning(ladder: Sequence[Scale], trials: Sequence[int], beliefs: _Beliefs) -> Tuning:
+def _tuning(ladder: Sequence[Scale], trials: Sequence[int], beliefs: _PriorModel) -> Tuning:
     cost = sum(n * default_cost(scale) for n, scale in zip(trials, ladder, strict=True))
     return Tuning(tuple(ladder), tuple(trials), cost, beliefs.excess(ladder, trials))
 
@@ -249,7 +249,7 @@ def _ladders(smallest: Scale, target: Scale) -> Iterable[tuple[Scale, ...]]:
             yield rung(low), *(rung(low, axis, high) for axis in axes)
 
 
-class _Beliefs:
+class _PriorModel:
     """The surrogate before any run, and what trials would teach it."""
 
     def __init__(

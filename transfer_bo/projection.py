@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, Run, Settings, read_dimensions, read_runs, read_settings
+from transfer_bo.records import Outcome, Run, StudySettings, read_dimensions, read_runs, read_settings
 from transfer_bo.scale import Ladder, Scale
 from transfer_bo.space import is_multiplier, split_name
-from transfer_bo.surrogate.chains import Ensemble
 from transfer_bo.surrogate.gp import TOLERANCE
-from transfer_bo.surrogate.optimum import least_expected_loss
+from transfer_bo.surrogate.posterior_sampling import PosteriorSamples
 from transfer_bo.surrogate.priors import axis_kind
+from transfer_bo.surrogate.recommendation import minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["PredictedLoss", "Projection", "Suggestion", "fit_study", "suggest"]
@@ -117,13 +117,13 @@ class Projection:
         settings: of the study.
     """
 
-    def __init__(self, surrogate: Surrogate, runs: Sequence[Run], settings: Settings) -> None:
+    def __init__(self, surrogate: Surrogate, runs: Sequence[Run], settings: StudySettings) -> None:
         self.surrogate, self.runs, self.settings = surrogate, list(runs), settings
         self.ladder = Ladder(settings.scales[index] for index in settings.proxies)
         self.ladder.align(settings.scales)
         self.target = settings.target
         self.hps = [dim.name for dim in surrogate.coordinates.numeric]
-        self._draws: Ensemble | None = None
+        self._draws: PosteriorSamples | None = None
 
     def optimum(self, scale: Scale, level: float = 0.9) -> dict[str, tuple[float, float, float]]:
         """`{hp: (median, low, high)}` of the optimum at a scale."""
@@ -213,7 +213,7 @@ class Projection:
                 )
         generator = torch.Generator().manual_seed(self.settings.seed)
         z = self._optima(scale)
-        v, flags = least_expected_loss(surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T)
+        v, flags = minimize_expected_loss(surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T)
         return Suggestion(
             target=scale,
             params=surrogate.coordinates.params(v, flags),
@@ -249,10 +249,10 @@ class Projection:
         return y + noise * torch.randn(y.shape, dtype=y.dtype, generator=generator)
 
     @property
-    def ensemble(self) -> Ensemble:
+    def ensemble(self) -> PosteriorSamples:
         """Draws that all answers rest on, made when the first one is asked for."""
         if self._draws is None:
-            self._draws = Ensemble(self.surrogate.model, self.settings.seed)
+            self._draws = PosteriorSamples(self.surrogate.model, self.settings.seed)
         return self._draws
 
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
@@ -384,7 +384,7 @@ def fit_study(study: Any, target: Scale | None = None) -> Projection:
     runs = read_runs(study)
     trials = study.get_trials(deepcopy=False)
     dimensions = read_dimensions((trial.distributions for trial in trials), settings.defaults)
-    surrogate = Surrogate(runs, dimensions, settings, maximise=study.direction.name == "MAXIMIZE")
+    surrogate = Surrogate(runs, dimensions, settings, maximize=study.direction.name == "MAXIMIZE")
     return Projection(surrogate, runs, settings)
 
 

@@ -20,15 +20,15 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
-from transfer_bo.failing import has_failed, working, working_choices
-from transfer_bo.history import (
+from transfer_bo.records import (
     OUTCOME_ATTR,
     SETTINGS_ATTR,
     SOURCE_ATTR,
     Outcome,
     Run,
-    Settings,
+    StudySettings,
     check_drift_prior,
     measured_seconds,
     read_dimensions,
@@ -36,8 +36,8 @@ from transfer_bo.history import (
     spent,
 )
 from transfer_bo.scale import RUNG, SCALE_ATTR, Ladder, Scale, default_cost
+from transfer_bo.search.exclusions import drop_always_failing, matches_failed_run, working_choices
 from transfer_bo.space import is_multiplier
-from transfer_bo.surrogate.dimension import Dimension
 
 __all__ = ["TransferSampler"]
 
@@ -212,7 +212,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             return self._plain.sample_relative(study, trial, search_space)
         if not search_space:
             return {}
-        from transfer_bo.surrogate import design  # torch loads when the first proposal is made
+        from transfer_bo.search import policy  # torch loads when the first proposal is made
 
         # Where another sampler stands between, as PartialFixedSampler, the space has lost its trials.
         kept = search_space.trials if isinstance(search_space, _Space) else None
@@ -227,11 +227,11 @@ class TransferSampler(optuna.samplers.BaseSampler):
             seen = [other.distributions for other in trials]
             searched = read_dimensions([*seen, search_space], settings.defaults)
             dimensions = working_choices(searched, told)
-            rung, params = design.next_run(
+            rung, params = policy.next_run(
                 settings=settings,
                 runs=runs,
                 dimensions=dimensions,
-                maximise=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+                maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
                 rungs=self._rungs(study, trial, settings, runs, told),
                 n_startup=self._n_startup_trials,
                 number=trial.number,
@@ -240,9 +240,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
             here = [run for run in told if run.scale == settings.scales[rung]]
             moved = [dim for dim in dimensions if self._global_share is None or not is_multiplier(dim.name)]
             for k in range(1, TRIES + 1):
-                if not (moved and has_failed(params, here, searched)):
+                if not (moved and matches_failed_run(params, here, searched)):
                     break
-                params = params | design.startup_point(moved, settings, trial.number + k * ANOTHER)
+                params = params | policy.startup_point(moved, settings, trial.number + k * ANOTHER)
             self._proposed[trial.number] = replace(
                 read_run(trial), params=params, scale=settings.scales[rung], outcome=Outcome.RUNNING
             )
@@ -336,7 +336,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self,
         study: optuna.Study,
         trial: FrozenTrial,
-        settings: Settings,
+        settings: StudySettings,
         runs: Sequence[Run],
         told: Sequence[Run],
     ) -> list[int]:
@@ -356,9 +356,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
         rungs = self._affordable(settings, runs)
         if self.exhausted and asked is None:
             _end(study)
-        return working(rungs, lambda run: run.scale and settings.scales.index(run.scale), told)
+        return drop_always_failing(rungs, lambda run: run.scale and settings.scales.index(run.scale), told)
 
-    def _affordable(self, settings: Settings, runs: Sequence[Run]) -> list[int]:
+    def _affordable(self, settings: StudySettings, runs: Sequence[Run]) -> list[int]:
         """Rungs whose cost fits into what is left; the cheapest one, and `exhausted`, if none does."""
         if settings.budget is None:
             return list(settings.proxies)
@@ -367,13 +367,13 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self.exhausted = not rungs
         return rungs or [min(settings.proxies, key=lambda index: settings.costs[index])]
 
-    def _share_settings(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> Settings:
+    def _share_settings(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> StudySettings:
         """Bring ladder and study to the same rung indices; write the settings if they changed."""
         assert self._ladder is not None
         assert self._target is not None
         stored = study.user_attrs.get(SETTINGS_ATTR)
         if stored is not None:
-            self._ladder.align(Settings.from_json(stored).scales)
+            self._ladder.align(StudySettings.from_json(stored).scales)
             if self._any_seed:  # workers without a seed of their own share the study's
                 self._seed = stored["seed"]
         for trial in trials:
@@ -381,7 +381,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             # A past run's scale is no rung: nobody need be able to run there, or to say what it costs.
             if SCALE_ATTR in trial.user_attrs and SOURCE_ATTR not in trial.user_attrs:
                 self._ladder.register(Scale(trial.user_attrs[SCALE_ATTR]))
-        settings = Settings(
+        settings = StudySettings(
             scales=tuple(self._ladder),
             proxies=tuple(self._ladder.index(scale) for scale in self._ladder.proxies),
             target=self._target,

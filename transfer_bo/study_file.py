@@ -67,7 +67,7 @@ A study file in full (every section and key; those with a value after `#` may be
     runner = "local"                  # "local": processes here; or "ray": tasks on a Ray cluster
 
     # [command]                       # train with a program of your own in the place of the reference trainer
-    # run = ["python", "train.py", "--lr", "{lr}", "--trial", "{input}"]   # see `transfer_bo.runners.command`
+    # run = ["python", "train.py", "--lr", "{lr}", "--trial", "{input}"]   # see `transfer_bo.runners.external_program`
     # shell = false                   # true: `run` is one string for the shell
     # env = { WANDB_MODE = "offline" }
     # coordinates = "raw"             # "raw"; "base" if the program applies a parametrization to its HPs
@@ -213,7 +213,7 @@ class VerifySection(_Section):
 
 
 class Past(_Section):
-    """The runs of a past study, see `transfer_bo.past`."""
+    """The runs of a past study, see `transfer_bo.run_table.warm_start`."""
 
     runs: str | None = None
     storage: str | None = None

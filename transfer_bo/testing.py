@@ -30,7 +30,7 @@ from transfer_bo.errors import TransferError
 from transfer_bo.parametrization import Parametrization, Rule, parametrize
 from transfer_bo.parametrization.builds import build_real, parameters_of
 from transfer_bo.parametrization.coordcheck import TOLERANCE, coordinate_check, random_classes
-from transfer_bo.parametrization.inputs import run_somehow
+from transfer_bo.parametrization.example_inputs import run_somehow
 from transfer_bo.scale import Scale
 
 __all__ = ["ParametrizationSuite"]

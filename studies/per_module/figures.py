@@ -16,7 +16,7 @@ from scipy import stats
 from search import ARMS, FIRST, THEN
 from transfer import FACTORS, LENGTHS, RULES, SCALES
 
-from transfer_bo.runners.replicate import Comparison, paired
+from transfer_bo.verification.paired_test import Comparison, paired
 
 
 def speed_up(loss: float, lengths: Sequence[float], losses: Sequence[float]) -> float:

@@ -4,7 +4,7 @@
 
 The pooled per-module setting of `transfer.py` is run at twice the width, depth and tokens: whole, without its
 multipliers, and with random halves of them, as the second stage of a search does
-(`transfer_bo.surrogate.trust_region`). With and without these runs the surrogate suggests a setting for each
+(`transfer_bo.search.trust_region`). With and without these runs the surrogate suggests a setting for each
 of the larger scales of `transfer.py`, which is trained there with the same seeds as the others; so are the
 pooled setting with the multipliers of one kind only, and with none. Rows go to `transfer.csv`; the same
 command goes on where it stopped. Prints at what rates multipliers are found to fall back.
@@ -26,7 +26,7 @@ from problem import BASE, Rows, per_module
 from search import THEN, _check, distributions, fresh_seed
 from transfer import LENGTHS, REPLICA, RULES, SCALES, SEARCHES
 
-from transfer_bo.history import Outcome, Run, Settings, read_dimensions
+from transfer_bo.records import Outcome, Run, StudySettings, read_dimensions
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier, split_name
 
@@ -86,7 +86,7 @@ def fit(*, with_rungs: bool) -> Any:
         for number, (scale, row) in enumerate(at)
     ]
     target = SCALES["all x4"]
-    settings = Settings(
+    settings = StudySettings(
         (BASE, *RUNGS.values(), target),
         tuple(range(1 + len(RUNGS))),
         target,
@@ -100,10 +100,10 @@ def suggested(target: Scale, *, with_rungs: bool) -> dict[str, float]:
     """What is suggested for a scale."""
     import torch
 
-    from transfer_bo.surrogate.optimum import least_expected_loss
+    from transfer_bo.surrogate.recommendation import minimize_expected_loss
 
     surrogate = fit(with_rungs=with_rungs)
-    v, flags = least_expected_loss(surrogate, target, torch.Generator().manual_seed(0))
+    v, flags = minimize_expected_loss(surrogate, target, torch.Generator().manual_seed(0))
     return dict(surrogate.coordinates.params(v, flags))
 
 

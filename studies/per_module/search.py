@@ -26,7 +26,7 @@ import optuna
 from problem import BASE, GLOBAL, PARTS, Rows, per_module
 
 import transfer_bo as tb
-from transfer_bo.history import OUTCOME_ATTR, Outcome, read_dimensions, read_runs, read_settings
+from transfer_bo.records import OUTCOME_ATTR, Outcome, read_dimensions, read_runs, read_settings
 from transfer_bo.scale import RUNG, SCALE_ATTR
 from transfer_bo.space import Space
 
@@ -211,10 +211,10 @@ def suggestion(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
     """What `transfer-bo suggest` would answer at the proxy: the least expected loss, wherever it lies."""
     import torch
 
-    from transfer_bo.surrogate.optimum import least_expected_loss
+    from transfer_bo.surrogate.recommendation import minimize_expected_loss
 
     surrogate = fit(arm, rows, seed)
-    v, flags = least_expected_loss(surrogate, BASE, torch.Generator().manual_seed(seed))
+    v, flags = minimize_expected_loss(surrogate, BASE, torch.Generator().manual_seed(seed))
     return dict(surrogate.coordinates.params(v, flags))
 
 

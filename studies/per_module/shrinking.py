@@ -6,7 +6,7 @@ Made-up losses: a learning rate, multipliers of 8 groups whose best values are d
 three axes. 60 runs at the base, then four runs at each of four dearer rungs as the second stage makes them
 (the centre whole, then with random halves of its multipliers); runs have .6% noise. The target is four times
 as wide, deep and long. Printed: excess ln loss of the suggestion there, in %, with the common rate
-(`transfer_bo.surrogate.fallback`) and without, their difference with a 90% interval over draws of the
+(`transfer_bo.surrogate.shrinkage`) and without, their difference with a 90% interval over draws of the
 problem, and what leaving all multipliers at 1 costs at the best learning rate.
 """
 
@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from transfer_bo import Scale
-from transfer_bo.history import Outcome, Run, Settings
-from transfer_bo.runners.replicate import paired
+from transfer_bo.dimension import Dimension
+from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.surrogate import surrogate as surrogate_module
-from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.optimum import least_expected_loss
+from transfer_bo.surrogate.recommendation import minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.verification.paired_test import paired
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -42,7 +42,7 @@ DIMENSIONS = [
     Dimension("lr", "log", 2**-9, 2**-1, 2**-5),
     *(Dimension(f"lr.m{i}", "log", 1 / 8, 8.0, 1.0) for i in range(GROUPS)),
 ]
-SETTINGS = Settings((BASE, *RUNGS, TARGET), (0, 1, 2, 3, 4), TARGET, (1.0, 2.0, 2.0, 2.0, 8.0, 64.0))
+SETTINGS = StudySettings((BASE, *RUNGS, TARGET), (0, 1, 2, 3, 4), TARGET, (1.0, 2.0, 2.0, 2.0, 8.0, 64.0))
 
 KEPT: dict[str, Callable[[float, Array], Array]] = {
     "hold": lambda doublings, which: np.ones(GROUPS),
@@ -114,7 +114,7 @@ class Problem:
 
 def setting(surrogate: Surrogate, scale: Scale) -> Array:
     """The setting of least expected loss, in octaves."""
-    v, _ = least_expected_loss(surrogate, scale, torch.Generator().manual_seed(0))
+    v, _ = minimize_expected_loss(surrogate, scale, torch.Generator().manual_seed(0))
     return np.asarray((surrogate.coordinates.unmix @ v).numpy())
 
 

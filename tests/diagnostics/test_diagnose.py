@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from transfer_bo import Scale, TransferError
 from transfer_bo.cli import app
 from transfer_bo.diagnostics.diagnose import COST, diagnose
-from transfer_bo.diagnostics.pictures import draw_diagnosis
-from transfer_bo.history import SETTINGS_ATTR, Outcome, Run, Settings
+from transfer_bo.dimension import Dimension
+from transfer_bo.display.diagnosis_figures import draw_diagnosis
+from transfer_bo.records import SETTINGS_ATTR, Outcome, Run, StudySettings
 from transfer_bo.scale import SCALE_ATTR
-from transfer_bo.surrogate.dimension import Dimension
 
 LR = Dimension("lr", "log", 2.0**-9, 2.0**-1)
 DECAY = Dimension("weight_decay", "log", 1e-3, 1.0)
@@ -76,7 +76,7 @@ def test_other_hps_are_taken_out() -> None:
 def test_larger_is_better_is_turned_round() -> None:
     """Maximising the negative loss gives the same optima."""
     least = diagnose(searched(other=0), [LR], draws=2).rates["lr"]
-    most = diagnose(searched(other=0, sign=-1), [LR], maximise=True, draws=2).rates["lr"]
+    most = diagnose(searched(other=0, sign=-1), [LR], maximize=True, draws=2).rates["lr"]
 
     for one, other in zip(least.optimum, most.optimum, strict=True):
         assert np.log2(one.value) == pytest.approx(np.log2(other.value), abs=0.3)
@@ -141,7 +141,7 @@ def test_command_on_a_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """A stored study gives a verdict and leaves a picture in its folder."""
     study = optuna.create_study()
     scales = tuple(Scale(width=n) for n in WIDTHS)
-    settings = Settings(scales, (0, 1, 2, 3), Scale(width=1024), tuple(float(n) for n in WIDTHS))
+    settings = StudySettings(scales, (0, 1, 2, 3), Scale(width=1024), tuple(float(n) for n in WIDTHS))
     study.set_user_attr(SETTINGS_ATTR, settings.to_json())
     for n in WIDTHS:
         for z in np.arange(-9.0, -0.9, 1.0):
@@ -156,7 +156,7 @@ def test_command_on_a_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(
         "transfer_bo.cli.diagnose.load_study_file", lambda path: SimpleNamespace(out=tmp_path)
     )
-    monkeypatch.setattr("transfer_bo.runners.storage.open_study", lambda study_file: study)
+    monkeypatch.setattr("transfer_bo.store.open_study.open_study", lambda study_file: study)
     result = CliRunner().invoke(app, ["diagnose", "study.toml"])
 
     assert 0 == result.exit_code, result.output

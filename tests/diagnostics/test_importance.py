@@ -10,8 +10,8 @@ import pytest
 from transfer_bo import Scale, TransferError
 from transfer_bo.diagnostics.importance import METHODS, hp_importance, nil_hps
 from transfer_bo.diagnostics.relief import relief
-from transfer_bo.history import Outcome, Run
-from transfer_bo.surrogate.dimension import Dimension
+from transfer_bo.dimension import Dimension
+from transfer_bo.records import Outcome, Run
 
 DIMENSIONS = [
     Dimension("lr", "log", 1e-4, 1e-1),

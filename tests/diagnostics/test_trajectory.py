@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from transfer_bo import Scale, TransferError
-from transfer_bo.diagnostics.pictures import draw_truncation
 from transfer_bo.diagnostics.trajectory import Decomposition, TrajectoryRecorder, window_losses
 from transfer_bo.diagnostics.truncation import select_truncation
+from transfer_bo.display.diagnosis_figures import draw_truncation
 from transfer_bo.parametrization import parametrize
 from transfer_bo.training import Corpus, build_transformer, train
 

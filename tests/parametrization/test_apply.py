@@ -324,7 +324,7 @@ def test_where_folding_is_not_exact_a_hook_is_used():
 
 
 def test_hooks_are_replaced_not_piled_up():
-    """Setting up a model anew replaces its multipliers, and a multiplier of one leaves no hook."""
+    """ScalingFactors up a model anew replaces its multipliers, and a multiplier of one leaves no hook."""
     p = parametrize(Bent, BASE, TARGET)
     model = Bent(TARGET)
     p.initialize(model)

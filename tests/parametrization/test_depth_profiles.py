@@ -10,7 +10,7 @@ from small_models import Model, tokens
 
 from transfer_bo.errors import TransferError
 from transfer_bo.parametrization import parametrize
-from transfer_bo.parametrization.settings import multiplier_of, value_of
+from transfer_bo.parametrization.hp_values import multiplier_of, value_of
 from transfer_bo.scale import Scale
 from transfer_bo.space import KINDS, Space
 

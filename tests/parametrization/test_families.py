@@ -10,7 +10,7 @@ from torch import nn
 
 from transfer_bo.errors import TransferError
 from transfer_bo.parametrization import parametrize
-from transfer_bo.parametrization.roles import dissect
+from transfer_bo.parametrization.anatomy import dissect
 from transfer_bo.scale import Scale
 
 BASE = Scale(width=8, depth=2)

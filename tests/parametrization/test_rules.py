@@ -13,8 +13,8 @@ from transfer_bo.parametrization.rules import (
     Power,
     Ratios,
     Role,
-    Row,
-    Setting,
+    RoleExponents,
+    ScalingFactors,
     scale_one_minus_beta,
 )
 from transfer_bo.parametrization.tables import COMPLETE_D_P, find_rule
@@ -77,7 +77,7 @@ def test_residual_multiplier(alpha):
 
 def _mutants():
     """The table with one exponent moved, for each exponent there is."""
-    quantities = [f.name for f in dataclasses.fields(Row)]
+    quantities = [f.name for f in dataclasses.fields(RoleExponents)]
     axes = [f.name for f in dataclasses.fields(Power)]
 
     def moved(power, axis):
@@ -133,7 +133,7 @@ def test_averaging_time_of_matrices(role, width, tokens):
 
 def test_unembedding_is_the_forward_multiplier_form():
     """CompleteP's unembedding (multiplier 1/m_N, ε/m_N), its multiplier folded in, is the table's row."""
-    forward_form = Setting(eps=1 / 4, forward=1)
+    forward_form = ScalingFactors(eps=1 / 4, forward=1)
     folded = SYMMETRIES["adamw"].fold(forward_form, theta=1 / 4)
 
     assert COMPLETE_D_P.setting(Role.UNEMBEDDING, Ratios(width=4), 1.0) == folded
@@ -142,7 +142,7 @@ def test_unembedding_is_the_forward_multiplier_form():
 @pytest.mark.parametrize("role", list(Role))
 def test_nothing_changes_at_the_base(role):
     """At ratios of one every factor is exactly one."""
-    assert Setting() == COMPLETE_D_P.setting(role, Ratios(), 0.7)
+    assert ScalingFactors() == COMPLETE_D_P.setting(role, Ratios(), 0.7)
 
 
 def test_beta_guard_is_linear_where_that_is_valid():
@@ -191,7 +191,7 @@ def test_unknown_rule():
 
 def test_a_rule_of_ones_own():
     """A rule that is a table of the user's passes through; a role it lacks is an error."""
-    own = dataclasses.replace(COMPLETE_D_P, name="own", rows={Role.HIDDEN_WEIGHT: Row()})
+    own = dataclasses.replace(COMPLETE_D_P, name="own", rows={Role.HIDDEN_WEIGHT: RoleExponents()})
 
     assert find_rule(own) is own
     with pytest.raises(TransferError, match="'own' has no row for role 'qk_norm'"):

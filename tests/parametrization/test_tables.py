@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from transfer_bo.parametrization.rules import Power, Ratios, Role, Row
+from transfer_bo.parametrization.rules import Power, Ratios, Role, RoleExponents
 from transfer_bo.parametrization.tables import COMPLETE_D_P, KFAC_DAMPING, RULES
 
 M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7, parameters=11)
@@ -133,7 +133,7 @@ def test_every_exponent_of_width_and_depth_is_pinned(name):
     """Moving one exponent of a row that is spelled above disagrees with it."""
     rule = RULES[name]
     for role in map(Role, LITERATURE[name]):
-        for field in dataclasses.fields(Row):
+        for field in dataclasses.fields(RoleExponents):
             for axis in ("width", "fan_out", "depth"):
                 power = getattr(rule.rows[role], field.name)
                 moved = dataclasses.replace(power, **{axis: getattr(power, axis) + 0.25})

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from past import ASK, past_runs
+from source_studies import ASK, past_runs
 from typer.testing import CliRunner
 
 import transfer_bo as tb
 from transfer_bo.cli import app
-from transfer_bo.history import Outcome
+from transfer_bo.records import Outcome
+from transfer_bo.run_table.cleaning import MAX_ROWS, read_rows
 from transfer_bo.run_table.columns import Columns, guess_columns
-from transfer_bo.run_table.fit import Beliefs, project
+from transfer_bo.run_table.fit import FitOptions, project
 from transfer_bo.run_table.read import read_table
-from transfer_bo.run_table.rows import MAX_ROWS, read_rows
 
 COLUMNS = Columns(("n_params", "tokens"), {"lr": "log", "beta2": "one_minus"}, "loss")
 
@@ -102,7 +102,7 @@ def test_files_that_are_no_tables(tmp_path: Path, content: bytes) -> None:
 
 def test_a_far_target_asks_for_its_unit() -> None:
     """A thousand times outside is answered, with the question whether the units agree."""
-    rows = read_rows(past_runs(2), COLUMNS, maximise=False, seed=0)
+    rows = read_rows(past_runs(2), COLUMNS, maximize=False, seed=0)
     from transfer_bo.run_table.fit import check_target
 
     check_target({"n_params": 1e9, "tokens": 8e12}, rows, COLUMNS.axes)
@@ -135,7 +135,7 @@ def test_a_million_rows() -> None:
     )
     table["loss"] = 2.5 * np.exp(0.02 * (np.log2(table["lr"]) + 8) ** 2) * (table["n_params"] / 1e8) ** -0.1
     table.loc[::100, "loss"] = np.nan
-    rows = read_rows(table, COLUMNS, maximise=False, seed=0)
+    rows = read_rows(table, COLUMNS, maximize=False, seed=0)
     finished = [run for run in rows.runs if run.outcome is Outcome.FINISHED]
     best = table.sort_values("loss").groupby(["n_params", "tokens"])["loss"].head(20)
 
@@ -167,7 +167,7 @@ def test_fuzzed_tables(rows: list[list[Any]], kinds: list[str], sane: bool) -> N
     columns = Columns(("n_params", "tokens"), dict(zip(["lr", "beta2"], kinds, strict=True)), "loss")
     said, found = "", None
     try:
-        found = read_rows(table, columns, maximise=False, seed=0) if len(table) else None
+        found = read_rows(table, columns, maximize=False, seed=0) if len(table) else None
     except tb.TransferError as error:
         said = str(error)
 
@@ -194,8 +194,8 @@ def test_fuzzed_fits(losses: list[float], span: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({"loss": losses, "lr": 1e-3 * span ** rng.uniform(size=len(losses))})
     table["n_params"] = rng.choice([1e7, 1e8], len(losses))
-    rows = read_rows(table, Columns(("n_params",), {"lr": "log"}, "loss"), maximise=False, seed=0)
-    suggestion = project(rows.runs, rows.dimensions, tb.Scale(n_params=1e9), Beliefs()).suggest()
+    rows = read_rows(table, Columns(("n_params",), {"lr": "log"}, "loss"), maximize=False, seed=0)
+    suggestion = project(rows.runs, rows.dimensions, tb.Scale(n_params=1e9), FitOptions()).suggest()
     low, high = suggestion.interval()["lr"]
 
     assert 0 < low <= high < math.inf
@@ -279,9 +279,9 @@ def test_a_table_as_spreadsheets_write_it(tmp_path: Path) -> None:
 
 def test_what_is_odd_is_remarked() -> None:
     """Losses that are all alike, or not positive, are fitted and said to be so."""
-    same = read_rows(past_runs(2).assign(loss=2.0), COLUMNS, maximise=False, seed=0)
+    same = read_rows(past_runs(2).assign(loss=2.0), COLUMNS, maximize=False, seed=0)
     table = past_runs(2)
-    negative = read_rows(table.assign(loss=-table["loss"]), COLUMNS, maximise=False, seed=0)
+    negative = read_rows(table.assign(loss=-table["loss"]), COLUMNS, maximize=False, seed=0)
 
     assert any("which says nothing about HPs" in note for note in same.notes)
     assert any("no scaling law" in note for note in negative.notes)
@@ -319,7 +319,7 @@ TEXT = st.sampled_from(
     ),
     command=st.sampled_from(["suggest", "diagnose"]),
     flags=st.lists(
-        st.sampled_from(["--axis=n_params", "--hp=lr:log", "--hp=lr", "--loss=loss", "--maximise"]),
+        st.sampled_from(["--axis=n_params", "--hp=lr:log", "--hp=lr", "--loss=loss", "--maximize"]),
         unique=True,
     ),
     target=st.sampled_from(["n_params=1e9", "tokens=nan", "n_params", "tokens=1e400"]),

@@ -8,13 +8,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from past import ASK, DRIFT, best_lr, loss_at, past_runs
+from source_studies import ASK, DRIFT, best_lr, loss_at, past_runs
 
 import transfer_bo as tb
-from transfer_bo.reference_laws import LAWS, compare
 from transfer_bo.run_table import RunsSuggestion, fit_runs
-from transfer_bo.run_table.ranks import rank_preservation
-from transfer_bo.run_table.rows import read_rows
+from transfer_bo.run_table.cleaning import read_rows
+from transfer_bo.run_table.published_laws import LAWS, compare
+from transfer_bo.run_table.rank_correlation import rank_preservation
 from transfer_bo.surrogate.priors import axis_kind, drift_prior, drift_priors
 
 
@@ -147,7 +147,7 @@ def test_ranks_of_shared_settings(suggestion: RunsSuggestion) -> None:
     assert 8 == kept["tokens"]["shared"]
     assert "kept" == kept["tokens"]["verdict"]
     table = past_runs(4)
-    rows = read_rows(table, fit_runs(table, **ASK).columns, maximise=False, seed=0)
+    rows = read_rows(table, fit_runs(table, **ASK).columns, maximize=False, seed=0)
     untested = rank_preservation(rows.table, ASK["axes"], list(ASK["hps"]), False)
     assert ["untested", "untested"] == [r["verdict"] for r in untested]
 

@@ -8,11 +8,11 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from past import ASK, best_lr, loss_at, past_runs
+from source_studies import ASK, best_lr, loss_at, past_runs
 
 import transfer_bo as tb
 from transfer_bo.run_table import fit_runs
-from transfer_bo.run_table.rows import MAX_ROWS
+from transfer_bo.run_table.cleaning import MAX_ROWS
 
 
 def quick(runs: Any, **options: Any) -> tb.Suggestion:

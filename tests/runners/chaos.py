@@ -31,18 +31,18 @@ from optuna.trial import FrozenTrial
 from postgres import Cluster, cluster, free_port
 
 import transfer_bo as tb
-from transfer_bo.history import Outcome, read_run
-from transfer_bo.runners.liveness import DEATHS_ATTR, Owner
-from transfer_bo.runners.loop import work
-from transfer_bo.runners.outcomes import objective
-from transfer_bo.runners.retrying import TOKEN_ATTR
-from transfer_bo.runners.storage import open_storage
+from transfer_bo.records import Outcome, read_run
+from transfer_bo.runners.objective import objective
+from transfer_bo.runners.worker_loop import work
 from transfer_bo.sampler import TransferSampler
+from transfer_bo.store.heartbeat import OWNER_LOSSES_ATTR, Owner
+from transfer_bo.store.open_study import open_storage
+from transfer_bo.store.retrying_storage import TOKEN_ATTR
 
 LOADED = [  # once, before the workers are forked; by name, for a script itself is not preloaded
-    "transfer_bo.runners.loop",
-    "transfer_bo.runners.storage",
-    "transfer_bo.surrogate.design",
+    "transfer_bo.runners.worker_loop",
+    "transfer_bo.store.open_study",
+    "transfer_bo.search.policy",
     "alembic.command",
     "sqlalchemy.dialects.sqlite",
     "sqlalchemy.dialects.postgresql.psycopg",
@@ -162,7 +162,7 @@ def storage_of(kind: str, folder: Path) -> Iterator[tuple[str, Cluster | None]]:
             return
         port = free_port()
         code = (
-            "import sys, optuna; from transfer_bo.runners.backends import connect_backend\n"
+            "import sys, optuna; from transfer_bo.store.backends import connect_backend\n"
             f"optuna.storages.run_grpc_proxy_server(connect_backend({server.url!r}, create=True), "
             f"port={port})"
         )
@@ -245,7 +245,7 @@ def _judge(count: Count, trials: list[FrozenTrial], told: list[str], steps: list
     count.finished = outcomes["COMPLETE"]
     count.preempted = outcomes["FAIL"]
     count.stuck = outcomes["RUNNING"] + outcomes["WAITING"]
-    count.retried = sum(bool(trial.user_attrs.get(DEATHS_ATTR)) for trial in trials)
+    count.retried = sum(bool(trial.user_attrs.get(OWNER_LOSSES_ATTR)) for trial in trials)
     count.steps_repeated = len(steps) - len(set(steps))
     values = {trial.number: trial.value for trial in trials if trial.state.name == "COMPLETE"}
     for line in told:

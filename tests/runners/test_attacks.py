@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from transfer_bo import TransferError
-from transfer_bo.runners.command import CommandError
-from transfer_bo.runners.storage import STUDY_FILE_ATTR, open_study, stored_study_file
-from transfer_bo.runners.trial import Attempt, make_task
+from transfer_bo.runners.external_program import CommandError
+from transfer_bo.runners.task import Attempt, make_task
+from transfer_bo.store.open_study import STUDY_FILE_ATTR, open_study, stored_study_file
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]

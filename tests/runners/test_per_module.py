@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transfer_bo import TransferError
-from transfer_bo.runners.trial import StudyTask
+from transfer_bo.runners.task import StudyTask
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]

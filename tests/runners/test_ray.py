@@ -21,12 +21,12 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from transfer_bo import Outcome, TransferError
-from transfer_bo.history import read_runs
-from transfer_bo.runners import local
-from transfer_bo.runners.liveness import DEATHS_ATTR, Owner
-from transfer_bo.runners.search import make_sampler
-from transfer_bo.runners.storage import open_study
-from transfer_bo.runners.trial import Attempt, make_task
+from transfer_bo.records import read_runs
+from transfer_bo.runners import worker_pool
+from transfer_bo.runners.study_search import make_sampler
+from transfer_bo.runners.task import Attempt, make_task
+from transfer_bo.store.heartbeat import OWNER_LOSSES_ATTR, Owner
+from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import StudyFile, load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -102,11 +102,11 @@ def test_a_lost_node_costs_nothing(write_study: WriteStudy, ray_cluster: Any) ->
     remover = threading.Thread(target=remove)
     remover.start()
     shown = io.StringIO()
-    local.run_search(study_file, Console(file=shown, width=160))
+    worker_pool.run_search(study_file, Console(file=shown, width=160))
     remover.join()
 
     trials = open_study(study_file).get_trials()
-    died = [trial.number for trial in trials if trial.user_attrs.get(DEATHS_ATTR)]
+    died = [trial.number for trial in trials if trial.user_attrs.get(OWNER_LOSSES_ATTR)]
     assert "its trial is given back and a new worker starts" in shown.getvalue()
     assert len(trials) in (4, 5)
     assert {Outcome.FINISHED} == {run.outcome for run in read_runs(open_study(study_file))}
@@ -134,7 +134,7 @@ def test_without_ray_the_sentence_says_what_to_install(
     study_file = load_study_file(write_study(("trials = 4", f"trials = 4\n{ON_RAY}")))
 
     with pytest.raises(TransferError, match=r'pip install "transfer-bo\[ray\]"'):
-        local.run_search(study_file, Console(file=io.StringIO()))
+        worker_pool.run_search(study_file, Console(file=io.StringIO()))
 
 
 class FakeRay(types.ModuleType):
@@ -191,11 +191,11 @@ def test_a_task_runs_one_trial_on_gpus_of_its_own(write_study: WriteStudy, fake_
     """As many tasks as trials, one for a lost one, and one that finds nothing left to do."""
     path = write_study(("trials = 4", 'trials = 2\n[run]\nrunner = "ray"\nthreads = 2'))
     shown = io.StringIO()
-    local.run_search(load_study_file(path), Console(file=shown, width=160))
+    worker_pool.run_search(load_study_file(path), Console(file=shown, width=160))
 
     study = open_study(load_study_file(path))
     assert [Outcome.FINISHED, Outcome.FINISHED] == [run.outcome for run in read_runs(study)]
-    assert [1, None] == [trial.user_attrs.get(DEATHS_ATTR) for trial in study.trials]
+    assert [1, None] == [trial.user_attrs.get(OWNER_LOSSES_ATTR) for trial in study.trials]
     assert "A worker died (exit code 1); its trial is given back and a new worker starts." in shown.getvalue()
     assert "The node is gone." in (load_study_file(path).out / "workers.log").read_text()
     assert [(1, 2, 0)] * 4 == [
@@ -210,4 +210,4 @@ def test_trials_that_keep_failing_end_the_study(write_study: WriteStudy, fake_ra
         ("trials = 4", 'trials = 99\n[run]\nrunner = "ray"'), ("[budget]", f"{command}[budget]")
     )
     with pytest.raises(TransferError, match="5 trials in a row failed, the last with CommandError: "):
-        local.run_search(load_study_file(path), Console(file=io.StringIO()))
+        worker_pool.run_search(load_study_file(path), Console(file=io.StringIO()))

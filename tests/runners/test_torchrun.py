@@ -14,7 +14,7 @@ import pytest
 
 from transfer_bo import Scale
 from transfer_bo.errors import Preempted
-from transfer_bo.runners.trial import Attempt, StudyTask
+from transfer_bo.runners.task import Attempt, StudyTask
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -89,7 +89,10 @@ def ranks_in(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             arguments = (process / "cmdline").read_bytes().split(b"\0")
-            is_rank = b"transfer_bo.runners.rank" in arguments and b"torch.distributed.run" not in arguments
+            is_rank = (
+                b"transfer_bo.runners.torchrun_entry" in arguments
+                and b"torch.distributed.run" not in arguments
+            )
             if is_rank and str(folder).encode() in (process / "environ").read_bytes():
                 found.append(int(process.name))
     return found

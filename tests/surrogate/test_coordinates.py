@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_bo import Scale, TransferError
+from transfer_bo.dimension import Dimension
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.dimension import Dimension
 
 BASE = Scale(width=32, depth=2, tokens=1e5)
 DIMENSIONS = [

@@ -19,15 +19,15 @@ from botorch.acquisition import (
 from botorch.optim import optimize_acqf
 
 from transfer_bo import Scale
+from transfer_bo.dimension import Dimension
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.gp import LandscapeGP, fit, noise_parts, scales_misfit
 from transfer_bo.surrogate.landscape import Drift, Landscape
 
 BASE = Scale(width=32, tokens=1e5)
 RUNGS = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 2.0]]
 TARGET = torch.tensor([3.0, 4.0], dtype=torch.double)
-SMALLER = LinearMCObjective(torch.tensor([-1.0], dtype=torch.double))  # BoTorch maximises
+SMALLER = LinearMCObjective(torch.tensor([-1.0], dtype=torch.double))  # BoTorch maximizes
 
 
 def generated(seed: int, n: int = 40, noise: float = 0.004) -> tuple[LandscapeGP, torch.Tensor]:
@@ -77,9 +77,9 @@ def test_a_plan_of_one_run_is_the_run_that_narrows_the_optimum_most() -> None:
     latent = model.latent(TARGET)
     H = model.landscape.curvature(model.covar_module.theta, TARGET)
     _, before = latent.optimum()
-    contenders = torch.cat([X[:, :2], TARGET.expand(12, -1)], -1)
+    optimum_candidates = torch.cat([X[:, :2], TARGET.expand(12, -1)], -1)
 
-    picks = latent.plan(X, torch.ones(12).double(), 1.0, contenders, torch.Generator().manual_seed(0))
+    picks = latent.plan(X, torch.ones(12).double(), 1.0, optimum_candidates, torch.Generator().manual_seed(0))
     drops = [float((H * (before - model.latent(TARGET, pending=row[None]).optimum()[1])).sum()) for row in X]
 
     assert [drops.index(max(drops))] == picks
@@ -90,11 +90,11 @@ def test_a_plan_spends_no_more_than_is_left() -> None:
     model, _ = generated(1)
     costs = torch.tensor([1.0, 1.0, 3.0, 3.0, 9.0, 9.0], dtype=torch.double)
     X = model.rows[:6] + 0.5
-    contenders = torch.cat([X[:, :2], TARGET.expand(6, -1)], -1)
+    optimum_candidates = torch.cat([X[:, :2], TARGET.expand(6, -1)], -1)
 
     for left in (0.5, 1.0, 2.5, 7.0, 30.0):
         latent = model.latent(TARGET)
-        picks = latent.plan(X, costs, left, contenders, torch.Generator().manual_seed(0))
+        picks = latent.plan(X, costs, left, optimum_candidates, torch.Generator().manual_seed(0))
 
         assert len(picks) == 1 or float(costs[picks].sum()) <= left + 1e-9
 
@@ -107,8 +107,8 @@ def test_a_plan_repeats_runs_where_noise_asks_for_it() -> None:
         generator = torch.Generator().manual_seed(seed)
         X = model.rows[torch.randint(16, (60,), generator=generator)]
         X[:, :2] += 0.7 * torch.randn(60, 2, dtype=torch.double, generator=generator)
-        contenders = torch.cat([X[:12, :2], TARGET.expand(12, -1)], -1)
-        picks = model.latent(TARGET).plan(X, torch.ones(60).double(), 16.0, contenders, generator)
+        optimum_candidates = torch.cat([X[:12, :2], TARGET.expand(12, -1)], -1)
+        picks = model.latent(TARGET).plan(X, torch.ones(60).double(), 16.0, optimum_candidates, generator)
         return len(set(picks))
 
     assert all(different(0.05, seed) < different(0.0005, seed) for seed in range(4))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_bo import Scale
+from transfer_bo.dimension import Dimension
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.landscape import Drift, Landscape, _asymmetric
 
 BASE = Scale(width=32, tokens=1e5)

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from transfer_bo.history import Outcome, Run, Settings
+from transfer_bo.dimension import Dimension
+from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.surrogate import Surrogate
 
 SMALL, LARGE, TARGET = Scale(width=32), Scale(width=64), Scale(width=256)
-SETTINGS = Settings((SMALL, LARGE, TARGET), (0, 1), TARGET, (1.0, 4.0, 64.0))
+SETTINGS = StudySettings((SMALL, LARGE, TARGET), (0, 1), TARGET, (1.0, 4.0, 64.0))
 FINISHED = [
     Run(0, {"lr": 0.01}, SMALL, Outcome.FINISHED, 2.0, curve={0.5: 3.0, 1.0: 2.0}),
     Run(1, {"lr": 0.02}, SMALL, Outcome.FINISHED, 2.2, curve={0.5: 3.3, 1.0: 2.2}),

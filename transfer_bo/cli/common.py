@@ -62,7 +62,7 @@ HpOption = Annotated[
     typer.Option(help="Column that is an HP: NAME:log, :linear, :one_minus or :categorical."),
 ]
 LossOption = Annotated[str | None, typer.Option(help="Column of the metric.")]
-MaximiseOption = Annotated[bool, typer.Option("--maximise", help="Larger metrics are better.")]
+MaximiseOption = Annotated[bool, typer.Option("--maximize", help="Larger metrics are better.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

@@ -19,7 +19,7 @@ def coord_check(study: StudyArgument) -> None:
     from rich.table import Table
 
     from transfer_bo.parametrization.coordcheck import coordinate_check
-    from transfer_bo.runners.trial import StudyTask
+    from transfer_bo.runners.task import StudyTask
 
     task, rule = StudyTask(study_file), study_file.parametrization
     base = study_file.base.replace(depth=max(4, study_file.base.depth))  # one block shows nothing of depth

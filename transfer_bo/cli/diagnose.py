@@ -44,7 +44,7 @@ def diagnose(
     along: Annotated[
         str | None, typer.Option(help="The axis that grows; default: that of most levels.")
     ] = None,
-    maximise: MaximiseOption = False,
+    maximize: MaximiseOption = False,
     picture: Annotated[
         Path | None, typer.Option(help="Write the picture to this file (.png, .svg, .pdf).")
     ] = None,
@@ -66,11 +66,11 @@ def diagnose(
         picture = picture or load_study_file(study_file).out / "diagnosis.png"
     else:
         found, dimensions, settings = _from_table(
-            str(runs), study, axis or [], hp or [], loss or "", maximise
+            str(runs), study, axis or [], hp or [], loss or "", maximize
         )
     diagnosis = tell(found, dimensions, axis=along, seed=seed, **settings)
     if picture is not None:
-        from transfer_bo.diagnostics.pictures import draw_diagnosis
+        from transfer_bo.display.diagnosis_figures import draw_diagnosis
 
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_diagnosis(diagnosis).savefig(picture)
@@ -83,8 +83,8 @@ def diagnose(
 
 
 def _from_study(path: Path) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    from transfer_bo.history import read_dimensions, read_runs, read_settings
-    from transfer_bo.runners.storage import open_study
+    from transfer_bo.records import read_dimensions, read_runs, read_settings
+    from transfer_bo.store.open_study import open_study
 
     study_file = load_study_file(path)
     opened = open_study(study_file)
@@ -93,24 +93,24 @@ def _from_study(path: Path) -> tuple[list[Any], list[Any], dict[str, Any]]:
     if not runs:
         raise TransferError(f"The study has no trials yet; start it with: transfer-bo run {path}.")
     settings = read_settings(opened)
-    maximise = opened.direction.name == "MAXIMIZE"
+    maximize = opened.direction.name == "MAXIMIZE"
     dimensions = read_dimensions(distributions, settings.defaults)
-    return runs, dimensions, {"cost": settings.cost, "maximise": maximise}
+    return runs, dimensions, {"cost": settings.cost, "maximize": maximize}
 
 
 def _from_table(
-    source: str, study: str | None, axes: list[str], hps: list[str], loss: str, maximise: bool
+    source: str, study: str | None, axes: list[str], hps: list[str], loss: str, maximize: bool
 ) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    from transfer_bo.history import Outcome, Run
+    from transfer_bo.records import Outcome, Run
+    from transfer_bo.run_table.cleaning import read_rows
     from transfer_bo.run_table.columns import guess_columns
     from transfer_bo.run_table.read import read_table
-    from transfer_bo.run_table.rows import read_rows
     from transfer_bo.scale import Scale
 
     table = read_table(source, study, loss or "loss")
     kinds = once([kind_of(text) for text in hps], "--hp")
     columns = guess_columns(table, axes, kinds, loss)
-    rows = read_rows(table, columns, maximise=maximise, seed=0)
+    rows = read_rows(table, columns, maximize=maximize, seed=0)
     # All rows, not only those that a surrogate could bear.
     runs = [
         Run(
@@ -122,7 +122,7 @@ def _from_table(
         )
         for i, row in enumerate(rows.table.to_dict("records"))
     ]
-    return runs, rows.dimensions, {"maximise": maximise}
+    return runs, rows.dimensions, {"maximize": maximize}
 
 
 def _show(diagnosis: Any) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from transfer_bo.cli.common import StudyArgument, app, console, interruptible, quiet, spoken
 from transfer_bo.errors import hide_passwords
-from transfer_bo.runners import nursery
+from transfer_bo.runners import forkserver
 from transfer_bo.study_file import load_study_file
 
 __all__: list[str] = []
@@ -20,9 +20,9 @@ def run(study: StudyArgument) -> None:
     """Search on the proxies until the budget is spent. The same command again goes on where it stopped."""
     study_file = load_study_file(study)
     if study_file.run.runner == "local":
-        nursery.prepare()
+        forkserver.prepare()
     quiet()
-    from transfer_bo.runners.local import run_search
+    from transfer_bo.runners.worker_pool import run_search
 
     out = console()
     with interruptible("run", study):
@@ -42,7 +42,7 @@ def verify(
     """Run the suggestion at full size, beside the defaults, and compare with what was predicted."""
     study_file = load_study_file(study)
     quiet()
-    from transfer_bo.runners.local import run_verification
+    from transfer_bo.runners.worker_pool import run_verification
 
     out = console()
     with interruptible("verify", study):
@@ -57,8 +57,8 @@ def report(study: StudyArgument) -> None:
     study_file = load_study_file(study)
     quiet()
     from transfer_bo.report import tensor_settings, write_report
-    from transfer_bo.runners.storage import open_study
-    from transfer_bo.runners.trial import StudyTask
+    from transfer_bo.runners.task import StudyTask
+    from transfer_bo.store.open_study import open_study
 
     opened, task, target = open_study(study_file), StudyTask(study_file), study_file.target
     path = write_report(
@@ -81,9 +81,9 @@ def status(study: StudyArgument) -> None:
     """Trials by outcome and the best loss, per rung; compute spent."""
     study_file = load_study_file(study)
     quiet()
-    from transfer_bo.history import read_runs
-    from transfer_bo.runners.progress import rung_table, spent_text, summarise
-    from transfer_bo.runners.storage import open_study
+    from transfer_bo.display.tables import rung_table, spent_text, summarise
+    from transfer_bo.records import read_runs
+    from transfer_bo.store.open_study import open_study
 
     opened = open_study(study_file)
     runs = read_runs(opened)

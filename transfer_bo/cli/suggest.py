@@ -55,7 +55,7 @@ def suggest(
     drift: Annotated[
         list[str] | None, typer.Option(help="Own drift prior, HP:AXIS=MEAN,SD in octaves per doubling.")
     ] = None,
-    maximise: MaximiseOption = False,
+    maximize: MaximiseOption = False,
     diverged_above: Annotated[
         float | None, typer.Option(help="Loss from which a run counts as diverged.")
     ] = None,
@@ -103,7 +103,7 @@ def suggest(
         target=scale_of(target, "--target"),
         coordinates=coordinates,
         drift_prior=_drift_prior(drift or []),
-        maximise=maximise,
+        maximize=maximize,
         seed=seed,
         status=status,
         diverged_above=diverged_above,
@@ -113,7 +113,7 @@ def suggest(
     if as_json:
         typer.echo(json.dumps(suggestion.to_json(), indent=2))
         return
-    from transfer_bo.run_table.text import show
+    from transfer_bo.display.runs_suggestion import show
 
     show(fit, suggestion, console())
 
@@ -124,7 +124,7 @@ def _from_study(study_file: StudyFile, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(suggestion.to_json(), indent=2))
         return
-    from transfer_bo.runners.progress import projection_table
+    from transfer_bo.display.tables import projection_table
 
     out = console()
     out.print(projection_table(suggestion))
@@ -134,7 +134,7 @@ def _from_study(study_file: StudyFile, as_json: bool) -> None:
 
 def _suggestion(study_file: StudyFile) -> Any:
     from transfer_bo.projection import suggest
-    from transfer_bo.runners.storage import open_study
+    from transfer_bo.store.open_study import open_study
 
     return suggest(open_study(study_file), target=study_file.target)
 
@@ -150,7 +150,7 @@ def _model(model: str | None, base: list[str] | None, rule: str | None) -> dict[
         raise TransferError(
             "--model needs the scale its base HPs refer to, e.g. --base width=64 --base depth=4."
         )
-    from transfer_bo.run_table.tensors import load_build_model
+    from transfer_bo.run_table.tensor_settings import load_build_model
 
     options: dict[str, Any] = {
         "build_model": load_build_model(model),

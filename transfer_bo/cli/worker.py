@@ -10,7 +10,7 @@ import typer
 
 from transfer_bo.cli.common import app, console, interruptible, quiet, spoken
 from transfer_bo.errors import TransferError
-from transfer_bo.runners import nursery
+from transfer_bo.runners import forkserver
 from transfer_bo.study_file import StudyFile, load_study_file
 
 __all__: list[str] = []
@@ -41,9 +41,9 @@ def worker(
     if workers is not None:
         joined = joined.model_copy(update={"run": joined.run.model_copy(update={"workers": workers})})
     if joined.run.runner == "local":
-        nursery.prepare()
+        forkserver.prepare()
     quiet()
-    from transfer_bo.runners.local import join
+    from transfer_bo.runners.worker_pool import join
 
     out = console()
     with interruptible("worker", study_file or Path()):
@@ -60,7 +60,7 @@ def _study_file(path: Path | None, storage: str | None, name: str | None) -> Stu
     if path is None:
         if storage is None or name is None:
             raise TransferError("Which study? Give a study file, or both --storage and --study.")
-        from transfer_bo.runners.storage import stored_study_file
+        from transfer_bo.store.open_study import stored_study_file
 
         return stored_study_file(storage, name)
     given = load_study_file(path)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
-from transfer_bo.surrogate.dimension import Dimension
 
 __all__ = ["Curve", "Optima", "Sweep", "read_sweep"]
 

@@ -25,10 +25,10 @@ from transfer_bo.diagnostics.curves import Sweep, read_sweep
 from transfer_bo.diagnostics.importance import Importance, hp_importance
 from transfer_bo.diagnostics.metrics import TransferMetrics, transfer_metrics
 from transfer_bo.diagnostics.rates import MIN_SIZES, Rates, transfer_rates
+from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, Run
+from transfer_bo.records import Outcome, Run
 from transfer_bo.scale import Scale, default_cost
-from transfer_bo.surrogate.dimension import Dimension
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -73,7 +73,7 @@ def diagnose(
     dimensions: Sequence[Dimension],
     *,
     cost: Callable[[Scale], float] = default_cost,
-    maximise: bool = False,
+    maximize: bool = False,
     axis: str | None = None,
     draws: int = 200,
     seed: int = 0,
@@ -84,7 +84,7 @@ def diagnose(
         runs: of all scales, whatever their outcome.
         dimensions: the searched HPs.
         cost: of a run, for the case that several axes grow together.
-        maximise: whether larger metrics are better; they are turned round.
+        maximize: whether larger metrics are better; they are turned round.
         axis: what grows; chosen by the number of levels when absent.
         draws: of the bootstrap.
         seed: of the bootstrap.
@@ -97,7 +97,7 @@ def diagnose(
     ]
     if not any(run.outcome is Outcome.FINISHED for run in runs):
         raise TransferError("No run has finished with a finite loss; there is nothing to diagnose.")
-    if maximise:
+    if maximize:
         runs = [_turned(run) for run in runs]
     notes: list[str] = []
     axis, sizes = _sizes(runs, axis, cost)

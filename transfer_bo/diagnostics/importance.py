@@ -23,10 +23,10 @@ from scipy.stats import spearmanr
 from transfer_bo.diagnostics.curves import Array
 from transfer_bo.diagnostics.intervals import Interval
 from transfer_bo.diagnostics.relief import relief
+from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, Run
+from transfer_bo.records import Outcome, Run
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate.dimension import Dimension
 
 __all__ = ["METHODS", "Importance", "hp_importance", "nil_hps"]
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from transfer_bo.errors import TransferError
+from transfer_bo.parametrization.anatomy import Anatomy, Tensor, dissect
 from transfer_bo.parametrization.builds import (
     BuildModel,
     build_meta,
@@ -32,6 +33,7 @@ from transfer_bo.parametrization.builds import (
     parameters_of,
     unwrap,
 )
+from transfer_bo.parametrization.hp_values import HPs, check_hps, multiplier_of, value_of
 from transfer_bo.parametrization.optimizers import OPTIMIZERS, optimizer_of, options_of
 from transfer_bo.parametrization.residual import (
     Branch,
@@ -39,9 +41,7 @@ from transfer_bo.parametrization.residual import (
     set_input_multiplier,
     set_multiplier,
 )
-from transfer_bo.parametrization.roles import Anatomy, Tensor, dissect
-from transfer_bo.parametrization.rules import Ratios, Role, Row, Rule, Setting
-from transfer_bo.parametrization.settings import HPs, check_hps, multiplier_of, value_of
+from transfer_bo.parametrization.rules import Ratios, Role, RoleExponents, Rule, ScalingFactors
 from transfer_bo.parametrization.sharding import total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
@@ -120,7 +120,7 @@ class Parametrization:
                 "rules are meant to go from small to large.",
                 stacklevel=3,
             )
-        if anatomy.attention and self.rule.rows.get(Role.HIDDEN_WEIGHT, Row()).lr.width < 0:
+        if anatomy.attention and self.rule.rows.get(Role.HIDDEN_WEIGHT, RoleExponents()).lr.width < 0:
             warnings.warn(
                 f"Rule {self.rule.name!r} may not transfer over widths: {anatomy.attention}; "
                 "let their number grow instead, or give scale = constant / size to the attention.",
@@ -226,7 +226,7 @@ class Parametrization:
 
     # ------------------------------------------------------------------------------------ settings
 
-    def _rule_setting(self, tensor: Tensor) -> Setting:
+    def _rule_setting(self, tensor: Tensor) -> ScalingFactors:
         ratios = replace(self._of_the_run, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out)
         return self.rule.setting(tensor.role, ratios, self.alpha)
 

@@ -25,12 +25,12 @@ from scipy import stats
 from torch import nn
 
 from transfer_bo.errors import TransferError
+from transfer_bo.parametrization.activation_changes import OWN, STACK, Loss, measure_changes
 from transfer_bo.parametrization.apply import parametrize
 from transfer_bo.parametrization.builds import BuildModel, build_real
-from transfer_bo.parametrization.changes import OWN, STACK, Loss, measure_changes
-from transfer_bo.parametrization.inputs import run_somehow
+from transfer_bo.parametrization.example_inputs import run_somehow
+from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.rules import Rule
-from transfer_bo.parametrization.settings import HPs
 from transfer_bo.scale import Scale
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from transfer_bo.errors import TransferError
-from transfer_bo.parametrization.roles import Tensor
-from transfer_bo.parametrization.rules import SYMMETRIES, Role, Rule, Setting
-from transfer_bo.parametrization.settings import HPs, beta_of, value_of
+from transfer_bo.parametrization.anatomy import Tensor
+from transfer_bo.parametrization.hp_values import HPs, beta_of, value_of
+from transfer_bo.parametrization.rules import SYMMETRIES, Role, Rule, ScalingFactors
 
 __all__ = ["OPTIMIZERS", "optimizer_of", "options_of"]
 
@@ -43,7 +43,7 @@ def optimizer_of(rule: Rule, tensor: Tensor) -> str:
 
 
 def options_of(
-    rule: Rule, optimizer: str, tensor: Tensor, setting: Setting, theta: float, hps: HPs
+    rule: Rule, optimizer: str, tensor: Tensor, setting: ScalingFactors, theta: float, hps: HPs
 ) -> dict[str, Any]:
     """A tensor's options in a parameter group of its optimizer.
 

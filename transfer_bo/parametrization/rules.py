@@ -26,9 +26,9 @@ __all__ = [
     "Power",
     "Ratios",
     "Role",
-    "Row",
+    "RoleExponents",
     "Rule",
-    "Setting",
+    "ScalingFactors",
     "Symmetry",
     "scale_one_minus_beta",
 ]
@@ -122,7 +122,7 @@ ONE = Power()
 
 
 @dataclass(frozen=True)
-class Row:
+class RoleExponents:
     """How one role's quantities scale."""
 
     init_var: Power = ONE
@@ -133,7 +133,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScalingFactors:
     """The factors one tensor's settings get at a scale, relative to the base."""
 
     init_std: float = 1.0
@@ -158,9 +158,9 @@ class Symmetry:
     weight_decay: float
     init_std: float = 1.0
 
-    def fold(self, setting: Setting, theta: float) -> Setting:
+    def fold(self, setting: ScalingFactors, theta: float) -> ScalingFactors:
         """`setting` with a multiplier θ moved from the forward pass into the tensor itself."""
-        return Setting(
+        return ScalingFactors(
             init_std=setting.init_std * theta**self.init_std,
             lr=setting.lr * theta**self.lr,
             eps=setting.eps * theta**self.eps,
@@ -169,9 +169,9 @@ class Symmetry:
             forward=setting.forward,
         )
 
-    def move(self, row: Row, multiplier: Power) -> Row:
+    def move(self, row: RoleExponents, multiplier: Power) -> RoleExponents:
         """The row in the form with `multiplier` more in the forward pass: `fold` with θ its inverse."""
-        return Row(
+        return RoleExponents(
             init_var=row.init_var * multiplier ** (-2 * self.init_std),
             lr=row.lr * multiplier**-self.lr,
             eps=row.eps * multiplier**-self.eps,
@@ -198,19 +198,19 @@ BETAS = ("linear", "half_life", "fixed")
 class Rule:
     """A rule: a row of powers per role, and what holds for every tensor.
 
-    `rows` are in the form that has the multipliers of `Row.forward` and `residual` in the forward pass.
+    `rows` are in the form that has the multipliers of `RoleExponents.forward` and `residual` in the forward pass.
     `every` is the batch and duration block; it multiplies each row.
     """
 
     name: str
     source: str
-    rows: Mapping[Role, Row]
+    rows: Mapping[Role, RoleExponents]
     residual: Power
     """Multiplier of a residual branch: x + residual·F(x)."""
     optimizer: str = "adamw"
     matrices: str | None = None
     """Optimizer of hidden weights (two-dimensional ones), if it is another one."""
-    every: Row = field(default_factory=Row)
+    every: RoleExponents = field(default_factory=RoleExponents)
     one_minus_beta: Power = ONE
     betas: str = "linear"
     """How 1-β follows `one_minus_beta`: "linear" as printed in 2512.22382, with a guard; "half_life", where
@@ -224,7 +224,7 @@ class Rule:
     derived: frozenset[Role] = frozenset()
     """Roles whose row is not printed in the source, but follows from its reasoning."""
 
-    def setting(self, role: Role, m: Ratios, alpha: float) -> Setting:
+    def setting(self, role: Role, m: Ratios, alpha: float) -> ScalingFactors:
         """The factors for a tensor of this role, at these ratios.
 
         Raises:
@@ -236,7 +236,7 @@ class Rule:
                 f"use one of {', '.join(self.rows)} or another rule."
             )
         row, every = self.rows[role], self.every
-        return Setting(
+        return ScalingFactors(
             init_std=float((row.init_var * every.init_var).at(m, alpha) ** 0.5),
             lr=(row.lr * every.lr).at(m, alpha),
             eps=(row.eps * every.eps).at(m, alpha),

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from transfer_bo.errors import TransferError
-from transfer_bo.parametrization.rules import ONE, SYMMETRIES, Power, Role, Row, Rule
+from transfer_bo.parametrization.rules import ONE, SYMMETRIES, Power, Role, RoleExponents, Rule
 
 __all__ = ["COMPLETE_D_P", "KFAC_DAMPING", "RULES", "find_rule"]
 
@@ -44,19 +44,21 @@ _BLOCK_EPS = _depth(0, alpha=-1)
 # ---------------------------------------------------------------------------------------- Complete^(d)P
 # 2512.22382, Table 1, column Complete(d)P, for AdamW.
 
-_INPUT = Row(eps=_width(-1))
-_HIDDEN = Row(
+_INPUT = RoleExponents(eps=_width(-1))
+_HIDDEN = RoleExponents(
     init_var=_width(-1), lr=_width(-1) * _BLOCK_LR, eps=_width(-1) * _BLOCK_EPS, weight_decay=_width(+1)
 )
-_HIDDEN_VECTOR = Row(lr=_BLOCK_LR, eps=_width(-1) * _BLOCK_EPS)
+_HIDDEN_VECTOR = RoleExponents(lr=_BLOCK_LR, eps=_width(-1) * _BLOCK_EPS)
 # The gain's gradient sums over heads, whose number grows with width: the m_N^-1 of ε cancels.
-_SHARED = Row(lr=_BLOCK_LR, eps=_BLOCK_EPS)
+_SHARED = RoleExponents(lr=_BLOCK_LR, eps=_BLOCK_EPS)
 
 # 2601.20205: router std n^-γ with γ = 1; an expert's second layer std α_ffn^-1 n^-1/2 and learning rate
 # α_ffn^-1 n^-1, with α_ffn = its fan-in / n and n = its fan-out. At a fixed share of active experts their
 # number changes nothing. ε is derived: gradients are of the order of 1 / fan-out.
 _MOE = {
-    Role.ROUTER: Row(init_var=_width(-2), lr=_width(-1) * _BLOCK_LR, eps=_BLOCK_EPS, weight_decay=_width(+1)),
+    Role.ROUTER: RoleExponents(
+        init_var=_width(-2), lr=_width(-1) * _BLOCK_LR, eps=_BLOCK_EPS, weight_decay=_width(+1)
+    ),
     Role.EXPERT_UP: replace(_HIDDEN, eps=Power(fan_out=-1) * _BLOCK_EPS),
     Role.EXPERT_DOWN: replace(
         _HIDDEN, init_var=Power(width=-2, fan_out=+1), eps=Power(fan_out=-1) * _BLOCK_EPS
@@ -80,13 +82,13 @@ COMPLETE_D_P = Rule(
         Role.NORM_GAIN: _HIDDEN_VECTOR,
         Role.QK_NORM: _SHARED,
         Role.SHARED: _SHARED,
-        Role.FINAL_NORM: Row(),
-        Role.UNEMBEDDING: Row(init_var=_width(-2), lr=_width(-1), weight_decay=_width(+1)),
-        Role.OUTPUT_BIAS: Row(),
-        Role.FIXED: Row(),
+        Role.FINAL_NORM: RoleExponents(),
+        Role.UNEMBEDDING: RoleExponents(init_var=_width(-2), lr=_width(-1), weight_decay=_width(+1)),
+        Role.OUTPUT_BIAS: RoleExponents(),
+        Role.FIXED: RoleExponents(),
     },
     residual=_depth(0, alpha=-1),
-    every=Row(
+    every=RoleExponents(
         lr=Power(batch=+0.5, tokens=-0.5),
         eps=Power(batch=-0.5, tokens=+0.5),
         weight_decay=Power(batch=+0.5, tokens=-0.5),
@@ -106,7 +108,7 @@ def _with_duration(name: str, exponent: float, source: str) -> Rule:
     return replace(COMPLETE_D_P, name=name, every=every, source=f"2512.22382, Table 1; duration: {source}")
 
 
-def _changed(rule: Rule, rows: Mapping[Role, Row]) -> dict[Role, Row]:
+def _changed(rule: Rule, rows: Mapping[Role, RoleExponents]) -> dict[Role, RoleExponents]:
     return {**rule.rows, **rows}
 
 
@@ -158,7 +160,7 @@ _POWER_LINES = replace(
 # 2505.01618, Table 1: the unembedding's multiplier stands in the forward pass; one ε for all of a block, the
 # QK-norms that it does not treat included, and the base's own outside.
 
-_OUTSIDE = Row()
+_OUTSIDE = RoleExponents()
 COMPLETEP = replace(
     COMPLETE_D_P,
     name="completep",
@@ -169,15 +171,15 @@ COMPLETEP = replace(
             Role.INPUT_EMBEDDING: _OUTSIDE,
             Role.POSITION_EMBEDDING: _OUTSIDE,
             Role.INPUT_BIAS: _OUTSIDE,
-            Role.TIED_EMBEDDING: Row(forward=_width(-1)),
-            Role.UNEMBEDDING: Row(forward=_width(-1)),
+            Role.TIED_EMBEDDING: RoleExponents(forward=_width(-1)),
+            Role.UNEMBEDDING: RoleExponents(forward=_width(-1)),
             **{
                 role: replace(COMPLETE_D_P.rows[role], eps=_width(-1) * _BLOCK_EPS)
                 for role in (Role.QK_NORM, Role.SHARED, Role.ROUTER, Role.WIDE_TO_NARROW)
             },
         },
     ),
-    every=Row(),
+    every=RoleExponents(),
     one_minus_beta=ONE,
     alpha_range=(0.0, 1.0),
     derived=COMPLETE_D_P.derived | {Role.QK_NORM},
@@ -187,11 +189,11 @@ COMPLETEP = replace(
 # 2203.03466, Table 3, in the form of 2512.22382's column muP. No rule for depth, batch and duration.
 
 
-def _without_depth(row: Row) -> Row:
+def _without_depth(row: RoleExponents) -> RoleExponents:
     def flat(power: Power) -> Power:
         return replace(power, depth=0.0, depth_alpha=0.0)
 
-    return Row(row.init_var, flat(row.lr), flat(row.eps), row.weight_decay, row.forward)
+    return RoleExponents(row.init_var, flat(row.lr), flat(row.eps), row.weight_decay, row.forward)
 
 
 MUP = Rule(
@@ -223,9 +225,9 @@ _MUP_TABLE_8 = _form(
 _MUP_TABLE_9 = _form("mup_table_9", "Table 9", {Role.UNEMBEDDING: _width(-1)})
 
 # 2203.03466, Table 3, SGD; λ derived: lr·λ stays, as a step shrinks a weight by that.
-_SGD_VECTOR = Row(lr=_width(+1), weight_decay=_width(-1))
-_SGD_NARROW = Row(init_var=_width(-1), lr=_width(-1), weight_decay=_width(+1))
-_SGD_HIDDEN = Row(
+_SGD_VECTOR = RoleExponents(lr=_width(+1), weight_decay=_width(-1))
+_SGD_NARROW = RoleExponents(init_var=_width(-1), lr=_width(-1), weight_decay=_width(+1))
+_SGD_HIDDEN = RoleExponents(
     init_var=_width(-1), lr=Power(width=-1, fan_out=+1), weight_decay=Power(width=+1, fan_out=-1)
 )
 MUP_SGD = replace(
@@ -253,7 +255,7 @@ MUP_SGD = replace(
         Role.UNEMBEDDING: replace(_SGD_NARROW, init_var=_width(-2)),
         Role.ROUTER: replace(_SGD_NARROW, init_var=_width(-2)),
         Role.WIDE_TO_NARROW: _SGD_NARROW,
-        **dict.fromkeys((Role.QK_NORM, Role.SHARED, Role.OUTPUT_BIAS, Role.FIXED), Row()),
+        **dict.fromkeys((Role.QK_NORM, Role.SHARED, Role.OUTPUT_BIAS, Role.FIXED), RoleExponents()),
     },
 )
 _IN_BLOCK = frozenset(
@@ -282,7 +284,7 @@ SP = Rule(
     name="sp",
     source="common practice: initial variance 1/fan_in, one learning rate",
     rows={
-        role: Row(init_var=_width(-1) if row.init_var != ONE else ONE)
+        role: RoleExponents(init_var=_width(-1) if row.init_var != ONE else ONE)
         for role, row in COMPLETE_D_P.rows.items()
     },
     residual=ONE,
@@ -293,7 +295,9 @@ _SP_EMBEDDING_LR = replace(
     source="2605.21486: SP with the embedding's learning rate times width, relative to all others",
     rows=_changed(
         SP,
-        dict.fromkeys((Role.INPUT_EMBEDDING, Role.POSITION_EMBEDDING, Role.INPUT_BIAS), Row(lr=_width(+1))),
+        dict.fromkeys(
+            (Role.INPUT_EMBEDDING, Role.POSITION_EMBEDDING, Role.INPUT_BIAS), RoleExponents(lr=_width(+1))
+        ),
     ),
 )
 
@@ -317,7 +321,7 @@ def _everett(family: str, alignment: str, optimizer: str) -> Rule:
     less = {"adamw": (0, 0, 0), "sgd": g, "adafactor": b}[optimizer]
     c = [aligned - a_l - minus for aligned, a_l, minus in zip(_ALIGNMENT[alignment], a, less, strict=True)]
     layers = [
-        Row(
+        RoleExponents(
             init_var=_width(-2 * b[i]),
             lr=_width(-c[i]),
             eps=_width(-g[i]),
@@ -329,7 +333,7 @@ def _everett(family: str, alignment: str, optimizer: str) -> Rule:
     embedding, hidden, readout = layers
     g_vector = g[0] - a[0]
     c_vector = -g_vector if optimizer == "sgd" else 0.0
-    vector = Row(lr=_width(-c_vector), eps=_width(-g_vector), weight_decay=_width(c_vector))
+    vector = RoleExponents(lr=_width(-c_vector), eps=_width(-g_vector), weight_decay=_width(c_vector))
     suffix = alignment if optimizer == "adamw" else optimizer
     return Rule(
         name=f"{family}_{suffix}" if family != "mup" else f"mup_everett_{suffix}",
@@ -342,7 +346,7 @@ def _everett(family: str, alignment: str, optimizer: str) -> Rule:
             Role.CONV_KERNEL: hidden,
             Role.UNEMBEDDING: readout,
             **dict.fromkeys((Role.INPUT_BIAS, Role.HIDDEN_BIAS, Role.NORM_GAIN, Role.FINAL_NORM), vector),
-            **dict.fromkeys((Role.QK_NORM, Role.SHARED, Role.OUTPUT_BIAS, Role.FIXED), Row()),
+            **dict.fromkeys((Role.QK_NORM, Role.SHARED, Role.OUTPUT_BIAS, Role.FIXED), RoleExponents()),
         },
         residual=ONE,
         derived=frozenset(Role) - {Role.INPUT_EMBEDDING, Role.HIDDEN_WEIGHT, Role.UNEMBEDDING},
@@ -372,7 +376,7 @@ _SQUARED_EPS = _RATIO**-1 * _depth(-2) * COMPLETE_D_P.every.eps
 
 def _preconditioned(name: str, optimizer: str, lr: Power, eps: Power, note: str) -> Rule:
     inverse_lr = lr**-1
-    row = Row(init_var=_width(-1), lr=lr, eps=eps, weight_decay=inverse_lr * _width(-1))
+    row = RoleExponents(init_var=_width(-1), lr=lr, eps=eps, weight_decay=inverse_lr * _width(-1))
     return replace(
         COMPLETE_D_P,
         name=name,
@@ -407,7 +411,7 @@ with the mean eigenvalue (trace over size) of each."""
 def _second_order(name: str, exponents: tuple[float, float, float], note: str) -> Rule:
     """Learning rates n^exponents; ε is the damping, of K-FAC the product of both factors'."""
     rows = {
-        role: Row(
+        role: RoleExponents(
             init_var=_width(-2 * b),
             lr=_width(c),
             eps=KFAC_DAMPING[role][0] * KFAC_DAMPING[role][1],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from transfer_bo import plots
-from transfer_bo.history import Run
+from transfer_bo.display import figures
+from transfer_bo.records import Run
 from transfer_bo.report import page
 from transfer_bo.report.state import State
 
@@ -43,7 +43,7 @@ def _runs(runs: list[Run]) -> str:
     hps = list(dict.fromkeys(hp for run in runs for hp in run.params))
     every = [
         [
-            "–" if run.scale is None else plots.scale_label(run.scale),
+            "–" if run.scale is None else figures.scale_label(run.scale),
             "–" if run.loss is None else run.loss,
             *[run.params.get(hp, "–") for hp in hps],
         ]

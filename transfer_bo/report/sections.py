@@ -6,15 +6,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transfer_bo import plots
 from transfer_bo.diagnostics.importance import nil_hps
+from transfer_bo.display import figures
 from transfer_bo.errors import TransferError
-from transfer_bo.history import ERROR_ATTR, Outcome, Run, Settings, read_dimensions, spent
+from transfer_bo.records import ERROR_ATTR, Outcome, Run, StudySettings, read_dimensions, spent
 from transfer_bo.report import page
 from transfer_bo.report.state import State
-from transfer_bo.runners.verify import Verification
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEPTH, KINDS, split_name
+from transfer_bo.verification.jobs import Verification
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ def headline(state: State) -> str:
             interval=(low, high),
             control={control.name: control.loss for control in state.controls},
             level=LEVEL,
-            maximize=state.maximise,
+            maximize=state.maximize,
         )
         parts.append(_verdict(_colour(verdict), verdict.text))
         cards.append(("predicted loss, before the run", f"{mean:.4f}  [{low:.4f}, {high:.4f}]"))
@@ -140,7 +140,7 @@ def headline(state: State) -> str:
 
 
 def _target_words(state: State) -> str:
-    return "" if state.settings is None else f"; target: {plots.scale_label(state.settings.target)}"
+    return "" if state.settings is None else f"; target: {figures.scale_label(state.settings.target)}"
 
 
 def _colour(verdict: Verification) -> str:
@@ -222,7 +222,7 @@ def prediction(state: State) -> list[str]:
         measured = [(c.purpose, c.name, c.loss) for c in shown if c.loss is not None]
         parts.append(
             page.figure(
-                plots.draw_prediction(state.fit, predicted, measured, maximise=state.maximise),
+                figures.draw_prediction(state.fit, predicted, measured, maximize=state.maximize),
                 "Loss over the cost of a run, and at the target the prediction beside what was measured",
                 ABOUT["prediction"] + ABOUT["now" if check is None else "before"],
             )
@@ -240,7 +240,7 @@ def prediction(state: State) -> list[str]:
                 [
                     c.number,
                     c.name,
-                    plots.scale_label(c.scale),
+                    figures.scale_label(c.scale),
                     mean,
                     interval,
                     measured_loss,
@@ -264,12 +264,12 @@ def landscape(state: State) -> list[str]:
     if state.fit is None or not state.fit.hps:
         return [page.paragraph("No curve can be drawn before the first run has finished.")]
     parts = []
-    hidden = len(state.fit.hps) - plots.MAX_PANELS
+    hidden = len(state.fit.hps) - figures.MAX_PANELS
     if hidden > 0:
         parts.append(
-            page.paragraph(f"The {plots.MAX_PANELS} most important HPs; {hidden} more are in the tables.")
+            page.paragraph(f"The {figures.MAX_PANELS} most important HPs; {hidden} more are in the tables.")
         )
-    drawing = plots.draw_landscape(state.fit, chosen=state.chosen, maximise=state.maximise)
+    drawing = figures.draw_landscape(state.fit, chosen=state.chosen, maximize=state.maximize)
     parts.append(
         page.figure(drawing, "A panel per HP: loss against its value at each scale", ABOUT["landscape"])
     )
@@ -304,7 +304,7 @@ def drift_of_optimum(state: State) -> list[str]:
     ]
     return [
         page.figure(
-            plots.draw_drift(drift),
+            figures.draw_drift(drift),
             "Drift of each HP's optimum per doubling of each axis, fitted and prior",
             ABOUT["drift"],
         ),
@@ -313,7 +313,7 @@ def drift_of_optimum(state: State) -> list[str]:
 
 
 def _around(mean: float, sd: float) -> str:
-    half = plots.LEVEL_SD * sd
+    half = figures.LEVEL_SD * sd
     return f"{mean - half:+.2f} to {mean + half:+.2f}"
 
 
@@ -323,7 +323,7 @@ def importance(state: State) -> list[str]:
         return [page.paragraph("Importance is not known before the first run has finished.")]
     return [
         page.figure(
-            plots.draw_importance(state.fit),
+            figures.draw_importance(state.fit),
             "Share of each HP in the spread of the loss, per scale",
             ABOUT["importance"],
         ),
@@ -345,7 +345,7 @@ def divergence(state: State) -> list[str]:
     if not any(run.outcome is Outcome.DIVERGED for run in state.runs):
         return [page.paragraph("No run has diverged.")]
     hps = {hp for run in state.own for hp, value in run.params.items() if _is_positive(value)}
-    figure = plots.draw_divergence(state.own, sorted(hps))
+    figure = figures.draw_divergence(state.own, sorted(hps))
     return [page.figure(figure, "Which runs diverged, along each HP", ABOUT["divergence"])]
 
 
@@ -367,10 +367,10 @@ def runs_and_compute(state: State) -> list[str]:
     for scale in scales:
         here = [run for run in state.own if run.scale == scale]
         losses = [run.loss for run in here if run.loss is not None and run.purpose == "search"]
-        best = (max if state.maximise else min)(losses) if losses else "–"
+        best = (max if state.maximize else min)(losses) if losses else "–"
         rows.append(
             [
-                "no scale stored" if scale is None else plots.scale_label(scale),
+                "no scale stored" if scale is None else figures.scale_label(scale),
                 *[sum(run.outcome is outcome for run in here) for outcome in outcomes],
                 best,
                 *_effort(settings, here),
@@ -395,7 +395,7 @@ def runs_and_compute(state: State) -> list[str]:
     every = [
         [
             run.number,
-            "–" if run.scale is None else plots.scale_label(run.scale),
+            "–" if run.scale is None else figures.scale_label(run.scale),
             run.purpose,
             run.outcome,
             "–" if run.loss is None else run.loss,
@@ -414,7 +414,7 @@ def runs_and_compute(state: State) -> list[str]:
     return parts
 
 
-def _effort(settings: Settings | None, runs: Sequence[Run]) -> list[object]:
+def _effort(settings: StudySettings | None, runs: Sequence[Run]) -> list[object]:
     time = _duration(sum(run.seconds or 0.0 for run in runs))
     if settings is None:
         return ["–", "–", time]
@@ -426,7 +426,7 @@ def _effort(settings: Settings | None, runs: Sequence[Run]) -> list[object]:
     return [round(_search_effort(settings, runs), 3), round(at_target / unit, 3), time]
 
 
-def _search_effort(settings: Settings, runs: Sequence[Run]) -> float:
+def _search_effort(settings: StudySettings, runs: Sequence[Run]) -> float:
     """Compute of the search in runs at the target."""
     known = [run for run in runs if run.scale in settings.scales]
     return spent(settings, known) / settings.cost(settings.target)

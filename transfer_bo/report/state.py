@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, Run, Settings, read_runs, read_settings
-from transfer_bo.runners.verify import CONTROL_ATTR, PREDICTION_ATTR
+from transfer_bo.records import Outcome, Run, StudySettings, read_runs, read_settings
 from transfer_bo.scale import Scale
+from transfer_bo.verification.jobs import CONTROL_ATTR, PREDICTION_ATTR
 
 if TYPE_CHECKING:
     from transfer_bo.projection import Projection, Suggestion
@@ -41,7 +41,7 @@ class State:
 
     study: Any
     runs: list[Run]
-    settings: Settings | None
+    settings: StudySettings | None
     fit: Projection | None
     suggestion: Suggestion | None
     missing: str
@@ -49,7 +49,7 @@ class State:
     checks: list[Check]
     importance: dict[str, float]
     """Share of each HP at the target; empty without a fit."""
-    maximise: bool
+    maximize: bool
 
     @property
     def own(self) -> list[Run]:
@@ -102,7 +102,7 @@ def read_state(study: Any, fit: Projection | None) -> State:
         missing=missing,
         checks=_read_checks(study, runs),
         importance=importance,
-        maximise=study.direction.name == "MAXIMIZE",
+        maximize=study.direction.name == "MAXIMIZE",
     )
 
 

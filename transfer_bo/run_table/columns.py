@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from transfer_bo.dimension import TRANSFORMS
 from transfer_bo.errors import TransferError
-from transfer_bo.surrogate.dimension import TRANSFORMS
 from transfer_bo.surrogate.priors import hp_kind
 
 __all__ = ["Columns", "guess_columns", "numbers"]

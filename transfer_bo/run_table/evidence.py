@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from transfer_bo.history import Outcome
 from transfer_bo.projection import Projection, Suggestion
+from transfer_bo.records import Outcome
 from transfer_bo.run_table.fit import doublings_beyond
 from transfer_bo.scale import Scale
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 
 import torch
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, Run, Settings, check_drift_prior
 from transfer_bo.projection import Projection
-from transfer_bo.run_table.rows import UNIT_GAP, UNIT_HINT, RunTable
+from transfer_bo.records import Outcome, Run, StudySettings, check_drift_prior
+from transfer_bo.run_table.cleaning import UNIT_GAP, UNIT_HINT, RunTable
 from transfer_bo.scale import Scale, default_cost
-from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.surrogate import Surrogate
 
-__all__ = ["Beliefs", "check_target", "doublings_beyond", "project"]
+__all__ = ["FitOptions", "check_target", "doublings_beyond", "project"]
 
 ROOM_SDS, ROOM_OCTAVES = 3.0, 1.0
 """The optimum at the target may lie outside the values seen: by the drift expected up to there and so many of
@@ -28,19 +28,19 @@ its standard deviations, and by so many octaves more."""
 
 
 @dataclass(frozen=True)
-class Beliefs:
+class FitOptions:
     """What is known of a table besides its rows.
 
     Attributes:
         coordinates: "raw" or "base".
         drift_prior: the user's own, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
-        maximise: whether larger metrics are better.
+        maximize: whether larger metrics are better.
         seed: of the draws.
     """
 
     coordinates: str = "raw"
     drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
-    maximise: bool = False
+    maximize: bool = False
     seed: int = 0
 
     def check(self, hps: Sequence[str], axes: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ class Beliefs:
 
 
 def project(
-    runs: Sequence[Run], dimensions: Sequence[Dimension], target: Scale, beliefs: Beliefs
+    runs: Sequence[Run], dimensions: Sequence[Dimension], target: Scale, beliefs: FitOptions
 ) -> Projection:
     """Fit the surrogate to runs and open the box of HPs at the target.
 
@@ -71,7 +71,7 @@ def project(
     finished = {run.scale for run in runs if run.outcome is Outcome.FINISHED and run.scale}
     others = {run.scale for run in runs if run.scale} - finished
     scales = (*sorted(finished, key=_order), *sorted(others, key=_order))
-    settings = Settings(
+    settings = StudySettings(
         scales=scales,
         proxies=tuple(range(len(scales))),
         target=target,
@@ -80,7 +80,7 @@ def project(
         drift_prior={hp: dict(by_axis) for hp, by_axis in beliefs.drift_prior.items()},
         seed=beliefs.seed,
     )
-    surrogate = Surrogate(runs, list(dimensions), settings, maximise=beliefs.maximise)
+    surrogate = Surrogate(runs, list(dimensions), settings, maximize=beliefs.maximize)
     _open_box(surrogate, target)
     return Projection(surrogate, runs, settings)
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from transfer_bo.history import Outcome, Run
 from transfer_bo.projection import Projection
-from transfer_bo.run_table.fit import Beliefs, project
-from transfer_bo.run_table.rows import RunTable
+from transfer_bo.records import Outcome, Run
+from transfer_bo.run_table.cleaning import RunTable
+from transfer_bo.run_table.fit import FitOptions, project
 from transfer_bo.scale import Scale, default_cost
 
 __all__ = ["leave_largest_out"]
@@ -27,7 +27,7 @@ LEAST_RUNS = 4
 """Finished runs that must be left to fit, besides one for each HP."""
 
 
-def leave_largest_out(rows: RunTable, beliefs: Beliefs, level: float = 0.9) -> list[dict[str, Any]]:
+def leave_largest_out(rows: RunTable, beliefs: FitOptions, level: float = 0.9) -> list[dict[str, Any]]:
     """Fit without the largest scale, predict it, compare; then the same with the next largest.
 
     Returns:
@@ -59,7 +59,7 @@ def _place(scale: Scale) -> tuple[int, ...]:
 
 
 def _compare(
-    rest: Sequence[Run], held: Sequence[Run], rows: RunTable, beliefs: Beliefs, level: float
+    rest: Sequence[Run], held: Sequence[Run], rows: RunTable, beliefs: FitOptions, level: float
 ) -> dict[str, Any]:
     """What the fit to `rest` says of the held-out runs, beside what they were."""
     scales = [run.scale for run in held if run.scale]
@@ -68,7 +68,7 @@ def _compare(
     projection = project(rest, rows.dimensions, scale, beliefs)
     suggestion = projection.suggest()
     losses = np.array([run.loss for run in held], dtype=float)
-    best = int((-losses if beliefs.maximise else losses).argmin())
+    best = int((-losses if beliefs.maximize else losses).argmin())
     y, drawn, distance = _drawn(projection, scale, held, suggestion.params)
     nearest = int(distance.argmin())
     unit = projection.surrogate.output.ln

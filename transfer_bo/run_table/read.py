@@ -33,11 +33,11 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
         table = runs.reset_index(drop=True)
     elif hasattr(runs, "get_trials"):
         # This and the next are all that needs Optuna.
-        from transfer_bo.runners.past_study import study_table
+        from transfer_bo.run_table.optuna_study import study_table
 
         table = study_table(runs, loss, STATUS)
     elif isinstance(runs, str) and "://" in runs:
-        from transfer_bo.runners.past_study import read_past_study
+        from transfer_bo.run_table.optuna_study import read_past_study
 
         table = read_past_study(runs, study, loss, STATUS)
     elif isinstance(runs, str | Path):

@@ -9,15 +9,15 @@ from typing import Any
 
 from transfer_bo.errors import TransferError
 from transfer_bo.projection import Projection, Suggestion
-from transfer_bo.reference_laws import compare
+from transfer_bo.run_table.cleaning import RunTable, read_rows
 from transfer_bo.run_table.columns import Columns
 from transfer_bo.run_table.evidence import cliff_shift, largest_scale, prior_warnings, uncorrected
-from transfer_bo.run_table.fit import Beliefs, check_target, doublings_beyond, project
+from transfer_bo.run_table.fit import FitOptions, check_target, doublings_beyond, project
 from transfer_bo.run_table.held_out import leave_largest_out
-from transfer_bo.run_table.ranks import rank_preservation, rank_warnings
+from transfer_bo.run_table.published_laws import compare
+from transfer_bo.run_table.rank_correlation import rank_preservation, rank_warnings
 from transfer_bo.run_table.read import read_table
-from transfer_bo.run_table.rows import RunTable, read_rows
-from transfer_bo.run_table.tensors import Materials
+from transfer_bo.run_table.tensor_settings import ModelSpec
 from transfer_bo.scale import Scale
 
 __all__ = ["RunsFit", "RunsSuggestion", "fit_runs", "suggest_from_runs"]
@@ -29,7 +29,7 @@ class RunsSuggestion(Suggestion):
 
     Attributes:
         evidence: what the answer rests on, as plain JSON values (see `suggestion.schema.json`).
-        tensors: what each tensor gets at the target, where a model was given (see `Materials.tensors`).
+        tensors: what each tensor gets at the target, where a model was given (see `ModelSpec.tensors`).
     """
 
     evidence: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -56,8 +56,8 @@ class RunsFit:
     projection: Projection
     rows: RunTable
     columns: Columns
-    beliefs: Beliefs
-    materials: Materials | None = None
+    beliefs: FitOptions
+    materials: ModelSpec | None = None
 
     def suggest(self, held_out: bool = True) -> RunsSuggestion:
         """What to set at the target, and what that rests on.
@@ -72,7 +72,7 @@ class RunsFit:
             name: rows.constants.get(name, plain.params.get(name)) for name in self.columns.hps
         }
         ranks = rank_preservation(
-            rows.table, self.columns.axes, list(self.columns.hps), self.beliefs.maximise
+            rows.table, self.columns.axes, list(self.columns.hps), self.beliefs.maximize
         )
         largest = largest_scale(projection)
         medians = {name: median for name, (median, _, _) in projection.optimum(largest).items()}
@@ -136,7 +136,7 @@ def fit_runs(
     target: Scale | Mapping[str, float],
     coordinates: str | None = None,
     drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-    maximise: bool = False,
+    maximize: bool = False,
     seed: int = 0,
     status: str | None = None,
     study: str | None = None,
@@ -152,15 +152,15 @@ def fit_runs(
     if build_model is not None:
         if not isinstance(base, Mapping):
             raise TransferError(f"The base of the model is {base!r}; give a Scale, e.g. tb.Scale(width=64).")
-        materials = Materials(build_model, Scale(base), rule, alpha)
+        materials = ModelSpec(build_model, Scale(base), rule, alpha)
         materials.check(coordinates, target)
     elif base is not None:
         raise TransferError("A base is given, but no model; give build_model too, or leave the base out.")
     table = read_table(runs, study, loss)
     columns = Columns(tuple(axes), dict(hps), loss, status)
-    beliefs = Beliefs(coordinates, drift_prior or {}, bool(table.attrs.get("maximise", maximise)), seed)
+    beliefs = FitOptions(coordinates, drift_prior or {}, bool(table.attrs.get("maximize", maximize)), seed)
     beliefs.check(list(columns.hps), columns.axes)
-    rows = read_rows(table, columns, maximise=beliefs.maximise, seed=seed, diverged_above=diverged_above)
+    rows = read_rows(table, columns, maximize=beliefs.maximize, seed=seed, diverged_above=diverged_above)
     scale = check_target(target, rows, columns.axes)
     projection = project(rows.runs, rows.dimensions, scale, beliefs)
     return RunsFit(projection, rows, columns, beliefs, materials)
@@ -184,7 +184,7 @@ def suggest_from_runs(
             more) or "base" (HPs in base coordinates of a parametrization that claims transfer; the default
             where a model is given).
             `drift_prior`: the user's own, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
-            `maximise`: whether larger metrics are better; an Optuna study says so itself.
+            `maximize`: whether larger metrics are better; an Optuna study says so itself.
             `seed`: of the draws.
             `status`: column that says how a run ended; "status", "state" or "outcome" is found by itself.
             `study`: name of the Optuna study.

@@ -17,7 +17,7 @@ from typing import Any
 from transfer_bo.errors import TransferError
 from transfer_bo.runners import worker
 
-__all__ = ["Task", "connect"]
+__all__ = ["RayWorker", "connect"]
 
 KILLED = 1
 """Exit code of a task whose process or node is gone: a crash like any other."""
@@ -56,7 +56,7 @@ def connect() -> None:
         signal.signal(signal.SIGTERM, ends)
 
 
-class Task:
+class RayWorker:
     """A worker that runs one trial as a Ray task; looks like a process to who looks after it.
 
     Args:

@@ -1,9 +1,9 @@
-"""One worker of a study, a process of this machine or a Ray task; `transfer_bo.runners.local` looks after it.
+"""One worker of a study, a process of this machine or a Ray task; `transfer_bo.runners.worker_pool` looks after it.
 
 It is told: {"study": the study file, "slot": which worker it is, "jobs": the runs it is to make, or null to
 search, "owner": its name on the trials it runs, "log": the file for everything it prints, "devices":
 CUDA_VISIBLE_DEVICES or null}. At SIGTERM, or when its parent is gone, it writes a checkpoint, gives its trial
-back and ends. The parent beats for its trial (see `transfer_bo.runners.liveness`): a long step here can't
+back and ends. The parent beats for its trial (see `transfer_bo.store.heartbeat`): a long step here can't
 look like death.
 """
 
@@ -81,7 +81,7 @@ def run_task(spec: dict[str, Any]) -> tuple[int, str]:
         that failed.
     """
     from transfer_bo.errors import TransferError, hide_passwords
-    from transfer_bo.history import ERROR_ATTR, OUTCOME_ATTR, Outcome
+    from transfer_bo.records import ERROR_ATTR, OUTCOME_ATTR, Outcome
 
     _stop.clear()  # a process of Ray's runs many tasks
     signal.signal(signal.SIGINT, lambda *_: _stop.set())  # that is how Ray ends a task in order
@@ -150,15 +150,15 @@ def _work(
     import torch
     from optuna.trial import FrozenTrial
 
-    from transfer_bo.history import read_run
-    from transfer_bo.runners.liveness import Owner, machine
-    from transfer_bo.runners.loop import work
-    from transfer_bo.runners.outcomes import objective
-    from transfer_bo.runners.search import first_params, make_sampler, search_is_over
-    from transfer_bo.runners.storage import open_study
-    from transfer_bo.runners.trial import make_task
-    from transfer_bo.runners.verify import Job, run_job
+    from transfer_bo.records import read_run
+    from transfer_bo.runners.objective import objective
+    from transfer_bo.runners.study_search import first_params, make_sampler, search_is_over
+    from transfer_bo.runners.task import make_task
+    from transfer_bo.runners.worker_loop import work
     from transfer_bo.scale import Scale
+    from transfer_bo.store.heartbeat import Owner, machine
+    from transfer_bo.store.open_study import open_study
+    from transfer_bo.verification.jobs import Job, run_job
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(study_file.run.threads)
@@ -180,7 +180,7 @@ def _work(
             owner=owner,
             stopping=_stop.is_set,
             after=ended,
-            has_heart=False,
+            has_heartbeat=False,
             at_most=at_most,
         )
     for fields in spec["jobs"]:

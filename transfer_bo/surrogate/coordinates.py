@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
-from transfer_bo.surrogate.dimension import Dimension
 from transfer_bo.surrogate.priors import MULTIPLIES
 
 __all__ = ["Coordinates"]

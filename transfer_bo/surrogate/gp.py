@@ -45,7 +45,7 @@ __all__ = [
     "RESIDUAL",
     "LandscapeGP",
     "LandscapeKernel",
-    "Latent",
+    "OptimumPosterior",
     "fit",
     "noise_parts",
     "normal_draws",
@@ -280,7 +280,7 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel, FantasizeMixin):  # ty
         return super().fantasize(X, sampler, observation_noise=noise, **kwargs)
 
     @torch.no_grad()
-    def latent(self, s: Tensor, x: Tensor | None = None, pending: Tensor | None = None) -> Latent:
+    def latent(self, s: Tensor, x: Tensor | None = None, pending: Tensor | None = None) -> OptimumPosterior:
         """Posterior of θ and of the jitter of the optimum at a scale, given all runs.
 
         Args:
@@ -288,10 +288,10 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel, FantasizeMixin):  # ty
             x: a row at that scale; its residual and level error join the latent vector.
             pending: rows (m x (d+k+a)) that are running: they narrow the posterior but do not move it.
         """
-        return Latent(self, s, x, pending)
+        return OptimumPosterior(self, s, x, pending)
 
 
-class Latent:
+class OptimumPosterior:
     """ξ = (θ, δ, ρ): landscape parameters, jitter of the optimum at one scale, error of f at one row there.
 
     Attributes:
@@ -394,13 +394,13 @@ class Latent:
 
     @torch.no_grad()
     def plan(
-        self, X: Tensor, costs: Tensor, left: float, contenders: Tensor, generator: torch.Generator
+        self, X: Tensor, costs: Tensor, left: float, optimum_candidates: Tensor, generator: torch.Generator
     ) -> list[int]:
         """Runs that together most lower the expected excess loss at the scale, for what is left to spend.
 
         The excess has two parts. That of setting the HPs to the posterior mean of the bowl's optimum v* is
         tr(H Cov v*). That of what the bowl does not say, e = residual + categories, is for the best guess ĵ
-        among contenders the sum over j of P(j is best) sd(e_j - e_ĵ). A run lowers both in closed form. Runs
+        among optimum_candidates the sum over j of P(j is best) sd(e_j - e_ĵ). A run lowers both in closed form. Runs
         are added by what they lower per cost, each given those before. The first run at a new rung tells
         little but the level of the loss there, so for each rung there is also a plan that begins with a pair
         at it; the best plan wins.
@@ -409,13 +409,13 @@ class Latent:
             X: rows to pick from (m x (d+k+a)).
             costs: of one run at each row (m); equal costs mean the same rung.
             left: what may be spent.
-            contenders: rows at the scale that is judged (j x (d+k+a)).
+            optimum_candidates: rows at the scale that is judged (j x (d+k+a)).
             generator: source of randomness.
 
         Returns:
             Indices of the picked rows, at least one; the one that alone lowers most per cost comes first.
         """
-        mean, joint, _ = self.values(contenders)
+        mean, joint, _ = self.values(optimum_candidates)
         draws = normal_draws(mean, joint, DRAWS, generator)
         chance = torch.bincount(draws.argmin(-1), minlength=len(mean)).double() / DRAWS
         _, V0, explained = self.values(X)
@@ -425,10 +425,10 @@ class Latent:
         b0 = (self.cross(X) - explained.T @ self._half) @ towards
         # beyond the bowl: Cov(f(x), e_j - e_guess) and var(e_j - e_guess)
         known = torch.linalg.solve_triangular(
-            self._cholesky, self.kernel.beyond(self.X, contenders), upper=False
+            self._cholesky, self.kernel.beyond(self.X, optimum_candidates), upper=False
         )
-        c = self.kernel.beyond(X, contenders) - explained.T @ known
-        e = self.kernel.beyond(contenders, contenders) - known.T @ known
+        c = self.kernel.beyond(X, optimum_candidates) - explained.T @ known
+        e = self.kernel.beyond(optimum_candidates, optimum_candidates) - known.T @ known
         guess = int(mean.argmin())
         c0 = c - c[:, guess, None]
         var0 = (e.diagonal() + e[guess, guess] - 2 * e[guess]).clamp(min=0)

@@ -12,17 +12,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
-from transfer_bo.history import Outcome, Run, Settings
+from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate import gp
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.dimension import Dimension
-from transfer_bo.surrogate.fallback import falling_back
+from transfer_bo.surrogate.feasibility import FeasibilityModel
 from transfer_bo.surrogate.landscape import Drift, Landscape
-from transfer_bo.surrogate.output import Output
-from transfer_bo.surrogate.stability import Stability
+from transfer_bo.surrogate.outcome_transform import Output
+from transfer_bo.surrogate.shrinkage import estimate_shrinkage
 
 __all__ = ["Surrogate"]
 
@@ -48,7 +48,7 @@ class Surrogate:
             on this study's scales.
         dimensions: the searched HPs.
         settings: ladder, target, coordinates, drift prior.
-        maximise: whether larger metrics are better.
+        maximize: whether larger metrics are better.
 
     Attributes:
         X, y: rows and transformed losses of the runs that count (finished; stopped ones by their estimate;
@@ -66,8 +66,8 @@ class Surrogate:
         self,
         runs: Sequence[Run],
         dimensions: Sequence[Dimension],
-        settings: Settings,
-        maximise: bool = False,
+        settings: StudySettings,
+        maximize: bool = False,
     ) -> None:
         self.runs = [run for run in runs if run.scale is not None and _fits(run, dimensions)]
         self.settings = settings
@@ -82,7 +82,7 @@ class Surrogate:
         sources = sorted({run.source for run in self.runs if run.source is not None})
         self.coordinates = Coordinates(dimensions, settings.base, axes, sources)
         measured = [run for run in finished if run.source is None] or finished
-        self.output = Output.of([run.loss for run in measured if run.loss is not None], maximise)
+        self.output = Output.of([run.loss for run in measured if run.loss is not None], maximize)
         told = [run for run in self.runs if run.outcome in _TELLING]
         every = [self.row(run) for run in told]  # made once: with thousands of runs it takes a while
         rows, ys, fitted = [], [], []
@@ -103,7 +103,7 @@ class Surrogate:
         self.fallback_drift = torch.zeros_like(self.drift_prior.mean)
         self.fallback = self.fallback_drift.sum(0)
         if any(map(is_multiplier, names)):  # a posterior of every run: not for nothing
-            self.fallback, self.fallback_drift = falling_back(self.latent(settings.base))
+            self.fallback, self.fallback_drift = estimate_shrinkage(self.latent(settings.base))
         if bool((self.fallback_drift.abs() > LEAST_FALLBACK).any()):
             mean = self.drift_prior.mean + self.fallback_drift
             self._fit(replace(self.drift_prior, mean=mean), self.model)
@@ -112,9 +112,9 @@ class Surrogate:
         ran = [(row, outcome) for row, outcome in own if outcome is not Outcome.OUT_OF_MEMORY]
         self.stability = self._risk(ran, Outcome.DIVERGED)
 
-    def _risk(self, told: Sequence[tuple[Tensor, Outcome]], bad: Outcome) -> Stability:
+    def _risk(self, told: Sequence[tuple[Tensor, Outcome]], bad: Outcome) -> FeasibilityModel:
         """How likely a run ends badly, from rows and outcomes of runs that tell."""
-        return Stability(
+        return FeasibilityModel(
             self.coordinates,
             torch.stack([row for row, _ in told]) if told else self.X[:0],
             torch.tensor([outcome is bad for _, outcome in told]),
@@ -174,7 +174,7 @@ class Surrogate:
         rows = [self.row(run) for run in self.runs if run.outcome in open_ and run.params]
         return torch.stack(rows) if rows else self.X[:0]
 
-    def latent(self, scale: Scale, x: Tensor | None = None, pending: bool = False) -> gp.Latent:
+    def latent(self, scale: Scale, x: Tensor | None = None, pending: bool = False) -> gp.OptimumPosterior:
         """Posterior of the landscape and of the optimum at a scale."""
         return self.model.latent(self.coordinates.s(scale), x, self.pending() if pending else None)
 

@@ -1,0 +1,48 @@
+"""A trial that runs out of memory: tried once more with its batch in parts, then an outcome of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from transfer_bo import Outcome
+from transfer_bo.records import read_runs
+from transfer_bo.runners.objective import objective
+from transfer_bo.runners.study_search import first_params, make_sampler
+from transfer_bo.runners.task import ACCUMULATE_ATTR, Attempt, make_task
+from transfer_bo.study_file import load_study_file
+
+WriteStudy = Callable[..., Path]
+TOO_MUCH = 2**50
+"""Numbers that no machine has room for."""
+
+
+@pytest.mark.parametrize(
+    ("fits", "outcome"), [(1, Outcome.FINISHED), (2, Outcome.FINISHED), (3, Outcome.OUT_OF_MEMORY)]
+)
+def test_out_of_memory_is_tried_once_more_in_parts(
+    fits: int, outcome: Outcome, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With torch's own error on a CPU; scale, HPs and seed stay as they are."""
+    task = make_task(load_study_file(write_study()))
+    study = optuna.create_study(sampler=make_sampler(task))
+    attempts: list[Attempt] = []
+
+    def run(attempt: Attempt) -> float:
+        attempts.append(attempt)
+        torch.empty(TOO_MUCH if attempt.accumulate < fits else 1)
+        return 1.0
+
+    monkeypatch.setattr(task, "run", run)
+    study.enqueue_trial(first_params(task))
+    study.optimize(objective(task), n_trials=1)
+    parts = [attempt.accumulate for attempt in attempts]
+
+    assert [outcome] == [run.outcome for run in read_runs(study)]
+    assert [1, 2][: min(fits, 2)] == parts
+    assert 1 == len({(attempt.scale, attempt.seed, *attempt.hps.items()) for attempt in attempts})
+    assert (parts[-1] if fits > 1 else None) == study.trials[0].user_attrs.get(ACCUMULATE_ATTR)

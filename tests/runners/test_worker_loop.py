@@ -1,0 +1,64 @@
+"""The loop of a worker: how often it reads the study, and how old what it reads may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from optuna.storages import InMemoryStorage
+
+import transfer_bo as tb
+from transfer_bo.runners.worker_loop import work
+from transfer_bo.store.retrying_storage import RetryingStorage
+
+LOOKS = 4
+"""Per trial: what is left to do, the ladder of the others, the proposal, what is spent."""
+
+
+class Counting(InMemoryStorage):
+    """Counts how often all trials are read."""
+
+    reads = 0
+
+    def get_all_trials(self, *arguments: Any, **more: Any) -> Any:
+        """As it is."""
+        self.reads += 1
+        return super().get_all_trials(*arguments, **more)
+
+
+def study_of(storage: optuna.storages.BaseStorage) -> tuple[optuna.Study, tb.Ladder]:
+    """A study with a sampler that makes start-up draws only."""
+    ladder = tb.Ladder([tb.Scale(width=16), tb.Scale(width=32)])
+    sampler = tb.TransferSampler(ladder=ladder, target=tb.Scale(width=64), seed=0, n_startup_trials=100)
+    return optuna.create_study(storage=storage, sampler=sampler), ladder
+
+
+def test_a_trial_takes_few_looks_at_the_study() -> None:
+    """On a database each look at a large study takes long."""
+    storage = Counting()
+    study, ladder = study_of(RetryingStorage(storage))
+
+    def train(trial: optuna.Trial) -> float:
+        ladder.suggest(trial)
+        return trial.suggest_float("lr", 0.001, 1.0, log=True)
+
+    def run(trials: int) -> int:
+        before = storage.reads
+        work(study, train, is_over=lambda trials: False, has_heartbeat=False, at_most=trials)
+        return storage.reads - before
+
+    run(2)
+
+    assert LOOKS * 5 == run(5)
+
+
+def test_a_proposal_knows_what_was_proposed_just_before() -> None:
+    """Trials asked for at once are proposed one by one, each from a look of its own."""
+    study, ladder = study_of(InMemoryStorage())
+    first, second = study.ask(), study.ask()
+
+    ladder.suggest(first)
+    first.suggest_float("lr", 0.001, 1.0, log=True)
+    ladder.suggest(second)
+
+    assert {"lr", "rung"} == set(second.relative_params)

@@ -1,0 +1,186 @@
+"""The trust region of the second stage: its rule by hand, its proposals inside it, its two stages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_bo import Scale
+from transfer_bo.dimension import Dimension
+from transfer_bo.records import Outcome, Run, StudySettings
+from transfer_bo.search import trust_region
+from transfer_bo.search.policy import next_run
+from transfer_bo.search.trust_region import (
+    FIRST,
+    LARGEST,
+    Region,
+    propose_above,
+    propose_near,
+    rung_of,
+    side_of,
+)
+from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.surrogate import Surrogate
+
+BASE, LARGER, TARGET = (Scale(width=width, tokens=1e5) for width in (32, 64, 128))
+DIMENSIONS = [
+    Dimension("eps.q", "log", 1 / 8, 8.0, 1.0),
+    Dimension("lr", "log", 2**-10, 2**-2, 2**-6),
+    Dimension("lr.q", "log", 1 / 8, 8.0, 1.0),
+    Dimension("lr.up", "log", 1 / 8, 8.0, 1.0),
+]
+DEFAULTS = {dim.name: dim.default for dim in DIMENSIONS}
+BEST = {"lr": -5.0, "lr.q": 1.5, "lr.up": -1.0, "eps.q": 0.0}
+
+
+def settings(share: float | None = 0.5) -> StudySettings:
+    """One rung, a budget of 12 runs."""
+    return StudySettings(
+        (BASE, TARGET), (0,), TARGET, (1.0, 16.0), defaults=DEFAULTS, budget=12, global_share=share
+    )
+
+
+def loss(params: dict[str, float]) -> float:
+    """A bowl in octaves about `BEST`, where a multiplier acts together with its kind."""
+    z = {name: math.log2(params.get(name, 1.0)) - at for name, at in BEST.items()}
+    q, up = z["lr"] + z["lr.q"], z["lr"] + z["lr.up"]
+    return 2.0 * math.exp(0.02 * z["lr"] ** 2 + 0.02 * q**2 + 0.02 * up**2)
+
+
+def search(count: int, plan: StudySettings) -> list[Run]:
+    """The runs that `next_run` proposes."""
+    runs: list[Run] = []
+    for number in range(count):
+        _, params = next_run(
+            settings=plan,
+            runs=runs,
+            dimensions=DIMENSIONS,
+            maximize=False,
+            rungs=[0],
+            n_startup=4,
+            number=number,
+        )
+        runs.append(Run(number, params, BASE, Outcome.FINISHED, loss(params)))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def staged() -> list[Run]:
+    """Six global runs and four in the region."""
+    return search(10, settings())
+
+
+def test_the_side_by_hand() -> None:
+    """Doubled after three successes in a row, halved after as many failures as there are HPs, at least 4."""
+    better = [1.9, 1.8, 1.7]
+
+    assert FIRST == side_of([], 2.0, 4)
+    assert FIRST == side_of([*better[:2], 1.9], 2.0, 4)
+    assert 2 * FIRST == side_of(better, 2.0, 4)
+    assert LARGEST == side_of([1.9 - 0.01 * i for i in range(9)], 2.0, 4)
+    assert FIRST / 2 == side_of([2.0, None, 1.999, 2.1], 2.0, 4)
+    assert FIRST == side_of([2.0] * 9, 2.0, 40)
+    assert FIRST / 2 == side_of([2.0] * 10, 2.0, 40)
+    assert FIRST == side_of([2.0] * 4 * 7, 2.0, 4)  # six halvings to 2^-7, the seventh begins anew
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0.1, 10.0)), max_size=60), st.integers(1, 100))
+def test_the_side_is_the_same_for_larger_is_better(losses: list[float | None], d: int) -> None:
+    """Turning the sign of the metric changes nothing, and the side stays within its limits."""
+    turned = [None if loss is None else -loss for loss in losses]
+    side = side_of(losses, 2.0, d)
+
+    assert side == side_of(turned, -2.0, d, maximize=True)
+    assert trust_region.SMALLEST <= side <= LARGEST
+
+
+def test_global_hps_come_first_then_multipliers_near_the_best(staged: list[Run]) -> None:
+    """For half of the budget multipliers stay at 1; then they move, within the region around the best run."""
+    first, then = staged[:6], staged[6:]
+
+    assert {1.0} == {value for run in first for name, value in run.params.items() if "." in name}
+    assert len({run.params["lr"] for run in first}) > 3
+    assert all(any(run.params[name] != 1.0 for name in BEST if "." in name) for run in then)
+
+
+def test_proposals_lie_in_the_region_and_nil_hps_stay(staged: list[Run]) -> None:
+    """Each HP within half a side of the centre, however often asked; a nil one on it."""
+    surrogate = Surrogate(staged, DIMENSIONS, settings())
+    region = Region.of(surrogate, BASE, maximize=False)
+    half = region.side / 2 * (surrogate.coordinates.z_high - surrogate.coordinates.z_low)
+    generator = torch.Generator().manual_seed(0)
+    for greedy in (True, False, False, False):
+        params = propose_near(surrogate, BASE, generator, greedy=greedy, still=["eps.q"])
+        moved = (surrogate.coordinates.z(params) - region.centre).abs()
+
+        assert bool((moved <= half + 1e-9).all())
+        assert pytest.approx(0.0, abs=1e-9) == float(moved[0])
+
+
+def test_proposals_keep_away_from_the_cliff() -> None:
+    """Where runs at a high multiplier diverge, no proposal is riskier than the centre, or than the limit."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for number in range(40):
+        params = {dim.name: (dim.default or 1.0) * 2.0 ** rng.uniform(-1, 1) for dim in DIMENSIONS}
+        is_over = params["lr.q"] > 1.2
+        outcome = Outcome.DIVERGED if is_over else Outcome.FINISHED
+        runs.append(Run(number, params, BASE, outcome, None if is_over else loss(params)))
+    surrogate = Surrogate(runs, DIMENSIONS, settings())
+    generator, coordinates = torch.Generator().manual_seed(0), surrogate.coordinates
+    proposed = [propose_near(surrogate, BASE, generator, greedy=False) for _ in range(10)]
+    centre = coordinates.mix @ Region.of(surrogate, BASE, maximize=False).centre
+    rows = [torch.cat([centre, torch.zeros(1)]), *(coordinates.row(params, BASE) for params in proposed)]
+    risk = surrogate.stability.probability(torch.stack(rows))
+
+    assert float(risk[1:].max()) <= max(trust_region.RISK, float(risk[0])) + 1e-6
+    assert len({params["lr.up"] for params in proposed}) > 1
+
+
+def test_the_dearer_rungs_get_their_share_by_hand() -> None:
+    """A dearer rung comes when it fits into a quarter of what is spent; the first stage does not count."""
+    plain = Run(0, {"lr": 2**-6, "lr.q": 1.0}, BASE, Outcome.FINISHED, 2.0)
+    near = Run(1, {"lr": 2**-6, "lr.q": 2.0}, BASE, Outcome.FINISHED, 2.0)
+    costs = {BASE: 1.0, LARGER: 4.0}
+
+    assert BASE == rung_of({BASE: 1.0}, [near] * 50, DEFAULTS)
+    assert BASE == rung_of(costs, [plain] * 50, DEFAULTS)
+    assert BASE == rung_of(costs, [near] * 11, DEFAULTS)
+    assert LARGER == rung_of(costs, [near] * 12, DEFAULTS)
+    assert BASE == rung_of(costs, [*[near] * 12, replace(near, scale=LARGER)], DEFAULTS)
+    assert TARGET == rung_of(
+        {**costs, TARGET: 6.0}, [*[near] * 45, *[replace(near, scale=LARGER)] * 2], DEFAULTS
+    )
+
+
+def test_at_a_dearer_rung_the_centre_runs_whole_then_with_half_its_multipliers(staged: list[Run]) -> None:
+    """Multipliers are the centre's or at their defaults; of many proposals about half are."""
+    surrogate = Surrogate(staged, DIMENSIONS, settings())
+    centre = Region.of(surrogate, BASE, maximize=False).centre
+    generator = torch.Generator().manual_seed(0)
+    whole = propose_above(surrogate, LARGER, BASE, generator)
+    again = Surrogate([*staged, Run(10, whole, LARGER, Outcome.FINISHED, 1.9)], DIMENSIONS, settings())
+    halves = [propose_above(again, LARGER, BASE, generator) for _ in range(30)]
+    here = Region.of(again, BASE, maximize=False).centre
+    at = np.array(
+        [[abs(math.log2(params[dim.name])) for dim in DIMENSIONS if "." in dim.name] for params in halves]
+    )
+    moved = np.array([abs(float(here[i])) > 1e-3 for i, dim in enumerate(DIMENSIONS) if "." in dim.name])
+
+    assert bool((surrogate.coordinates.z(whole)[[0, 2, 3]] - centre[[0, 2, 3]]).abs().max() < 1e-9)
+    assert 0.3 < float((at[:, moved] < 1e-9).mean()) < 0.7
+
+
+def test_a_multiplier_that_a_run_did_not_have_was_one() -> None:
+    """Whatever the prior guess of it; another HP that is missing sits at its own guess."""
+    dimensions = [Dimension("lr", "log", 2**-10, 2**-2, 2**-6), Dimension("lr.q", "log", 1 / 8, 8.0, 4.0)]
+    coordinates = Coordinates(dimensions, BASE, ["width"])
+
+    assert [0.0, -2.0] == coordinates.z({"lr": 2**-6}).tolist()
+    assert math.isnan(float(coordinates.z({"lr.q": 4.0})[0]))

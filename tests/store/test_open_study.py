@@ -1,0 +1,127 @@
+"""Opening a study: nothing is written for a storage that can't be opened or a study that is another one."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from transfer_bo import TransferError
+from transfer_bo.store.open_study import open_study
+from transfer_bo.study_file import load_study_file
+
+WriteStudy = Callable[..., Path]
+
+
+def with_storage(url: str) -> tuple[str, str]:
+    """The replacement that sets `run.storage`."""
+    return "trials = 4", f'trials = 4\n[run]\nstorage = "{url}"'
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("sqlite:///nowhere/study.db", "does not exist"),
+        ("sqlite:///text", "can't be opened"),
+        ("sqlite:///text/a.txt", "can't be opened"),
+        ("sqlite:///other.db", "not Optuna's"),
+        ("sqlite://", "give a file"),
+        ("sqlite:///:memory:", "give a file"),
+        ("nosuchdialect://host/db", "can't be opened"),
+        ("rubbish", "can't be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_refused(
+    url: str, hint: str, write_study: WriteStudy, tmp_path: Path
+) -> None:
+    """The sentence names file, key and value, and the disk stays as it was."""
+    path = write_study(with_storage(url))
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("create table birds (name text)")
+    study_file = load_study_file(path)
+    before = sorted(tmp_path.rglob("*"))
+
+    with pytest.raises(TransferError) as caught:
+        open_study(study_file, definition=study_file.definition())
+
+    assert str(caught.value).startswith(f"{path}: run.storage = {url!r}: ")
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_a_password_is_not_shown(write_study: WriteStudy) -> None:
+    """An address that can't be opened is named without its secret."""
+    study_file = load_study_file(write_study(with_storage("nosuchdialect://me:secret@host/db")))
+
+    with pytest.raises(TransferError, match=r"nosuchdialect://me:\*\*\*@host/db") as caught:
+        open_study(study_file, definition=study_file.definition())
+
+    assert "secret" not in str(caught.value)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(write_study: WriteStudy) -> None:
+    """`out` below a file can never be made."""
+    study_file = load_study_file(write_study(("trials = 4", 'trials = 4\n[run]\nout = "tiny.toml/out"')))
+
+    with pytest.raises(TransferError, match=r"run\.out = 'tiny\.toml/out': "):
+        open_study(study_file, definition=study_file.definition())
+
+
+def test_reading_a_study_that_was_never_run_writes_nothing(write_study: WriteStudy, tmp_path: Path) -> None:
+    """Only a run makes the folder and the database."""
+    study_file = load_study_file(write_study())
+    before = sorted(tmp_path.rglob("*"))
+
+    with pytest.raises(TransferError, match="transfer-bo run"):
+        open_study(study_file)
+
+    assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_a_database_that_is_just_being_made_holds_nothing_yet(write_study: WriteStudy) -> None:
+    """Asking for the status in a run's first second is no error of the database's."""
+    study_file = load_study_file(write_study())
+    study_file.out.mkdir(parents=True)
+    file = study_file.out / "study.db"
+
+    for statement in ("", "create table studies (study_id integer)"):
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute(statement)
+        file.touch()
+        with pytest.raises(TransferError, match="nothing has run"):
+            open_study(study_file)
+
+
+def test_a_changed_study_is_refused_by_key(write_study: WriteStudy) -> None:
+    """What the stored trials were run with can't be changed under them."""
+    first = load_study_file(write_study())
+    open_study(first, definition={**first.definition(), "data.fingerprint": "a"})
+    other = load_study_file(write_study(("context = 16", "context = 8")))
+
+    with pytest.raises(TransferError, match=r"data\.context = 8, but .* were run with 16"):
+        open_study(other, definition=other.definition())
+    with pytest.raises(TransferError, match=r"data\.context = 8"):
+        open_study(other)
+    with pytest.raises(TransferError, match=r"data\.fingerprint = 'b', but .* were run with 'a'"):
+        open_study(first, definition={**first.definition(), "data.fingerprint": "b"})
+
+
+def test_a_ladder_may_grow_at_its_end_only(write_study: WriteStudy) -> None:
+    """Rungs are stored by index, so a known one can't move; budget and workers are free."""
+    rung = "[[ladder.rungs]]\nwidth = {}\ndepth = 1\nbatch = 2\ntokens = 512\n\n"
+    first = load_study_file(write_study())
+    open_study(first, definition=first.definition())
+    grown = load_study_file(write_study(("[ladder.target]", rung.format(48) + "[ladder.target]")))
+    shifted = load_study_file(write_study(("[[ladder.rungs]]", rung.format(48) + "[[ladder.rungs]]")))
+    richer = load_study_file(write_study(("trials = 4", "trials = 9\n[run]\nworkers = 3")))
+
+    assert "tiny" == open_study(grown, definition=grown.definition()).study_name
+    assert 3 == len(open_study(grown).user_attrs["transfer_bo:definition"]["ladder.rungs"])
+    with pytest.raises(TransferError, match=r"ladder\.(base|rungs) = "):
+        open_study(shifted, definition=shifted.definition())
+    with pytest.raises(TransferError, match=r"ladder\.rungs = "):
+        open_study(richer, definition=richer.definition())  # a rung that was there is gone

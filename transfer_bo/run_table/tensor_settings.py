@@ -1,0 +1,147 @@
+"""A suggestion in base coordinates as what each tensor of a model gets at the target.
+
+The model is built without memory (meta device), so a target of any size will do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transfer_bo.errors import TransferError
+from transfer_bo.scale import Scale
+from transfer_bo.space import KINDS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ModelSpec", "hps_of_tensors", "load_build_model"]
+
+_ALIASES = {"learning_rate": "lr", "wd": "weight_decay", "epsilon": "eps"}
+_BETAS = {"beta1": "one_minus_beta1", "beta2": "one_minus_beta2"}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What turns base HPs into settings of tensors.
+
+    Attributes:
+        build_model: `build_model(scale)` gives the model.
+        base: the scale that base HPs refer to; axes that the runs do not have stay as they are here.
+        rule: name of the parametrization.
+        alpha: of the residual multiplier m_L^-α.
+    """
+
+    build_model: Callable[[Scale], nn.Module]
+    base: Scale
+    rule: str = "complete_d_p"
+    alpha: float = 1.0
+
+    def check(self, coordinates: str, target: Mapping[str, float]) -> None:
+        """Whether a suggestion for this target can be materialised, before the fit takes its time.
+
+        Raises:
+            TransferError: for raw coordinates or an axis that the base lacks.
+        """
+        if coordinates != "base":
+            raise TransferError(
+                "The HPs are in raw coordinates, which an optimizer takes as they are; "
+                "say coordinates = 'base', or leave the model out."
+            )
+        for axis in target:
+            if axis not in self.base:
+                raise TransferError(
+                    f"The base {self.base} has no {axis}, which the target has; give each axis of the target."
+                )
+
+    def tensors(self, params: Mapping[str, Any], target: Scale) -> tuple[list[dict[str, Any]], list[str]]:
+        """A dict per tensor at the target, and sentences on HPs that no tensor has.
+
+        Keys: name, role, shape, optimizer and its options (for AdamW lr, beta1, beta2, eps, weight_decay),
+        with every multiplier that is folded into the tensor; init: the factor on the standard deviation that
+        the base model draws the tensor with; forward: a multiplier to be applied in the forward pass, or 1.
+
+        Raises:
+            TransferError: if the model can't be parametrized.
+        """
+        from transfer_bo.parametrization.apply import parametrize
+        from transfer_bo.parametrization.builds import build_meta, parameters_of
+
+        scale = self.base.replace(**target)
+        hps, foreign = hps_of_tensors(params)
+        p = parametrize(self.build_model, self.base, scale, self.rule, self.alpha)
+        model = build_meta(self.build_model, scale)
+        names = {id(parameter): name for name, parameter in parameters_of(model).items()}
+        options: dict[str, dict[str, Any]] = {}
+        for optimizer in p.optimizers(model, hps):
+            for group in optimizer.param_groups:
+                said = {"optimizer": type(optimizer).__name__, **_options(group)}
+                options |= {names[id(parameter)]: said for parameter in group["params"]}
+        found = []
+        general = hps.get("init_std", KINDS["init_std"].default)
+        for row in p.table(hps).to_dict("records"):
+            name, folded = row["name"], row["applied"] == "folded"
+            found.append(
+                {
+                    "name": name,
+                    "role": row["role"],
+                    "shape": list(row["shape"]),
+                    **options[name],
+                    "init": row["init_std"] * general * (row["forward"] if folded else 1.0),
+                    "forward": row["forward"] if row["applied"] == "hook" else 1.0,
+                }
+            )
+        notes = [f"{name} is no setting of a tensor: set it for the whole run." for name in foreign]
+        return found, notes
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: group[key] for key in ("lr", "eps", "weight_decay", "momentum") if key in group}
+    return found | dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))
+
+
+def hps_of_tensors(params: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """A table's HPs under the names of `space.KINDS` ("beta2" -> "one_minus_beta2"), and the others."""
+    hps: dict[str, float] = {}
+    foreign = []
+    for name, value in params.items():
+        kind, dot, group = name.partition(".")
+        kind = _ALIASES.get(kind, kind)
+        if kind in _BETAS and not dot:
+            hps[_BETAS[kind]] = 1.0 - float(value)
+        elif kind in KINDS:
+            hps[f"{kind}{dot}{group}"] = float(value)
+        else:
+            foreign.append(name)
+    return hps, foreign
+
+
+def load_build_model(text: str) -> Callable[[Scale], nn.Module]:
+    """The function that "package.module:function" or "path/to/file.py:function" names.
+
+    Raises:
+        TransferError: if there is none, or the module can't be imported.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name:
+        raise TransferError(f"--model {text} names no function; write e.g. --model my_model.py:build_model.")
+    folder = str(Path(place).parent) if place.endswith(".py") else ""
+    sys.path.insert(0, folder)  # so that a file finds its neighbours
+    try:
+        held = runpy.run_path(place) if folder else vars(importlib.import_module(place))
+    except FileNotFoundError:
+        raise TransferError(f"--model {text}: {place} is no file.") from None
+    except Exception as error:  # whatever a user's file does when it is imported
+        raise TransferError(
+            f"--model {text}: importing {place} failed with {type(error).__name__}: {error}."
+        ) from None
+    finally:
+        sys.path.remove(folder)
+    if not callable(held.get(name)):
+        raise TransferError(f"--model {text}: {place} has no function {name!r}.")
+    return held[name]  # type: ignore[no-any-return]

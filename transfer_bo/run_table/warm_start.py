@@ -1,0 +1,337 @@
+"""Runs of past studies as prior data of a new study: `add_past_runs`.
+
+They are stored as finished trials of the new study, so that the study alone tells everything. Such a trial
+has no parameters, for the ranges it was searched in are none of the new study's; HPs, scale and origin are
+attributes (see `history`). The surrogate gives each past study a level of its own and learns how far its
+optimum lies off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+
+from transfer_bo.errors import TransferError
+from transfer_bo.records import (
+    OUTCOME_ATTR,
+    PARAMS_ATTR,
+    PURPOSE_ATTR,
+    SETTINGS_ATTR,
+    SOURCE_ATTR,
+    Outcome,
+    Run,
+    StudySettings,
+    read_runs,
+)
+from transfer_bo.run_table.cleaning import MAX_CHOICES, UNIT_GAP, RunTable, read_rows
+from transfer_bo.run_table.columns import STATUS_NAMES, Columns, numbers
+from transfer_bo.run_table.read import STATUS, read_table
+from transfer_bo.sampler import TransferSampler
+from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
+from transfer_bo.space import is_multiplier
+
+__all__ = ["MOST_RUNS", "PastRuns", "add_past_runs", "is_added", "read_past_runs"]
+
+logger = logging.getLogger(__name__)
+
+MOST_RUNS = 200
+"""Runs that are kept of a past study: the time of a fit grows with the cube of their number."""
+ADDED_ATTR = "transfer_bo:past:"
+"""Study attribute, followed by the name of a past study: how many of its runs were stored, once all were."""
+
+
+@dataclass(frozen=True)
+class PastRuns:
+    """What a past study says to a new one.
+
+    Attributes:
+        name: of the past study.
+        runs: its finished runs, at most `MOST_RUNS`.
+        left_out: how many of its runs are not among them.
+        words: a sentence on that.
+    """
+
+    name: str
+    runs: list[Run]
+    left_out: int
+    words: str
+
+    def store(self, study: optuna.Study) -> int:
+        """Add the runs to a study as finished trials, but those that are there; how many were added.
+
+        Raises:
+            TransferError: if the study holds other runs under this name.
+        """
+        stored = [run for run in read_runs(study) if run.source == self.name]
+        missing = Counter(map(_key, self.runs))
+        missing.subtract(map(_key, stored))
+        if any(count < 0 for count in missing.values()):
+            raise TransferError(
+                f"The study holds other runs of a past study named {self.name!r}; give these another name."
+            )
+        added = 0
+        for run in self.runs:
+            if missing[_key(run)] > 0:
+                missing[_key(run)] -= 1
+                study.add_trial(_trial(run))
+                added += 1
+        study.set_user_attr(f"{ADDED_ATTR}{self.name}", len(self.runs))
+        return added
+
+
+def add_past_runs(
+    study: optuna.Study,
+    past: Any,
+    *,
+    name: str | None = None,
+    axes: Sequence[str] | None = None,
+    hps: Mapping[str, str] | None = None,
+    loss: str = "loss",
+    scale: Mapping[str, float] | None = None,
+) -> int:
+    """Give a study the runs of a past one as prior data.
+
+    The new study's surrogate fits them with a level of their own, so another data set or tokenizer does no
+    harm, and learns how many octaves their optimum lies off the new one: that is their weight. Runs that
+    diverged, failed or were stopped are left out; of more than 200 (`MOST_RUNS`) the best and a spread of the
+    others are kept, per scale, repeats averaged. Adding the same runs under the same name once more adds
+    nothing, or, after an interruption, what was missing.
+
+    Args:
+        study: made with a `TransferSampler` that has a ladder. It may have trials.
+        past: an Optuna study or the URL of a storage that holds one; a DataFrame, the path of a CSV or
+            Parquet file. It must hold the same metric.
+        name: of the past study; by default that of the Optuna study, the file's, or "past" for a DataFrame.
+        axes: columns that are axes of scale; by default those of the new study's axes that are there.
+        hps: column -> "log", "linear", "one_minus" or "categorical". Runs that lack one of them are left out.
+            By default every HP of an Optuna study, and every column of numbers or a few words of a table,
+            that no finished run lacks (a multiplier that is missing was 1). They count where the new study
+            searches HPs of the same names.
+        loss: column of the metric.
+        scale: where all of the past runs ran, for axes that they do not say, e.g. tb.Scale(width=64).
+
+    Returns:
+        How many runs were added.
+
+    Raises:
+        TransferError: for a study without a ladder, runs that can't be read, axes that are not known, a study
+            that optimises the other way, or other runs under the name of an earlier past study.
+    """
+    found = read_past_runs(
+        past,
+        scales=_known_scales(study),
+        maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+        name=name,
+        axes=axes,
+        hps=hps,
+        loss=loss,
+        scale=scale,
+    )
+    searched = {hp for trial in study.get_trials(deepcopy=False) for hp in trial.params if hp != RUNG}
+    told = {hp for run in found.runs for hp in run.params}
+    if searched and not searched & told:
+        raise TransferError(
+            f"Past study {found.name!r} has the HPs {', '.join(sorted(told)[:8])}, none of which this study "
+            f"searches ({', '.join(sorted(searched)[:8])}); rename its columns."
+        )
+    logger.log(logging.INFO if found.left_out == 0 else logging.WARNING, found.words)
+    return found.store(study)
+
+
+def is_added(study: optuna.Study, name: str) -> bool:
+    """Whether all runs of a past study have been stored."""
+    return f"{ADDED_ATTR}{name}" in study.user_attrs
+
+
+def read_past_runs(
+    past: Any,
+    *,
+    scales: Sequence[Scale],
+    maximize: bool = False,
+    name: str | None = None,
+    axes: Sequence[str] | None = None,
+    hps: Mapping[str, str] | None = None,
+    loss: str = "loss",
+    scale: Mapping[str, float] | None = None,
+    study: str | None = None,
+) -> PastRuns:
+    """The runs that `add_past_runs` would store; nothing is written.
+
+    Args:
+        past: as there.
+        scales: of the new study, at least one.
+        maximize: whether the new study does.
+        name: as there.
+        axes: as there.
+        hps: as there.
+        loss: as there.
+        scale: as there.
+        study: name of the past study, if its storage holds several.
+
+    Raises:
+        TransferError: as there.
+    """
+    name = name or study or _name_of(past)
+    table = read_table(past, study, loss)
+    if table.attrs.get("maximize", maximize) != maximize:
+        way = ("minimizes", "maximizes")
+        raise TransferError(
+            f"Past study {name!r} {way[not maximize]} its metric and this study {way[maximize]}; "
+            "give a past study of the same metric."
+        )
+    if scale is not None:
+        table = table.assign(**{str(axis): float(value) for axis, value in Scale(scale).items()})
+    axes = _axes(table, name, list(scales[0]), axes, scale or {})
+    columns = Columns(tuple(axes), hps or _guessed_hps(table, axes, loss), loss)
+    rows = read_rows(table, columns, maximize=maximize, seed=0, most=MOST_RUNS)
+    runs = [
+        Run(
+            number=number,
+            params={**rows.constants, **run.params},
+            scale=run.scale,
+            outcome=Outcome.FINISHED,
+            loss=run.loss,
+            purpose="past",
+            source=name,
+        )
+        for number, run in enumerate(rows.runs)
+        if run.outcome is Outcome.FINISHED
+    ]
+    for hp, value in (pair for run in runs for pair in run.params.items()):
+        if not isinstance(value, str | int | float):
+            raise TransferError(
+                f"Past study {name!r}: HP {hp!r} is {value!r}; categories are words or numbers."
+            )
+    _check_units(runs, name, scales)
+    return PastRuns(name, runs, len(table) - len(runs), _words(name, len(table), len(runs), rows))
+
+
+def _trial(run: Run) -> optuna.trial.FrozenTrial:
+    return optuna.trial.create_trial(
+        value=run.loss,
+        user_attrs={
+            SCALE_ATTR: dict(run.scale or {}),
+            PURPOSE_ATTR: run.purpose,
+            SOURCE_ATTR: run.source,
+            PARAMS_ATTR: run.params,
+            OUTCOME_ATTR: str(run.outcome),
+        },
+    )
+
+
+def _key(run: Run) -> tuple[Any, ...]:
+    """What tells a run from others: storages keep numbers exactly."""
+    return run.scale, frozenset(run.params.items()), run.loss
+
+
+def _known_scales(study: optuna.Study) -> list[Scale]:
+    """Those of the study or, before its first trial, of its sampler.
+
+    Raises:
+        TransferError: if there is no ladder.
+    """
+    if SETTINGS_ATTR in study.user_attrs:
+        return list(StudySettings.from_json(study.user_attrs[SETTINGS_ATTR]).scales)
+    ladder = study.sampler.ladder if isinstance(study.sampler, TransferSampler) else None
+    if ladder is None:
+        raise TransferError(
+            f"Study {study.study_name!r} has no ladder, so past runs have no place in it; create it with "
+            "sampler=TransferSampler(ladder=..., target=...)."
+        )
+    return list(ladder)
+
+
+def _name_of(past: Any) -> str:
+    if hasattr(past, "study_name"):
+        return str(past.study_name)
+    if isinstance(past, pd.DataFrame):
+        return "past"
+    return str(past).rstrip("/").rpartition("/")[2].partition("?")[0].partition(".")[0] or "past"
+
+
+def _axes(
+    table: pd.DataFrame,
+    name: str,
+    needed: Sequence[str],
+    given: Sequence[str] | None,
+    scale: Mapping[str, float],
+) -> list[str]:
+    """The new study's axes, each of which the past runs must have.
+
+    Raises:
+        TransferError: naming an axis that is not known, or not there.
+    """
+    for axis in [*(given or []), *scale]:
+        if axis not in needed:
+            raise TransferError(
+                f"Past study {name!r}: {axis!r} is no axis of this study; its axes are {', '.join(needed)}."
+            )
+    known = {*scale, *(table.columns if given is None else given)}
+    lacking = [axis for axis in needed if axis not in known]
+    if lacking:
+        raise TransferError(
+            f"The runs of past study {name!r} do not say their {' and '.join(lacking)}; say where they ran, "
+            f"as in scale={{{', '.join(f'{axis!r}: ...' for axis in lacking)}}}."
+        )
+    return list(needed)
+
+
+def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[str, str]:
+    """Column -> kind of everything that may be an HP and that no finished run lacks.
+
+    The kind only says how to read a column, so numbers are linear ones. Missing multipliers are filled in.
+    """
+    kinds: dict[str, str] | None = table.attrs.get("hps")
+    if loss not in table.columns:
+        held = ", ".join(table.columns[:12])
+        raise TransferError(f"The past runs have no column {loss!r}; name that of the metric: {held}.")
+    finished = np.isfinite(numbers(table, loss))
+    found = {}
+    for column in table.columns if kinds is None else kinds:
+        if column in (*axes, loss, STATUS) or (kinds is None and column.lower() in STATUS_NAMES):
+            continue
+        is_number = pd.api.types.is_numeric_dtype(table[column]) and table[column].dtype != bool
+        if is_number and is_multiplier(column):
+            table[column] = table[column].fillna(1.0)
+        cells = table[column][finished]
+        if is_number:
+            if np.isfinite(cells.to_numpy(dtype=float, na_value=np.nan)).all():
+                found[column] = "linear"
+        elif cells.map(lambda cell: isinstance(cell, str | bool)).all() and cells.nunique() <= MAX_CHOICES:
+            found[column] = "categorical"
+    if not found:
+        raise TransferError(
+            "No column of the past runs looks like an HP that all finished runs have; name some, e.g. "
+            "hps={'lr': 'log'}."
+        )
+    return found
+
+
+def _check_units(runs: Sequence[Run], name: str, scales: Sequence[Scale]) -> None:
+    """Refuse an axis that past and new runs can only count in different units."""
+    for axis in scales[0]:
+        new = [scale[axis] for scale in scales]
+        old = [run.scale[axis] for run in runs if run.scale is not None]
+        if max(min(new) / max(old), min(old) / max(new)) >= UNIT_GAP:
+            raise TransferError(
+                f"Past study {name!r} has {axis} from {min(old):g} to {max(old):g} and this study from "
+                f"{min(new):g} to {max(new):g}; write both in the same unit."
+            )
+
+
+def _words(name: str, n_rows: int, n_kept: int, rows: RunTable) -> str:
+    finished = rows.counts[Outcome.FINISHED]
+    thinned = (
+        "" if finished == n_kept else f" {finished - n_kept} of the finished ones are repeats or too many."
+    )
+    return (
+        f"Past study {name!r}: {n_kept} of {n_rows} runs are taken; {n_rows - finished} did not finish, "
+        f"diverged, lack a value or are copies.{thinned}"
+    )

@@ -1,0 +1,102 @@
+"""How a trial ended, as a type that the surrogate can use; `objective` is the decorator that finds out.
+
+Optuna alone cannot tell: nan and exceptions both become FAIL with no reason kept, inf becomes COMPLETE, and
+an exception ends `study.optimize`. Here every ending is written to a trial attribute, and only Ctrl-C and a
+run of errors with nothing else in between end the study.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable
+
+import optuna
+
+from transfer_bo.errors import Diverged, Preempted, TransferError, hide_passwords
+from transfer_bo.records import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR, Outcome
+
+__all__ = ["Outcome", "is_out_of_memory", "objective"]
+
+logger = logging.getLogger(__name__)
+
+MAX_ERRORS_IN_A_ROW = 5
+"""So many errors with no other outcome in between are a bug in the objective, not bad HPs."""
+
+
+_MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
+"""How it is said of memory in a plain RuntimeError: MPS and old CUDA builds, and torch on the CPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or here."""
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    # By name: torch is not imported for it.
+    said = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or any(words in said for words in _MEMORY_WORDS)
+
+
+def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
+    """Turn nan, inf, out-of-memory and exceptions of an objective into typed outcomes.
+
+    The wrapped objective never raises for a bad trial: it notes the outcome as a trial attribute and returns
+    nan, so that Optuna marks the trial FAIL and `study.optimize` goes on. `TrialPruned` passes through.
+    A `KeyboardInterrupt` or `SystemExit` is noted as preempted, which teaches the surrogate nothing;
+    `Preempted` passes through without a note, for the trial may go on elsewhere.
+
+    Raises:
+        TransferError: after 5 trials in a row that ended with an unexpected exception; the last is the cause.
+    """
+    errors_in_a_row = 0
+
+    @functools.wraps(function)
+    def wrapped(trial: optuna.Trial) -> float:
+        nonlocal errors_in_a_row
+        started = time.monotonic()
+        error: BaseException | None = None
+        outcome: Outcome | None = Outcome.ERROR
+        value = math.nan
+        try:
+            value = float(function(trial))
+            outcome = Outcome.FINISHED if math.isfinite(value) else Outcome.DIVERGED
+        except optuna.TrialPruned:
+            outcome = Outcome.PRUNED
+            raise
+        except Preempted:
+            outcome = None  # it may go on: it has not ended
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            outcome = Outcome.PREEMPTED
+            raise
+        except TransferError:
+            raise  # a sentence for the user, from the sampler or the parametrization: not about these HPs
+        except Diverged as caught:
+            error, outcome = caught, Outcome.DIVERGED
+        except Exception as caught:
+            error = caught
+            outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(caught) else Outcome.ERROR
+        finally:
+            if outcome is not None:
+                seconds = trial.user_attrs.get(SECONDS_ATTR, 0.0) + time.monotonic() - started
+                trial.set_user_attr(SECONDS_ATTR, seconds)
+                trial.set_user_attr(OUTCOME_ATTR, str(outcome))
+            if error is not None:
+                said = hide_passwords(f"{type(error).__name__}: {error}")
+                trial.set_user_attr(ERROR_ATTR, said[:2000])
+        errors_in_a_row = errors_in_a_row + 1 if outcome is Outcome.ERROR else 0
+        if outcome is Outcome.ERROR:
+            assert error is not None
+            said = hide_passwords("".join(traceback.format_exception(error)))
+            logger.warning("Trial %d failed: %s", trial.number, said)
+            if errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
+                raise TransferError(
+                    f"The objective failed {errors_in_a_row} times in a row, last with "
+                    f"{type(error).__name__}: {error}. Mend it and run again; finished trials are kept."
+                ) from error
+        return value if outcome is Outcome.FINISHED else math.nan
+
+    return wrapped
