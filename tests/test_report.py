@@ -13,10 +13,11 @@ import pytest
 import torch
 from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
 
-from transfer_bo.display import figures
+from transfer_bo.display.landscape_figure import draw_landscape
+from transfer_bo.display.text import number_text
 from transfer_bo.parametrization import parametrize
 from transfer_bo.records import Outcome, Run
-from transfer_bo.report import sections, tensor_settings, write_report
+from transfer_bo.report import fitted_landscape, results, tensor_settings, write_report
 from transfer_bo.scale import Scale
 from transfer_bo.training import build_transformer
 
@@ -148,11 +149,14 @@ def test_the_prediction_is_the_one_made_before_the_run(
     fit.law = lambda scale: 9.0  # type: ignore[method-assign]  # what the fit says by now
     before = FakeFit([]).law(TARGET)
     drawn = []
-    draw = figures.draw_prediction
-    monkeypatch.setattr(figures, "draw_prediction", lambda *a, **k: drawn.append(a) or draw(*a, **k))
+    draw = results.draw_prediction
+    monkeypatch.setattr(results, "draw_prediction", lambda *a, **k: drawn.append(a) or draw(*a, **k))
     page = _Parsed(_write(tmp_path, runs, fit, study=study))
 
-    assert f"{before:.4f}  [{before - 0.04:.4f}, {before + 0.04:.4f}]" in page.words
+    assert (
+        "{}  [{}, {}]".format(*(number_text(loss, 5) for loss in (before, before - 0.04, before + 0.04)))
+        in page.words
+    )
     assert [(before, before - 0.04, before + 0.04)] == [predicted for _, predicted, _ in drawn]
 
 
@@ -244,20 +248,20 @@ def test_compute_counts_stopped_runs_as_far_as_they_got(tmp_path: Path) -> None:
     share = 1.25 * fit.settings.cost(LADDER[3]) / fit.settings.cost(TARGET)
     page = _Parsed(_write(tmp_path, runs, fit))
 
-    assert f" {share:.3f} " in page.words
-    assert "2.0\N{NO-BREAK SPACE}h" in page.words
+    assert f" {round(share, 3):.4g} " in page.words
+    assert "2 h 00 min" in page.words
 
 
 def test_many_hps_keep_the_most_important_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader is told what is not drawn, and the table holds every HP."""
-    monkeypatch.setattr(figures, "MAX_PANELS", 2)
+    monkeypatch.setattr(fitted_landscape, "MAX_PANELS", 2)
     runs = make_runs(4, verified=False)
     fit = FakeFit(runs)
     page = _Parsed(_write(tmp_path, runs, fit))
 
     assert "The 2 most important HPs; 3 more are in the tables." in page.words
     assert all(hp in page.words for hp in fit.hps)
-    assert 4 == len(figures.draw_landscape(fit).axes)
+    assert 4 == len(draw_landscape(fit, max_panels=2).axes)
 
 
 def test_larger_may_be_better(tmp_path: Path) -> None:
@@ -317,16 +321,16 @@ def test_every_tensor_gets_the_optimizers_own_numbers() -> None:
     assert list(p.table()["lr"]) == list(table["rule: lr"])
 
 
-def test_hps_that_are_nil_are_named_and_the_cliff_is_drawn(
+def test_unimportant_hps_are_named_and_the_cliff_is_drawn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Both sentences and the picture are there when there is something to say, and say so when not."""
-    monkeypatch.setattr(sections, "nil_hps", lambda runs, dimensions: {"lr.embedding": {}})
-    told = _Parsed(_write(tmp_path, make_runs())).words
-    monkeypatch.setattr(sections, "nil_hps", lambda runs, dimensions: {})
-    untold = _Parsed(_write(tmp_path, [run for run in make_runs(12) if run.loss is not None])).words
+    monkeypatch.setattr(fitted_landscape, "unimportant_hps", lambda runs, dimensions: {"lr.embedding": {}})
+    named = _Parsed(_write(tmp_path, make_runs())).words
+    monkeypatch.setattr(fitted_landscape, "unimportant_hps", lambda runs, dimensions: {})
+    unnamed = _Parsed(_write(tmp_path, [run for run in make_runs(12) if run.loss is not None])).words
 
-    assert "Nil, and so not worth searching further: lr.embedding." in told
-    assert "crosses runs that diverged" in told
-    assert "No HP is found to be nil." in untold
-    assert "No run has diverged." in untold
+    assert "Unimportant, and so not worth searching further: lr.embedding." in named
+    assert "crosses runs that diverged" in named
+    assert "No HP is found to be unimportant." in unnamed
+    assert "No run has diverged." in unnamed

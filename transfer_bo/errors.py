@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from transfer_bo.secrets import hide_passwords
 
 __all__ = [
     "BudgetError",
@@ -21,21 +21,7 @@ __all__ = [
     "TrainingError",
     "TransferError",
     "WorkerError",
-    "hide_passwords",
 ]
-
-_IN_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@'\"]*):[^\s'\"]*@")
-_IN_QUERY = re.compile(
-    r"([?&\s](?:password|passwd|pwd|sslpassword)\s*=\s*)('[^']*'|[^&\s'\"]+)", re.IGNORECASE
-)
-
-
-def hide_passwords(text: str) -> str:
-    """A text with the passwords of database addresses in it replaced by `***`.
-
-    Greedy on purpose: a password may itself hold `@` or `/`, and hiding a piece of a host name is no harm.
-    """
-    return _IN_QUERY.sub(r"\1***", _IN_ADDRESS.sub(r"\1:***@", text))
 
 
 class TransferError(ValueError):

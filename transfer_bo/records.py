@@ -35,6 +35,7 @@ __all__ = [
     "read_runs",
     "read_settings",
     "spent",
+    "spent_so_far",
 ]
 
 OUTCOME_ATTR = "transfer_bo:outcome"
@@ -270,6 +271,13 @@ def read_settings(study: Any) -> StudySettings:
             "sampler=TransferSampler(ladder=..., target=...) and run at least one trial."
         )
     return StudySettings.from_json(plain)
+
+
+def spent_so_far(study: Any, runs: Iterable[Run]) -> float:
+    """Compute used or reserved by a study's search, in the unit of its costs; 0 before its first trial."""
+    if SETTINGS_ATTR not in study.user_attrs:
+        return 0.0
+    return spent(read_settings(study), runs)
 
 
 def read_dimensions(

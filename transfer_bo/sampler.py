@@ -326,10 +326,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
         """HPs that the runs show to be nil; judged every `JUDGE_EVERY` trials, for it takes seconds."""
         until = max((run.number for run in runs), default=0) // JUDGE_EVERY * JUDGE_EVERY
         if until not in self._found_nil:
-            from transfer_bo.diagnostics.importance import nil_hps
+            from transfer_bo.diagnostics.importance import unimportant_hps
 
             judged = [run for run in runs if run.number < until and run.purpose == "search"]
-            self._found_nil[until] = frozenset(nil_hps(judged, dimensions, self._seed))
+            self._found_nil[until] = frozenset(unimportant_hps(judged, dimensions, self._seed))
         return self._found_nil[until]
 
     def _rungs(

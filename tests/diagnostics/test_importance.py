@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from transfer_bo import Scale, TransferError
-from transfer_bo.diagnostics.importance import METHODS, hp_importance, nil_hps
+from transfer_bo.diagnostics.importance import METHODS, hp_importance, unimportant_hps
 from transfer_bo.diagnostics.relief import relief
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run
@@ -132,9 +132,9 @@ def test_what_matters_is_never_called_nil_and_little_is_said_of_few_runs() -> No
             params = {f"hp{i}": float(u[i]) for i in range(12)}
             loss = 2.0 + u[0] + 2 * (u[1] - 0.5) ** 2 + 0.05 * rng.normal()
             runs.append(Run(number, params, SMALL, Outcome.FINISHED, float(loss)))
-        found |= set(nil_hps(runs, dimensions, seed))
+        found |= set(unimportant_hps(runs, dimensions, seed))
 
-        assert {} == nil_hps(runs[:23], dimensions, seed)
+        assert {} == unimportant_hps(runs[:23], dimensions, seed)
 
     assert not found & {"hp0", "hp1"}
     assert len(found) >= 5

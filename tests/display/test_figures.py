@@ -9,36 +9,15 @@ from fake_fit import BOUNDS, DRIFT, LADDER, TARGET, FakeFit, make_runs
 from matplotlib.colors import to_rgb
 
 from transfer_bo.display import figures
+from transfer_bo.display.figure_style import TARGET_COLOUR
+from transfer_bo.display.landscape_figure import draw_landscape
 from transfer_bo.records import Outcome, Run
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (64, "64"),
-        (4096, "4096"),
-        (300_000, "300k"),
-        (2.5e6, "2.5M"),
-        (1.07e9, "1.07G"),
-        (0.00390625, "0.00391"),
-    ],
-)
-def test_human_numbers(value: float, expected: str) -> None:
-    """Sizes of models and data read as people write them; small whole numbers stay whole."""
-    assert expected == figures.human(value)
-
-
-def test_scale_labels_name_what_differs() -> None:
-    """Among others only the axes that vary are named; alone all of them."""
-    assert "width 32, depth 2, tokens 300k" == figures.scale_label(LADDER[0], [*LADDER, TARGET])
-    assert "width 32, depth 2, batch 16, tokens 300k" == figures.scale_label(LADDER[0])
-    assert "width 32, depth 2, batch 16, tokens 300k" == figures.scale_label(LADDER[0], [LADDER[0]])
 
 
 def test_a_panel_and_a_strip_per_hp_most_important_first() -> None:
     """Axes are in the order of importance; each has a log2 axis over the searched range."""
     fit = FakeFit(make_runs())
-    figure = figures.draw_landscape(fit)
+    figure = draw_landscape(fit)
     strips = figure.axes[1::2]
 
     assert ["lr", "residual.attn", "lr.embedding", "weight_decay", "init_std"] == [
@@ -54,7 +33,7 @@ def test_a_panel_and_a_strip_per_hp_most_important_first() -> None:
 def test_the_strip_shows_where_the_optimum_goes() -> None:
     """From the cheapest scale on top to the target; the drift of the bowl is read back from the picture."""
     fit = FakeFit(make_runs())
-    strip = figures.draw_landscape(fit).axes[1]
+    strip = draw_landscape(fit).axes[1]
     path = strip.lines[0].get_xdata()
     by_cost = sorted(LADDER, key=fit.settings.cost)
 
@@ -65,7 +44,7 @@ def test_the_strip_shows_where_the_optimum_goes() -> None:
 def test_rungs_without_a_finished_run_are_not_drawn() -> None:
     """A curve at a scale where nothing was seen would be the prior's alone; the target's is what is asked."""
     runs = [run for run in make_runs(verified=False) if run.scale in LADDER[:2]]
-    strip = figures.draw_landscape(FakeFit(runs)).axes[1]
+    strip = draw_landscape(FakeFit(runs)).axes[1]
 
     assert 3 == len(strip.lines[0].get_xdata())
 
@@ -73,12 +52,12 @@ def test_rungs_without_a_finished_run_are_not_drawn() -> None:
 def test_larger_scales_are_darker_and_the_target_stands_out() -> None:
     """The order of scales survives in grey."""
     fit = FakeFit(make_runs(verified=False))
-    lines = figures.draw_landscape(fit).axes[0].lines[0::2]
+    lines = draw_landscape(fit).axes[0].lines[0::2]
     colours = [to_rgb(line.get_color()) for line in lines]
     grey = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in colours[:-1]]
 
     assert sorted(grey, reverse=True) == grey
-    assert to_rgb(figures.TARGET_COLOUR) == colours[-1]
+    assert to_rgb(TARGET_COLOUR) == colours[-1]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -93,9 +72,7 @@ def test_cliffs_do_not_squeeze_the_bowls(sign: float) -> None:
         return values, sign * mean, sign * low, sign * high
 
     fit.curve = with_cliff
-    low, high = sorted(
-        sign * bound for bound in figures.draw_landscape(fit, maximize=sign < 0).axes[0].get_ylim()
-    )
+    low, high = sorted(sign * bound for bound in draw_landscape(fit, maximize=sign < 0).axes[0].get_ylim())
 
     assert low < fit.law(TARGET) < fit.law(LADDER[0]) < high < 5
 
@@ -128,7 +105,7 @@ def test_a_skewed_prediction_keeps_the_axis_readable() -> None:
 
 def test_what_is_set_at_the_target_is_marked() -> None:
     """The suggestion minimizes the expected loss, so it need not be where the optimum's marker is."""
-    figure = figures.draw_landscape(FakeFit(make_runs()), chosen={"lr": 0.005})
+    figure = draw_landscape(FakeFit(make_runs()), chosen={"lr": 0.005})
     marks = [line.get_xdata()[0] for line in figure.axes[1].lines if line.get_linestyle() == "--"]
 
     assert [0.005] == marks
@@ -155,7 +132,7 @@ def test_drift_has_a_panel_per_axis() -> None:
 def test_nothing_is_left_in_pyplot() -> None:
     """A report in a server or a notebook must not touch the user's figures."""
     fit = FakeFit(make_runs())
-    figures.draw_landscape(fit)
+    draw_landscape(fit)
     figures.draw_drift(fit.suggest().drift)
 
     assert [] == matplotlib.pyplot.get_fignums()

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from transfer_bo import Ladder, Outcome, Scale, TransferSampler, objective
-from transfer_bo.display import tables
-from transfer_bo.display.tables import Progress, duration_text, rung_table, scale_text, summarise
+from transfer_bo.display import progress
+from transfer_bo.display.progress import Progress
+from transfer_bo.display.tables import make_table, rung_table, summarise
 from transfer_bo.records import Run, read_runs
 
 SMALL, LARGE, TARGET = Scale(width=16, tokens=1e6), Scale(width=32, tokens=1e6), Scale(width=64, tokens=1e6)
@@ -62,30 +63,37 @@ def test_the_best_of_a_maximised_metric_is_its_largest() -> None:
     assert 1 == best.number
 
 
-def test_the_table_holds_a_row_per_rung() -> None:
-    """What a user reads from it, as text."""
+def printed(table: Any, width: int = 80) -> list[str]:
+    """The lines that a table takes on a terminal."""
     shown = io.StringIO()
-    Console(file=shown, width=160).print(rung_table(summarise(RUNS)))
-    lines = shown.getvalue().splitlines()
-
-    assert 4 == len(lines)
-    assert ["2", "1", "1", "1", "1", "4.0000", "(trial", "2)", "2", "min"] == lines[1].split()[-10:]
-    assert "(verify)" in lines[3]
+    Console(file=shown, width=width).print(table)
+    return [line.rstrip() for line in shown.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")],
-)
-def test_durations_are_short(seconds: float, text: str) -> None:
-    """Two numbers at most."""
-    assert text == duration_text(seconds)
+def test_the_table_holds_a_row_per_rung() -> None:
+    """What differs between the rungs is in the rows, what does not in the title; it fits 80 columns."""
+    lines = printed(rung_table(summarise(RUNS)))
+
+    assert 5 == len(lines)
+    assert "At tokens 1M:" == lines[0]
+    assert ["width", "16", "2", "1", "1", "1", "1", "4", "2", "2", "min"] == lines[2].split()
+    assert "width 64 (verify)" == lines[4][:17]
 
 
-def test_scales_are_short() -> None:
-    """Thousands and millions are not spelt out."""
-    assert "width 128, tokens 2.5M" == scale_text(Scale(width=128, tokens=2_500_000))
-    assert "width 4096, tokens 20k" == scale_text(Scale(width=4096, tokens=20_000))
+def test_columns_without_a_value_are_left_out() -> None:
+    """A study in which nothing failed has no columns for failures."""
+    head = printed(rung_table(summarise(RUNS[:3])))[1].split()
+
+    assert ["rung", "done", "best", "trial", "time"] == head
+
+
+def test_a_table_shows_names_as_they_are() -> None:
+    """Brackets in a name are no markup, numbers stand on the right, missing values are a dash."""
+    lines = printed(
+        make_table(["HP", "value", "what"], [["lr[red]", 0.00125, "a"], ["x", None, "b"]], title="A [b]")
+    )
+
+    assert ["A [b]", "HP         value  what", "lr[red]  0.00125  a", "x              –  b"] == lines
 
 
 class World:
@@ -142,7 +150,7 @@ def test_time_left_follows_from_the_rate(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_projection_never_breaks_the_display(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal the projection is shown when there is one, and left out when it fails."""
-    monkeypatch.setattr(tables, "PROJECT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PROJECT_SECONDS", 0.0)
     world, shown = World(), io.StringIO()
     asked: list[bool] = []
 

@@ -21,8 +21,8 @@ from transfer_bo.display.tables import rung_table, summarise
 from transfer_bo.errors import TransferError
 from transfer_bo.projection import fit_study
 from transfer_bo.records import PARAMS_ATTR, SOURCE_ATTR, Outcome, Run, read_runs, read_settings, spent
-from transfer_bo.report import sections
-from transfer_bo.report.past import past_studies
+from transfer_bo.report.compute import runs_and_compute
+from transfer_bo.report.source_studies import source_studies
 from transfer_bo.report.state import read_state
 from transfer_bo.run_table.warm_start import MOST_RUNS, is_added
 from transfer_bo.runners.study_search import search_is_over
@@ -281,15 +281,15 @@ def test_tables_show_a_past_study_in_one_row() -> None:
     tb.add_past_runs(study, table(), name="old")
     search(study, 2)
     Console(file=shown, width=160).print(rung_table(summarise(read_runs(study))))
-    lines = [line for line in shown.getvalue().splitlines() if "past" in line]
+    lines = [line for line in shown.getvalue().splitlines() if "source" in line]
     state = read_state(study, FakeFit([]))  # type: ignore[arg-type]
-    page = "".join(past_studies(dataclasses.replace(state, fit=None)))
+    page = "".join(source_studies(dataclasses.replace(state, fit=None)))
 
-    assert [["past:", "old", "12", "0", "0", "0", "0"]] == [line.split() for line in lines]
+    assert [["source:", "old", "12"]] == [line.split() for line in lines]
     assert [] == state.checks
     assert 2 == len(state.own)
-    assert "All 12 runs of past: old" in page
-    assert "past: old" not in "".join(sections.runs_and_compute(state))
+    assert "All 12 runs of old" in page
+    assert "old" not in "".join(runs_and_compute(state))
 
 
 def with_past(write: WriteStudy, content: str = BUDGET, columns: dict[str, Any] | None = None) -> Path:

@@ -109,7 +109,7 @@ def test_global_hps_come_first_then_multipliers_near_the_best(staged: list[Run])
     assert all(any(run.params[name] != 1.0 for name in BEST if "." in name) for run in then)
 
 
-def test_proposals_lie_in_the_region_and_nil_hps_stay(staged: list[Run]) -> None:
+def test_proposals_lie_in_the_region_and_unimportant_hps_stay(staged: list[Run]) -> None:
     """Each HP within half a side of the centre, however often asked; a nil one on it."""
     surrogate = Surrogate(staged, DIMENSIONS, settings())
     region = Region.of(surrogate, BASE, maximize=False)

@@ -16,7 +16,6 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 
 from transfer_bo import TransferError
-from transfer_bo.errors import hide_passwords
 from transfer_bo.store import retrying_storage
 from transfer_bo.store.backends import check_address, connect_backend
 from transfer_bo.store.retrying_storage import RetryingStorage, is_transient
@@ -174,36 +173,6 @@ def test_a_journal_lets_many_write(tmp_path: Path) -> None:
     study = optuna.load_study(storage=connect_backend(url, create=False), study_name="s")
     assert list(range(40)) == [trial.number for trial in study.trials]
     assert {1.0} == {trial.value for trial in study.trials}
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "postgresql://me:{}@host/db",
-        "postgresql+psycopg://me:{}@host:5432/db?sslmode=require",
-        "grpc://me:{}@host:13000",
-        "postgresql://host/db?user=me&password={}",
-        "host=h password={} user=me",
-        "nosuchdialect://:{}@host/db",
-    ],
-)
-@pytest.mark.parametrize("secret", ["secret", "s@cret", "s/ecret", "se:cr@t", "pass%40secret"])
-def test_no_password_survives(address: str, secret: str) -> None:
-    """In a sentence, a traceback, or alone; whatever the password holds."""
-    text = f"could not connect to {address.format(secret)} (timeout)"
-
-    assert secret not in hide_passwords(text)
-    assert secret not in str(TransferError(text))
-    assert "***" in hide_passwords(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["see https://example.org/a:b", "12:30@noon", "sqlite:////tmp/a@b.db", "the word password is fine"],
-)
-def test_other_text_stays(text: str) -> None:
-    """What holds no password is left as it is."""
-    assert text == hide_passwords(text)
 
 
 @pytest.mark.parametrize("url", ["grpc://host", "grpc://:13000", "journal:///{}/folder"])

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from transfer_bo.cli.common import StudyArgument, app, console, interruptible, quiet, spoken
-from transfer_bo.errors import hide_passwords
 from transfer_bo.runners import forkserver
+from transfer_bo.secrets import hide_passwords
 from transfer_bo.study_file import load_study_file
 
 __all__: list[str] = []

@@ -28,7 +28,7 @@ from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome, Run
 from transfer_bo.scale import Scale
 
-__all__ = ["METHODS", "Importance", "hp_importance", "nil_hps"]
+__all__ = ["METHODS", "Importance", "hp_importance", "unimportant_hps"]
 
 METHODS = ("N-RReliefF", "fANOVA", "PED-ANOVA")
 MIN_RUNS = 10
@@ -142,7 +142,7 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
     return Importance(tuple(tables), hps, shares, agreement, tuple(left_out))
 
 
-def nil_hps(
+def unimportant_hps(
     runs: Sequence[Run], dimensions: Sequence[Dimension], seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """HPs that matter no more than made-up ones without any influence, by N-RReliefF and fANOVA alike.

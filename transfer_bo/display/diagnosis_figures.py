@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from transfer_bo.display.figures import human, scale_label
+from transfer_bo.display.figure_style import WIDTH_IN, shades
+from transfer_bo.display.text import number_text, scale_text
 
 if TYPE_CHECKING:
     from transfer_bo.diagnostics.curves import Sweep
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_diagnosis", "draw_truncation"]
 
-WIDTH_IN = 11.0
 ROW_IN = 3.2
 
 
@@ -44,7 +43,7 @@ def draw_truncation(
     panels = {"top directions (width-stable)": found.top, "rest (width-sensitive)": found.rest}
     for i, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(1, 2, i + 1)
-        for line, width, colour in zip(lines, widths, _shades(2), strict=False):
+        for line, width, colour in zip(lines, widths, shades(2), strict=False):
             axes.plot(nu, line, "o-", color=colour, label=f"width {width}")
         axes.set(xlabel=f"log2 {hp}", ylabel="loss" if i == 0 else "change of loss", title=title)
         axes.legend(fontsize=7)
@@ -52,16 +51,12 @@ def draw_truncation(
     return figure
 
 
-def _shades(count: int) -> Any:
-    return matplotlib.colormaps["viridis"](np.linspace(0.85, 0.05, max(count, 2)))
-
-
 def _bowls(axes: Any, sweep: Sweep, rates: Rates) -> None:
     back = np.vectorize(sweep.dimension.backward, otypes=[float])
-    for curve, colour in zip(sweep.curves, _shades(len(sweep.curves)), strict=False):
+    for curve, colour in zip(sweep.curves, shades(len(sweep.curves)), strict=False):
         fine = np.linspace(curve.z[0], curve.z[-1], 101)
         axes.plot(back(curve.z), curve.y, ".", color=colour)
-        label = f"{rates.axis} {human(curve.size)}"
+        label = f"{rates.axis} {number_text(curve.size, 3)}"
         axes.plot(back(fine), sweep.fitted(curve, fine), "-", color=colour, label=label)
     if sweep.dimension.transform == "log":
         axes.set_xscale("log", base=2)
@@ -88,8 +83,8 @@ def _bars(axes: Any, importance: Importance, method: str = "N-RReliefF") -> None
     table = importance.table(method)
     count = len(importance.scales)
     places = np.arange(len(table))
-    for i, (scale, colour) in enumerate(zip(importance.scales, _shades(count), strict=False)):
-        label = scale_label(scale, importance.scales)
+    for i, (scale, colour) in enumerate(zip(importance.scales, shades(count), strict=False)):
+        label = scale_text(scale, importance.scales)
         axes.bar(
             places + (i - (count - 1) / 2) * 0.8 / count,
             table.iloc[:, i],

@@ -6,18 +6,32 @@ import base64
 import html
 import io
 import re
-import warnings
+import warnings as python_warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
 
+from transfer_bo.display.tables import is_numeric
+from transfer_bo.display.text import number_text
+from transfer_bo.secrets import hide_passwords
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["details", "figure", "number", "page", "paragraph", "preformatted", "section", "table", "text"]
-
-_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]*(?=@)")  # postgresql://user:password@host
+__all__ = [
+    "cards",
+    "details",
+    "figure",
+    "page",
+    "paragraph",
+    "preformatted",
+    "section",
+    "table",
+    "text",
+    "verdict",
+    "warnings",
+]
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, Roboto, "DejaVu Sans", sans-serif; color: #1c1c1c; background: #fff;
@@ -50,16 +64,7 @@ summary { cursor: pointer; color: #0b5394; margin: .5rem 0; }
 
 def text(value: object) -> str:
     """Any value as HTML text: escaped, and with no password of a URL in it."""
-    return html.escape(_PASSWORD.sub(r"\1:***", str(value)))
-
-
-def number(value: object, digits: int = 4) -> str:
-    """A number with some significant digits, unescaped; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or (value == round(value) and abs(value) < 1e6):
-        return f"{value:.0f}"
-    return f"{value:.{digits}g}"
+    return html.escape(hide_passwords(str(value)))
 
 
 def paragraph(words: object, kind: str = "") -> str:
@@ -77,35 +82,56 @@ def details(summary: object, content: str) -> str:
     return f"<details><summary>{text(summary)}</summary>{content}</details>"
 
 
+def verdict(kind: str, words: object) -> str:
+    """A sentence in a box; `kind` is "good", "mixed", "bad" or empty."""
+    return f'<div class="verdict {kind}">{paragraph(words)}</div>'
+
+
+def cards(items: Iterable[tuple[object, object]]) -> str:
+    """Key numbers side by side, each with its name."""
+    listed = "".join(
+        f'<li><div class="what">{text(name)}</div><div class="value">{text(value)}</div></li>'
+        for name, value in items
+    )
+    return f'<ul class="cards">{listed}</ul>'
+
+
+def warnings(sentences: Iterable[object]) -> str:
+    """A list of sentences under the title "Warnings"."""
+    listed = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
+    return f'<p><b>Warnings</b></p><ul class="warnings">{listed}</ul>'
+
+
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], digits: int = 4) -> str:
-    """A table of plain values; a column whose cells are all numbers (or "–") is set to the right.
+    """A table of plain values, written by `number_text`; a column of numbers is set to the right.
 
     Args:
-        head: names of the columns.
-        rows: a cell per column.
-        digits: significant digits of a number.
+        head: Names of the columns.
+        rows: A cell for each column.
+        digits: Significant digits of a number.
     """
-    rows = [list(row) for row in rows]
+    cells = [[number_text(cell, digits) for cell in row] for row in rows]
+    numeric = [bool(cells) and all(is_numeric(row[i]) for row in cells) for i in range(len(head))]
 
-    def is_number(cell: object) -> bool:
-        return isinstance(cell, int | float) or cell == "–"
+    def line(tag: str, values: Iterable[object]) -> str:
+        styles = ['class="n"' if right else "" for right in numeric]
+        filled = [
+            f"<{f'{tag} {style}'.strip()}>{text(value)}</{tag}>"
+            for value, style in zip(values, styles, strict=True)
+        ]
+        return f"<tr>{''.join(filled)}</tr>"
 
-    right = [bool(rows) and all(is_number(row[column]) for row in rows) for column in range(len(head))]
-    kinds = [' class="n"' if r else "" for r in right]
-    lines = ["<tr>" + "".join(f"<th{k}>{text(h)}</th>" for h, k in zip(head, kinds, strict=True)) + "</tr>"]
-    for row in rows:
-        cells = zip(row, kinds, strict=True)
-        lines.append(
-            "<tr>" + "".join(f"<td{kind}>{text(number(cell, digits))}</td>" for cell, kind in cells) + "</tr>"
-        )
+    lines = [line("th", head), *(line("td", row) for row in cells)]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 def figure(drawing: Figure, alt: str, caption: str) -> str:
     """A drawing as an SVG inside the page; as an image, nothing in it can run or clash with another."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "transfer_bo"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name in a rare script
+    with matplotlib.rc_context({"svg.hashsalt": "transfer_bo"}), python_warnings.catch_warnings():
+        python_warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # a name in a rare script
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img alt="{text(alt)}" src="data:image/svg+xml;base64,{data}">'

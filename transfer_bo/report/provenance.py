@@ -21,8 +21,8 @@ def provenance_table(state: State, given: Mapping[str, object]) -> list[str]:
     """HTML: a row per name; texts of several lines below, each with its SHA-256 in the table.
 
     Args:
-        state: of the study.
-        given: what the caller knows, name -> value.
+        state: What the report reads from the study.
+        given: What the caller knows about the results' origin, name -> value.
     """
     known: dict[str, object] = {"study": state.study.study_name}
     if state.settings is not None:
@@ -32,13 +32,15 @@ def provenance_table(state: State, given: Mapping[str, object]) -> list[str]:
     known["Python"] = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for name in VERSIONS:
         known[name] = importlib.metadata.version(name)
+
     long = {name: str(value) for name, value in given.items() if "\n" in str(value)}
     known |= {name: value for name, value in given.items() if name not in long}
     known |= {
         f"SHA-256 of {name}": hashlib.sha256(words.encode()).hexdigest() for name, words in long.items()
     }
-    parts = [page.table(["what", "value"], [[name, str(value)] for name, value in known.items()])]
-    return parts + [page.details(name, page.preformatted(words)) for name, words in long.items()]
+
+    table = page.table(["what", "value"], [[name, str(value)] for name, value in known.items()])
+    return [table, *(page.details(name, page.preformatted(words)) for name, words in long.items())]
 
 
 def _commit() -> str:
@@ -50,9 +52,8 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", here.name
-        )  # an installed copy may lie inside someone else's repository
+        # An installed copy may lie inside someone else's repository.
+        git("ls-files", "--error-unmatch", here.name)
         changed = " with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else ""
         return git("rev-parse", "HEAD") + changed
     except (OSError, subprocess.SubprocessError):

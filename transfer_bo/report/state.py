@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "State", "read_state"]
 
-_SAYS_SOMETHING = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
-"""Outcomes that say something about the HPs: the others may be the machine's fault."""
+_INFORMATIVE = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
+"""Outcomes that depend on the HPs; the others may be the machine's fault."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A run at the target: what for, with which HPs, what was predicted before it and what came out."""
+    """A run at the target: its purpose and HPs, the loss predicted before it, and its outcome."""
 
     number: int
     name: str
@@ -53,15 +53,14 @@ class State:
 
     @property
     def own(self) -> list[Run]:
-        """The runs that were made in this study, past ones aside."""
+        """The runs that were made in this study, not in a source study."""
         return [run for run in self.runs if run.source is None]
 
     @property
     def verified(self) -> Check | None:
         """The latest finished run of a suggestion at the target."""
-        done = [
-            c for c in self.checks if c.purpose == "verify" and c.predicted and c.outcome in _SAYS_SOMETHING
-        ]
+        suggested = [c for c in self.checks if c.purpose == "verify" and c.predicted]
+        done = [c for c in suggested if c.outcome in _INFORMATIVE]
         return done[-1] if done else None
 
     @property
@@ -76,12 +75,12 @@ class State:
         """The latest control run of each name at the scale of the verified one."""
         if self.verified is None:
             return []
-        done = [c for c in self.checks if c.purpose == "control" and c.outcome in _SAYS_SOMETHING]
+        done = [c for c in self.checks if c.purpose == "control" and c.outcome in _INFORMATIVE]
         return list({c.name: c for c in done if c.scale == self.verified.scale}.values())
 
 
 def read_state(study: Any, fit: Projection | None) -> State:
-    """Everything that can be known about a study now; without a fit, one is made if there are runs for it."""
+    """Read a study. Without a fit, one is made if there are enough runs for it."""
     missing, settings, suggestion, importance = "", None, None, {}
     try:
         settings = read_settings(study)
@@ -92,6 +91,7 @@ def read_state(study: Any, fit: Projection | None) -> State:
         suggestion, importance = fit.suggest(), fit.importance(fit.target)
     except TransferError as error:
         missing = str(error)
+
     runs = read_runs(study)
     return State(
         study=study,
@@ -112,19 +112,19 @@ def _read_checks(study: Any, runs: Sequence[Run]) -> list[Check]:
     for run in runs:
         if run.purpose in ("search", "past") or run.scale is None:
             continue
-        said = attrs[run.number].get(PREDICTION_ATTR)
+        of_trial = attrs[run.number]
+        predicted = of_trial.get(PREDICTION_ATTR)
+        is_suggestion = run.purpose == "verify"
         checks.append(
             Check(
                 number=run.number,
-                name="suggestion"
-                if run.purpose == "verify"
-                else str(attrs[run.number].get(CONTROL_ATTR, "control")),
+                name="suggestion" if is_suggestion else str(of_trial.get(CONTROL_ATTR, "control")),
                 purpose=run.purpose,
                 scale=run.scale,
                 params=run.params,
                 outcome=run.outcome,
                 loss=run.loss,
-                predicted=(said["loss"], *said["interval"]) if said else None,
+                predicted=(predicted["loss"], *predicted["interval"]) if predicted else None,
             )
         )
     return checks

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from transfer_bo.report import page
+from transfer_bo.report.state import State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -11,10 +14,27 @@ if TYPE_CHECKING:
 
     from transfer_bo.parametrization import Parametrization
 
-__all__ = ["tensor_settings"]
+__all__ = ["tensor_settings", "tensors"]
 
 RULE = ("init_std", "lr", "eps", "weight_decay", "one_minus_beta", "forward")
 """The columns of `Parametrization.table` that are factors relative to the base."""
+
+ABOUT = (
+    "What the optimizer and the initialisation get for each tensor at the target, under the HPs that were "
+    "verified there or else are suggested; “rule” is the factor of the parametrization relative to the base."
+)
+
+
+def tensors(state: State, tensor_table: Callable[[Mapping[str, Any]], pd.DataFrame] | None) -> list[str]:
+    """The section: a row per tensor, under the HPs that are set at the target; empty where there are none."""
+    if tensor_table is None or state.chosen is None:
+        return []
+    table = tensor_table(state.chosen)
+    rows = table.astype(object).itertuples(index=False)
+    return [
+        page.paragraph(ABOUT, "quiet"),
+        page.details(f"All {len(table)} tensors", page.table(list(table.columns), rows)),
+    ]
 
 
 def tensor_settings(
@@ -23,9 +43,9 @@ def tensor_settings(
     """A row per tensor: its settings under some HPs, and the factors of the rule that they come from.
 
     Args:
-        parametrization: from the base to the model's scale.
-        model: built at that scale; it is initialised here.
-        hps: in base coordinates.
+        parametrization: The parametrization, from the base to the model's scale.
+        model: A model built at that scale; it is initialised here.
+        hps: HPs in base coordinates.
 
     Returns:
         Columns name, role, module_type, shape; as set: init_std (of the drawn values), lr, beta1, beta2, eps,
@@ -38,16 +58,19 @@ def tensor_settings(
     groups = parametrization.param_groups(model, dict(hps))
     group_of = {id(parameter): group for group in groups for parameter in group["params"]}
     parameters = parameters_of(model)
+
     rule = parametrization.table()
     table = rule[["name", "role", "module_type", "shape"]].copy()
     spread = [float(parameters[name].detach().std(correction=0)) for name in rule["name"]]
     table["init_std"] = spread
+
     settings = [group_of[id(parameters[name])] for name in rule["name"]]
     table["lr"] = [group["lr"] for group in settings]
     table["beta1"] = [group["betas"][0] for group in settings]
     table["beta2"] = [group["betas"][1] for group in settings]
     table["eps"] = [group["eps"] for group in settings]
     table["weight_decay"] = [group["weight_decay"] for group in settings]
+
     for column in RULE:
         table[f"rule: {column}"] = rule[column]
     table["applied"] = rule["applied"]

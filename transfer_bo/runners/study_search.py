@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from transfer_bo.records import SETTINGS_ATTR, Outcome, Run, read_settings, spent
+from transfer_bo.records import Outcome, Run, spent_so_far
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import RUNG
 
 if TYPE_CHECKING:
     from transfer_bo.runners.task import Task
 
-__all__ = ["first_params", "make_sampler", "search_is_over", "spent_so_far"]
+__all__ = ["first_params", "make_sampler", "search_is_over"]
 
 
 def make_sampler(task: Task) -> TransferSampler:
@@ -35,13 +35,6 @@ def first_params(task: Task) -> dict[str, Any]:
     """What a new study's first trial runs: the documented defaults at the cheapest rung."""
     cheapest = min(task.ladder.proxies, key=task.cost)
     return {RUNG: task.ladder.index(cheapest), **task.space.defaults}
-
-
-def spent_so_far(study: optuna.Study, runs: Sequence[Run]) -> float:
-    """Compute used or reserved by the search, in the unit of the cost (see `transfer_bo.records.spent`)."""
-    if SETTINGS_ATTR not in study.user_attrs:  # no trial has started yet
-        return 0.0
-    return spent(read_settings(study), runs)
 
 
 def search_is_over(task: Task, study: optuna.Study, runs: Sequence[Run]) -> bool:

@@ -60,7 +60,8 @@ def main(spec: dict[str, Any], says: Connection, lock: Connection | None) -> Non
 
     _pin(spec["slot"], spec["study"]["run"]["workers"], spec["study"]["run"]["threads"])
 
-    from transfer_bo.errors import TransferError, hide_passwords
+    from transfer_bo.errors import TransferError
+    from transfer_bo.secrets import hide_passwords
 
     try:
         _work(spec)
@@ -80,8 +81,9 @@ def run_task(spec: dict[str, Any]) -> tuple[int, str]:
         What would be the exit code of a process, and what it has to say: with `MORE`, the error of a trial
         that failed.
     """
-    from transfer_bo.errors import TransferError, hide_passwords
+    from transfer_bo.errors import TransferError
     from transfer_bo.records import ERROR_ATTR, OUTCOME_ATTR, Outcome
+    from transfer_bo.secrets import hide_passwords
 
     _stop.clear()  # a process of Ray's runs many tasks
     signal.signal(signal.SIGINT, lambda *_: _stop.set())  # that is how Ray ends a task in order

@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from transfer_bo.display.tables import ENDED, Progress
+from transfer_bo.display.progress import ENDED, Progress
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Run, read_runs
 from transfer_bo.runners import forkserver, ray_tasks

@@ -11,7 +11,7 @@ nothing is forgotten when the box moves; the box starts at half of each range (m
 octaves), not at .8; τ_fail is at most 10, for a study has a few hundred runs, not thousands; too small a box
 begins anew at the same centre. The state is a function of the runs alone, so any worker finds the same.
 
-HPs found to be nil (`diagnostics.importance.nil_hps`) stay where they are, so that the box has fewer sides.
+HPs found unimportant (`diagnostics.importance.unimportant_hps`) stay where they are: the box has fewer sides.
 
 A share of what the second stage spends goes to dearer rungs (`rung_of`), else nothing would be learnt of
 whether multipliers keep their worth: there the centre of the box is run first, then with half of its

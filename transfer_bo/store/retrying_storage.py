@@ -21,7 +21,8 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from transfer_bo.errors import TransferError, hide_passwords
+from transfer_bo.errors import TransferError
+from transfer_bo.secrets import hide_passwords
 
 __all__ = ["PATIENCE_SECONDS", "TOKEN_ATTR", "RetryingStorage", "is_transient"]
 

@@ -1,0 +1,55 @@
+"""Numbers with suffixes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_bo.errors import TransferError
+from transfer_bo.quantities import SUFFIXES, parse_number
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("64", 64.0),
+        ("-2.5", -2.5),
+        ("1.07e9", 1.07e9),
+        ("300k", 3e5),
+        ("300_000", 3e5),
+        ("160m", 1.6e8),
+        ("7B", 7e9),
+        ("20G", 2e10),
+        (" 1.5 T ", 1.5e12),
+    ],
+)
+def test_numbers_as_people_write_them(text: str, expected: float) -> None:
+    """Plain, scientific, with underscores or with a suffix."""
+    assert expected == parse_number(text)
+
+
+@pytest.mark.parametrize("text", ["", "B", "k", "1,000", "7Bn", "1kk", "nan", "inf", "1e999", "0x10"])
+def test_what_is_no_number_is_named(text: str) -> None:
+    """The error says which option it was and what stood there."""
+    with pytest.raises(TransferError) as caught:
+        parse_number(text, "--target width")
+
+    assert "--target width" in str(caught.value)
+    assert repr(text) in str(caught.value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_plain_number_is_read_exactly(value: float) -> None:
+    """Without a suffix the result is Python's own."""
+    assert value == parse_number(repr(value))
+
+
+@given(st.integers(0, 999), st.sampled_from(sorted(SUFFIXES)))
+def test_suffixes_in_either_case(count: int, suffix: str) -> None:
+    """Upper and lower case mean the same, and whole numbers stay exact."""
+    assert (
+        count * SUFFIXES[suffix]
+        == parse_number(f"{count}{suffix}")
+        == parse_number(f"{count}{suffix.upper()}")
+    )

@@ -1,0 +1,40 @@
+"""Numbers as people write them: `64`, `1.07e9`, `300k`, `7B`, `20G`, `2T`."""
+
+from __future__ import annotations
+
+import math
+
+from transfer_bo.errors import TransferError
+
+__all__ = ["SUFFIXES", "parse_number"]
+
+SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
+"""Multipliers by suffix, in upper or lower case: `7B` and `7b` are parameters, `20G` and `20g` are tokens."""
+
+
+def parse_number(text: str, what: str = "The number") -> float:
+    """Read a finite number that may end with a suffix.
+
+    Args:
+        text: The number, such as `"64"`, `"300_000"`, `"1.07e9"` or `"7B"`; spaces around it are ignored.
+        what: What the number is, as the error names it: `"--target width"`.
+
+    Returns:
+        The value; a whole number of any suffix is exact.
+
+    Raises:
+        TransferError: If the text is no finite number.
+    """
+    digits = text.strip()
+    factor = 1.0
+    if digits[-1:].lower() in SUFFIXES and digits[:-1].strip():
+        factor = SUFFIXES[digits[-1].lower()]
+        digits = digits[:-1]
+
+    try:
+        value = float(digits) * factor
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise TransferError(f"{what} is {text!r}, which is no number; write e.g. 64, 1.07e9, 300k or 7B.")
+    return value
