@@ -20,7 +20,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 import transfer_bo as tb
-from transfer_bo.scale import RUNG, SCALE_ATTR
+from transfer_bo.attributes import RUNG, SCALE_ATTR
 
 RUNGS = [tb.Scale(width=w, depth=d, tokens=t) for w, d, t in [(64, 4, 1e6), (128, 4, 2e6), (256, 8, 8e6)]]
 TARGET = tb.Scale(width=1024, depth=16, tokens=1e9)

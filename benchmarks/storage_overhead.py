@@ -30,10 +30,9 @@ from optuna.trial import TrialState
 
 import transfer_bo as tb
 import transfer_bo.search.policy  # or the first proposal loads torch, while another thing is measured
-from transfer_bo.records import OUTCOME_ATTR
+from transfer_bo.attributes import OUTCOME_ATTR, SCALE_ATTR
 from transfer_bo.runners.objective import objective
 from transfer_bo.runners.worker_loop import work
-from transfer_bo.scale import SCALE_ATTR
 from transfer_bo.store.backends import connect_backend
 from transfer_bo.store.heartbeat import Owner
 from transfer_bo.store.open_study import open_storage

@@ -11,18 +11,18 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from transfer_bo.records import (
+from transfer_bo.attributes import (
+    CONTROL_ATTR,
     ERROR_ATTR,
     OUTCOME_ATTR,
+    PREDICTION_ATTR,
     PURPOSE_ATTR,
+    SCALE_ATTR,
     SECONDS_ATTR,
     SETTINGS_ATTR,
-    Outcome,
-    Run,
-    StudySettings,
 )
-from transfer_bo.scale import SCALE_ATTR, Ladder, Scale, default_cost
-from transfer_bo.verification.jobs import CONTROL_ATTR, PREDICTION_ATTR
+from transfer_bo.records import Outcome, Run, StudySettings
+from transfer_bo.scale import Ladder, Scale, default_cost
 
 CURVATURE = {
     "lr": 0.05,

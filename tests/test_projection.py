@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import transfer_bo as tb
+from transfer_bo.attributes import OUTCOME_ATTR
 from transfer_bo.projection import PredictedLoss, Projection, fit_study
-from transfer_bo.records import OUTCOME_ATTR, Outcome
+from transfer_bo.records import Outcome
 from transfer_bo.surrogate.gp import RESIDUAL
 from transfer_bo.surrogate.recommendation import excess
 

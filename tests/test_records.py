@@ -1,5 +1,6 @@
 """Trials as plain records."""
 
+import json
 import math
 
 import optuna
@@ -7,18 +8,18 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from transfer_bo.attributes import OUTCOME_ATTR, PURPOSE_ATTR, RUNG, SCALE_ATTR, SECONDS_ATTR
 from transfer_bo.errors import TransferError
 from transfer_bo.records import (
-    OUTCOME_ATTR,
-    PURPOSE_ATTR,
-    SECONDS_ATTR,
     Outcome,
     Run,
+    StudySettings,
+    finished_runs,
     measured_seconds,
     read_dimensions,
     read_runs,
 )
-from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
+from transfer_bo.scale import Scale
 
 
 def test_a_finished_trial_is_read_whole() -> None:
@@ -86,6 +87,66 @@ def test_inf_is_a_divergence_and_no_loss() -> None:
 
     assert Outcome.DIVERGED is run.outcome
     assert run.loss is None
+
+
+def test_an_outcome_of_a_later_release_is_read_from_the_state() -> None:
+    """A word that this release does not know says no more than Optuna's own state."""
+    study = optuna.create_study()
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs={OUTCOME_ATTR: "overheated"}))
+
+    assert [Outcome.ERROR] == [run.outcome for run in read_runs(study)]
+
+
+OUTCOME_PROPERTIES = ("is_open", "has_ended", "is_informative", "has_trained", "has_final_loss", "has_failed")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (Outcome.FINISHED, {"has_ended", "is_informative", "has_trained", "has_final_loss"}),
+        (Outcome.PRUNED, {"has_ended", "is_informative", "has_trained"}),
+        (Outcome.DIVERGED, set(OUTCOME_PROPERTIES) - {"is_open"}),
+        (Outcome.OUT_OF_MEMORY, {"has_ended", "is_informative", "has_failed"}),
+        (Outcome.PREEMPTED, set()),
+        (Outcome.ERROR, {"has_ended", "has_failed"}),
+        (Outcome.RUNNING, {"is_open"}),
+        (Outcome.WAITING, {"is_open"}),
+    ],
+)
+def test_what_each_outcome_says(outcome: Outcome, expected: set[str]) -> None:
+    """The table of outcomes and what they tell."""
+    assert expected == {name for name in OUTCOME_PROPERTIES if getattr(outcome, name)}
+    assert outcome.is_broken == (outcome in {Outcome.OUT_OF_MEMORY, Outcome.ERROR})
+
+
+def test_finished_runs_have_scale_and_loss() -> None:
+    """Runs that failed, have no scale or no loss are left out; the others keep every field."""
+    small = Scale(width=32)
+    runs = [
+        Run(0, {"lr": 1.0}, small, Outcome.FINISHED, 1.5, {0.5: 2.0}, 3.0, "verify", "other"),
+        Run(1, {}, None, Outcome.FINISHED, 1.5),
+        Run(2, {}, small, Outcome.PRUNED, None),
+    ]
+
+    (found,) = finished_runs(runs)
+
+    assert vars(runs[0]) == vars(found)
+
+
+SETTINGS = StudySettings((Scale(width=32), Scale(width=64)), (0,), Scale(width=64), (1.0, 4.0), budget=3.0)
+
+
+def test_settings_survive_their_storage() -> None:
+    """What `to_json` writes, `from_json` reads, through JSON text."""
+    assert SETTINGS == StudySettings.from_json(json.loads(json.dumps(SETTINGS.to_json())))
+
+
+def test_settings_of_a_later_release_are_read() -> None:
+    """An unknown key is ignored, and the warning names it."""
+    with pytest.warns(UserWarning, match="colour"):
+        found = StudySettings.from_json(SETTINGS.to_json() | {"colour": "blue"})
+
+    assert SETTINGS == found
 
 
 @pytest.mark.parametrize("default", ["big", math.nan, math.inf])

@@ -14,8 +14,9 @@ from optuna.testing.pytest_samplers import (
 )
 
 import transfer_bo as tb
-from transfer_bo.records import SECONDS_ATTR, read_runs, read_settings
-from transfer_bo.scale import RUNG, SCALE_ATTR, default_cost
+from transfer_bo.attributes import RUNG, SCALE_ATTR, SECONDS_ATTR
+from transfer_bo.records import read_runs, read_settings
+from transfer_bo.scale import default_cost
 
 RUNGS = [tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=1e5), tb.Scale(width=64, tokens=4e5)]
 TARGET = tb.Scale(width=256, tokens=1e6)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transfer_bo.attributes import RUNG, SCALE_ATTR
 from transfer_bo.errors import TransferError
-from transfer_bo.scale import RUNG, SCALE_ATTR, Ladder, Scale, default_cost
+from transfer_bo.scale import Ladder, Scale, default_cost
 
 AXES = st.dictionaries(
     st.sampled_from(["width", "depth", "batch", "tokens", "n_params"]),

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import transfer_bo as tb
+from transfer_bo.attributes import RUNG
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome, read_runs
-from transfer_bo.scale import RUNG
 
 SMALL, LARGE = tb.Scale(width=32, tokens=1e5), tb.Scale(width=64, tokens=2e5)
 MIDDLE = tb.Scale(width=128, tokens=4e5)

@@ -8,27 +8,33 @@ from __future__ import annotations
 import enum
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from transfer_bo.attributes import (
+    OUTCOME_ATTR,
+    PARAMS_ATTR,
+    PROGRESS_STEPS,
+    PURPOSE_ATTR,
+    RUNG,
+    SCALE_ATTR,
+    SECONDS_ATTR,
+    SETTINGS_ATTR,
+    SOURCE_ATTR,
+)
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
-from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
+from transfer_bo.scale import Scale
 
 __all__ = [
-    "ERROR_ATTR",
-    "OUTCOME_ATTR",
-    "PARAMS_ATTR",
-    "PROGRESS_STEPS",
-    "PURPOSE_ATTR",
-    "SECONDS_ATTR",
-    "SETTINGS_ATTR",
-    "SOURCE_ATTR",
+    "FinishedRun",
     "Outcome",
     "Run",
     "StudySettings",
     "check_drift_prior",
+    "finished_runs",
     "measured_seconds",
     "read_dimensions",
     "read_run",
@@ -37,24 +43,6 @@ __all__ = [
     "spent",
     "spent_so_far",
 ]
-
-OUTCOME_ATTR = "transfer_bo:outcome"
-"""Trial attribute: how it ended, a value of `Outcome`."""
-ERROR_ATTR = "transfer_bo:error"
-"""Trial attribute: type and text of the exception that ended it."""
-SECONDS_ATTR = "transfer_bo:seconds"
-"""Trial attribute: wall-clock seconds in the objective."""
-PURPOSE_ATTR = "transfer_bo:purpose"
-"""Trial attribute: "search" (when absent), "verify", "control", "replicate" or "past"."""
-SOURCE_ATTR = "transfer_bo:source"
-"""Trial attribute: name of the past study that the run was made in; absent for the study's own."""
-PARAMS_ATTR = "transfer_bo:params"
-"""Trial attribute: HPs of a past run. They are no parameters of the trial, for their ranges are no ranges of
-this study."""
-SETTINGS_ATTR = "transfer_bo:settings"
-"""Study attribute: what the sampler knows, as `StudySettings.to_json` writes it."""
-PROGRESS_STEPS = 1000
-"""`trial.report(loss, step)` counts steps in thousandths of the run: rungs compare at equal progress."""
 
 
 class Outcome(enum.StrEnum):
@@ -69,7 +57,43 @@ class Outcome(enum.StrEnum):
     RUNNING = "running"
     WAITING = "waiting"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the trial has not ended yet."""
+        return self in (Outcome.RUNNING, Outcome.WAITING)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended by itself; a preempted run may go on elsewhere."""
+        return not self.is_open and self is not Outcome.PREEMPTED
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether it depends on the HPs or the scale, so that the surrogate can learn from it."""
+        return self.has_ended and self is not Outcome.ERROR
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether the run fitted into memory and trained until it finished, was stopped or diverged."""
+        return self.is_informative and self is not Outcome.OUT_OF_MEMORY
+
+    @property
+    def has_final_loss(self) -> bool:
+        """Whether the final loss is known; it is infinite for a run that diverged."""
+        return self in (Outcome.FINISHED, Outcome.DIVERGED)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the same HPs at the same scale would most likely fail again."""
+        return self.is_broken or self is Outcome.DIVERGED
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it ended before it trained."""
+        return self in (Outcome.OUT_OF_MEMORY, Outcome.ERROR)
+
+
+_BY_NAME: dict[str | None, Outcome] = {str(outcome): outcome for outcome in Outcome}
 _FROM_STATE = {  # for trials that no `objective` has typed; an untyped FAIL says nothing about its HPs
     "COMPLETE": Outcome.FINISHED,
     "PRUNED": Outcome.PRUNED,
@@ -94,7 +118,24 @@ class Run:
     seconds: float | None = None
     purpose: str = "search"
     source: str | None = None
-    """The past study that it was made in; None for the study's own."""
+    """The source study that it was made in; None for the study's own."""
+
+
+@dataclass(frozen=True)
+class FinishedRun(Run):
+    """A run that finished at a known scale, so that scale and loss are there."""
+
+    scale: Scale
+    loss: float
+
+
+def finished_runs(runs: Iterable[Run]) -> list[FinishedRun]:
+    """Those of the runs that finished at a known scale, in their order."""
+    return [
+        FinishedRun(**vars(run))
+        for run in runs
+        if run.outcome is Outcome.FINISHED and run.scale is not None and run.loss is not None
+    ]
 
 
 def read_run(trial: Any, state: Any = None) -> Run:
@@ -102,7 +143,7 @@ def read_run(trial: Any, state: Any = None) -> Run:
     state = trial.state if state is None else state
     attrs = trial.user_attrs
     typed = attrs.get(OUTCOME_ATTR) if state.is_finished() else None
-    outcome = Outcome(typed) if typed else _FROM_STATE[state.name]
+    outcome = _BY_NAME.get(typed, _FROM_STATE[state.name])
     # In a frozen trial that is just being told the value is not there yet.
     value = trial.value if trial.state.is_finished() else None
     if (
@@ -174,10 +215,20 @@ class StudySettings:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> StudySettings:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; a key that a later release has added is ignored with a warning."""
+        names = {item.name for item in fields(cls)}
+        unknown = sorted(plain.keys() - names)
+        if unknown:
+            warnings.warn(
+                f"The study's settings hold {', '.join(unknown)}, which this release of transfer_bo does not "
+                "know and ignores; open the study with the release that wrote it.",
+                stacklevel=2,
+            )
+
+        known = {name: value for name, value in plain.items() if name in names}
         return cls(
             **{
-                **plain,
+                **known,
                 "scales": tuple(Scale(axes) for axes in plain["scales"]),
                 "target": Scale(plain["target"]),
                 "proxies": tuple(plain["proxies"]),

@@ -20,12 +20,19 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from transfer_bo.attributes import (
+    FIXED_PARAMS_ATTR,
+    FORMAT_ATTR,
+    FORMAT_VERSION,
+    OUTCOME_ATTR,
+    RUNG,
+    SCALE_ATTR,
+    SETTINGS_ATTR,
+    SOURCE_ATTR,
+)
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
 from transfer_bo.records import (
-    OUTCOME_ATTR,
-    SETTINGS_ATTR,
-    SOURCE_ATTR,
     Outcome,
     Run,
     StudySettings,
@@ -35,7 +42,7 @@ from transfer_bo.records import (
     read_run,
     spent,
 )
-from transfer_bo.scale import RUNG, SCALE_ATTR, Ladder, Scale, default_cost
+from transfer_bo.scale import Ladder, Scale, default_cost
 from transfer_bo.search.exclusions import drop_always_failing, matches_failed_run, working_choices
 from transfer_bo.space import is_multiplier
 
@@ -349,7 +356,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             runs: all others.
             told: those of them with typed outcomes, at scales of the ladder.
         """
-        asked: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+        asked: dict[str, Any] | None = trial.system_attrs.get(FIXED_PARAMS_ATTR)
         if asked is not None and asked.get(RUNG) in range(len(settings.scales)):
             return [int(asked[RUNG])]
         # A number that is no rung goes on from here, for the ladder to refuse.
@@ -393,9 +400,12 @@ class TransferSampler(optuna.samplers.BaseSampler):
             seed=self._seed,
             global_share=self._global_share,
         )
-        plain = json.loads(json.dumps(settings.to_json()))  # as it comes back: JSON knows no tuples
+        # Keys of a later release are kept. The round trip gives what comes back: JSON knows no tuples.
+        plain = {**(stored or {}), **json.loads(json.dumps(settings.to_json()))}
         if stored != plain:
             study.set_user_attr(SETTINGS_ATTR, plain)
+            if study.user_attrs.get(FORMAT_ATTR, 0) < FORMAT_VERSION:
+                study.set_user_attr(FORMAT_ATTR, FORMAT_VERSION)
         return settings
 
 

@@ -10,14 +10,10 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from transfer_bo.attributes import RUNG, SCALE_ATTR
 from transfer_bo.errors import TransferError
 
-__all__ = ["RUNG", "SCALE_ATTR", "Cost", "Ladder", "Scale", "default_cost"]
-
-RUNG = "rung"
-"""Name of the trial parameter that holds the rung's index."""
-SCALE_ATTR = "transfer_bo:scale"
-"""Trial user attribute that holds the axes of the scale a trial ran at."""
+__all__ = ["Cost", "Ladder", "Scale", "default_cost"]
 
 
 class _Trial(Protocol):

@@ -26,8 +26,8 @@ import optuna
 from problem import BASE, GLOBAL, PARTS, Rows, per_module
 
 import transfer_bo as tb
-from transfer_bo.records import OUTCOME_ATTR, Outcome, read_dimensions, read_runs, read_settings
-from transfer_bo.scale import RUNG, SCALE_ATTR
+from transfer_bo.attributes import OUTCOME_ATTR, RUNG, SCALE_ATTR
+from transfer_bo.records import Outcome, read_dimensions, read_runs, read_settings
 from transfer_bo.space import Space
 
 FIRST, THEN = 20, 50

@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from transfer_bo import Scale, TransferError
+from transfer_bo.attributes import SCALE_ATTR, SETTINGS_ATTR
 from transfer_bo.cli import app
 from transfer_bo.diagnostics.diagnose import COST, diagnose
 from transfer_bo.dimension import Dimension
 from transfer_bo.display.diagnosis_figures import draw_diagnosis
-from transfer_bo.records import SETTINGS_ATTR, Outcome, Run, StudySettings
-from transfer_bo.scale import SCALE_ATTR
+from transfer_bo.records import Outcome, Run, StudySettings
 
 LR = Dimension("lr", "log", 2.0**-9, 2.0**-1)
 DECAY = Dimension("weight_decay", "log", 1e-3, 1.0)

@@ -17,10 +17,11 @@ from fake_fit import FakeFit
 from rich.console import Console
 
 import transfer_bo as tb
+from transfer_bo.attributes import PARAMS_ATTR, SOURCE_ATTR
 from transfer_bo.display.tables import rung_table, summarise
 from transfer_bo.errors import TransferError
 from transfer_bo.projection import fit_study
-from transfer_bo.records import PARAMS_ATTR, SOURCE_ATTR, Outcome, Run, read_runs, read_settings, spent
+from transfer_bo.records import Outcome, Run, read_runs, read_settings, spent
 from transfer_bo.report.compute import runs_and_compute
 from transfer_bo.report.source_studies import source_studies
 from transfer_bo.report.state import read_state

@@ -31,13 +31,13 @@ from optuna.trial import FrozenTrial
 from postgres import Cluster, cluster, free_port
 
 import transfer_bo as tb
+from transfer_bo.attributes import OWNER_LOSSES_ATTR, TOKEN_ATTR
 from transfer_bo.records import Outcome, read_run
 from transfer_bo.runners.objective import objective
 from transfer_bo.runners.worker_loop import work
 from transfer_bo.sampler import TransferSampler
-from transfer_bo.store.heartbeat import OWNER_LOSSES_ATTR, Owner
+from transfer_bo.store.heartbeat import Owner
 from transfer_bo.store.open_study import open_storage
-from transfer_bo.store.retrying_storage import TOKEN_ATTR
 
 LOADED = [  # once, before the workers are forked; by name, for a script itself is not preloaded
     "transfer_bo.runners.worker_loop",

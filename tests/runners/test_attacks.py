@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from transfer_bo import TransferError
+from transfer_bo.attributes import STUDY_FILE_ATTR
 from transfer_bo.runners.external_program import CommandError
 from transfer_bo.runners.task import Attempt, make_task
-from transfer_bo.store.open_study import STUDY_FILE_ATTR, open_study, stored_study_file
+from transfer_bo.store.open_study import open_study, stored_study_file
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]

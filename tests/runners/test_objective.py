@@ -7,8 +7,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from transfer_bo.attributes import ERROR_ATTR, SECONDS_ATTR
 from transfer_bo.errors import Diverged, TransferError
-from transfer_bo.records import ERROR_ATTR, SECONDS_ATTR, Outcome, read_runs
+from transfer_bo.records import Outcome, read_runs
 from transfer_bo.runners.objective import MAX_ERRORS_IN_A_ROW, objective
 
 

@@ -21,11 +21,12 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from transfer_bo import Outcome, TransferError
+from transfer_bo.attributes import OWNER_LOSSES_ATTR
 from transfer_bo.records import read_runs
 from transfer_bo.runners import worker_pool
 from transfer_bo.runners.study_search import make_sampler
 from transfer_bo.runners.task import Attempt, make_task
-from transfer_bo.store.heartbeat import OWNER_LOSSES_ATTR, Owner
+from transfer_bo.store.heartbeat import Owner
 from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import StudyFile, load_study_file
 

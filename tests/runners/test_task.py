@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from transfer_bo import Outcome
+from transfer_bo.attributes import ACCUMULATE_ATTR
 from transfer_bo.records import read_runs
 from transfer_bo.runners.objective import objective
 from transfer_bo.runners.study_search import first_params, make_sampler
-from transfer_bo.runners.task import ACCUMULATE_ATTR, Attempt, make_task
+from transfer_bo.runners.task import Attempt, make_task
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]

@@ -15,11 +15,10 @@ from commands import commands
 from postgres import PASSWORD, Cluster, cluster, why_not
 
 from transfer_bo import Outcome
+from transfer_bo.attributes import TOKEN_ATTR, WORKER_ATTR
 from transfer_bo.records import read_runs
 from transfer_bo.runners.task import make_task
-from transfer_bo.store.heartbeat import WORKER_ATTR
 from transfer_bo.store.open_study import open_study
-from transfer_bo.store.retrying_storage import TOKEN_ATTR
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]

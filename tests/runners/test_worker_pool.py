@@ -19,9 +19,10 @@ from commands import commands
 from rich.console import Console
 
 from transfer_bo import Outcome, TransferError
+from transfer_bo.attributes import OWNER_LOSSES_ATTR, WORKER_ATTR
 from transfer_bo.records import Run, read_runs
 from transfer_bo.runners import worker, worker_pool
-from transfer_bo.store.heartbeat import OWNER_LOSSES_ATTR, WORKER_ATTR, _is_alive
+from transfer_bo.store.heartbeat import _is_alive
 from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import load_study_file
 

@@ -9,9 +9,9 @@ import optuna
 import pytest
 
 import transfer_bo as tb
+from transfer_bo.attributes import RUNG
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, read_runs
-from transfer_bo.scale import RUNG
 from transfer_bo.search.exclusions import (
     MIN_FAILURES,
     drop_always_failing,

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_bo.records import PURPOSE_ATTR
-from transfer_bo.scale import SCALE_ATTR
+from transfer_bo.attributes import PURPOSE_ATTR, SCALE_ATTR
 from transfer_bo.search.pruner import RungPruner
 
 SMALL, LARGE = {"width": 16}, {"width": 64}

@@ -13,19 +13,13 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from transfer_bo import Outcome
+from transfer_bo.attributes import OUTCOME_ATTR, OWNER_LOSSES_ATTR
 from transfer_bo.errors import Preempted
-from transfer_bo.records import OUTCOME_ATTR, read_runs
+from transfer_bo.records import read_runs
 from transfer_bo.runners.objective import objective
 from transfer_bo.runners.worker_loop import OwnedTrial, run_trial, work
 from transfer_bo.store import heartbeat
-from transfer_bo.store.heartbeat import (
-    MAX_OWNER_LOSSES,
-    OWNER_LOSSES_ATTR,
-    Heartbeat,
-    Owner,
-    requeue,
-    requeue_dead,
-)
+from transfer_bo.store.heartbeat import MAX_OWNER_LOSSES, Heartbeat, Owner, requeue, requeue_dead
 from transfer_bo.store.retrying_storage import RetryingStorage
 
 HERE, THERE = Owner.here(), Owner("elsewhere", 1, "far away")

@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from transfer_bo import Diverged, Ladder, Outcome, Scale, TransferError, TransferSampler, objective, verify
-from transfer_bo.records import PURPOSE_ATTR, read_runs
-from transfer_bo.verification.jobs import PREDICTION_ATTR, Verification, known_suggestion, plan, run_job
+from transfer_bo.attributes import PREDICTION_ATTR, PURPOSE_ATTR
+from transfer_bo.records import read_runs
+from transfer_bo.verification.jobs import Verification, known_suggestion, plan, run_job
 
 TARGET = Scale(width=64, tokens=1e6)
 SUGGESTED, DEFAULTS = {"lr": 0.02}, {"lr": 0.01}

@@ -34,7 +34,6 @@ __all__ = ["Diagnosis", "diagnose"]
 
 COST = "cost"
 """Name of the size when several axes grow together."""
-_HELPS = (Outcome.FINISHED, Outcome.DIVERGED)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,9 @@ def diagnose(
         TransferError: if nothing has finished, the axis is not there, or nothing at all can be told.
     """
     runs = [
-        run for run in runs if run.outcome in _HELPS and run.scale is not None and run.purpose == "search"
+        run
+        for run in runs
+        if run.outcome.has_final_loss and run.scale is not None and run.purpose == "search"
     ]
     if not any(run.outcome is Outcome.FINISHED for run in runs):
         raise TransferError("No run has finished with a finite loss; there is nothing to diagnose.")

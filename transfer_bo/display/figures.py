@@ -232,7 +232,7 @@ def draw_divergence(runs: Sequence[Run], hps: Sequence[str]) -> Figure:
         runs: Runs of a study; only those that finished, were stopped or diverged count.
         hps: Positive numeric HPs.
     """
-    ended = [run for run in runs if run.outcome in (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED)]
+    ended = [run for run in runs if run.outcome.has_trained]
     diverged = np.array([run.outcome is Outcome.DIVERGED for run in ended])
     columns = {hp: np.array([float(run.params.get(hp, math.nan)) for run in ended]) for hp in hps}
     shown = sorted(hps, key=lambda hp: -_separation(columns[hp], diverged))[:MAX_PANELS]

@@ -21,7 +21,7 @@ from transfer_bo.display.tables import projection_table, rung_table, summarise
 from transfer_bo.display.text import LOSS_DIGITS, duration_text, number_text, scale_text
 from transfer_bo.records import Outcome, Run, read_runs, spent_so_far
 
-__all__ = ["ENDED", "Progress"]
+__all__ = ["Progress"]
 
 READ_SECONDS = 2.0
 """How often the study is read."""
@@ -29,10 +29,6 @@ PROJECT_SECONDS = 20.0
 """How often, at most, the projection is made anew."""
 PROJECT_SHARE = 10.0
 """A projection that takes t seconds is not repeated before 10 t have passed: workers need the cores."""
-
-ENDED = (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.ERROR)
-"""Outcomes of runs that are over and are not repeated."""
-_OPEN = (Outcome.RUNNING, Outcome.WAITING)
 
 
 class _Projector:
@@ -95,7 +91,7 @@ class Progress:
 
         runs = read_runs(study)
         self._spent_before = spent_so_far(study, runs)
-        self._announced = {run.number for run in runs if run.outcome not in _OPEN}
+        self._announced = {run.number for run in runs if not run.outcome.is_open}
         self._read_at = 0.0
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
@@ -123,12 +119,12 @@ class Progress:
             self._announce(runs)
             return
         if self._projector is not None:
-            self._projector.consider(sum(run.outcome in ENDED for run in runs))
+            self._projector.consider(sum(run.outcome.has_ended for run in runs))
         self._live.update(self._table(runs), refresh=True)
 
     def _announce(self, runs: list[Run]) -> None:
         for run in runs:
-            if run.number in self._announced or run.outcome in _OPEN or run.source:
+            if run.number in self._announced or run.outcome.is_open or run.source:
                 continue
             self._announced.add(run.number)
 

@@ -15,6 +15,7 @@ import optuna
 from rich.table import Table
 from rich.text import Text
 
+from transfer_bo.attributes import SETTINGS_ATTR
 from transfer_bo.display.text import (
     LOSS_DIGITS,
     MISSING,
@@ -23,7 +24,7 @@ from transfer_bo.display.text import (
     number_text,
     scale_text,
 )
-from transfer_bo.records import SETTINGS_ATTR, Outcome, Run, read_settings, spent
+from transfer_bo.records import Outcome, Run, read_settings, spent
 from transfer_bo.scale import Scale, default_cost
 
 __all__ = [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transfer_bo.attributes import ERROR_ATTR
 from transfer_bo.display.text import duration_text, scale_text
-from transfer_bo.records import ERROR_ATTR, Outcome, Run, StudySettings, spent
+from transfer_bo.records import Outcome, Run, StudySettings, spent
 from transfer_bo.report import page
 from transfer_bo.report.state import State
 from transfer_bo.scale import Scale

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from transfer_bo.attributes import CONTROL_ATTR, PREDICTION_ATTR
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome, Run, StudySettings, read_runs, read_settings
 from transfer_bo.scale import Scale
-from transfer_bo.verification.jobs import CONTROL_ATTR, PREDICTION_ATTR
 
 if TYPE_CHECKING:
     from transfer_bo.projection import Projection, Suggestion
 
 __all__ = ["Check", "State", "read_state"]
-
-_INFORMATIVE = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
-"""Outcomes that depend on the HPs; the others may be the machine's fault."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class State:
     def verified(self) -> Check | None:
         """The latest finished run of a suggestion at the target."""
         suggested = [c for c in self.checks if c.purpose == "verify" and c.predicted]
-        done = [c for c in suggested if c.outcome in _INFORMATIVE]
+        done = [c for c in suggested if c.outcome.is_informative]
         return done[-1] if done else None
 
     @property
@@ -75,7 +72,7 @@ class State:
         """The latest control run of each name at the scale of the verified one."""
         if self.verified is None:
             return []
-        done = [c for c in self.checks if c.purpose == "control" and c.outcome in _INFORMATIVE]
+        done = [c for c in self.checks if c.purpose == "control" and c.outcome.is_informative]
         return list({c.name: c for c in done if c.scale == self.verified.scale}.values())
 
 

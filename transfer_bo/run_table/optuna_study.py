@@ -9,9 +9,9 @@ import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from transfer_bo.attributes import RUNG
 from transfer_bo.errors import TransferError
 from transfer_bo.records import read_run
-from transfer_bo.scale import RUNG
 
 __all__ = ["read_past_study", "study_table"]
 

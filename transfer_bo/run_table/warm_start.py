@@ -18,23 +18,23 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from transfer_bo.errors import TransferError
-from transfer_bo.records import (
+from transfer_bo.attributes import (
+    ADDED_SOURCE_PREFIX,
     OUTCOME_ATTR,
     PARAMS_ATTR,
     PURPOSE_ATTR,
+    RUNG,
+    SCALE_ATTR,
     SETTINGS_ATTR,
     SOURCE_ATTR,
-    Outcome,
-    Run,
-    StudySettings,
-    read_runs,
 )
+from transfer_bo.errors import TransferError
+from transfer_bo.records import Outcome, Run, StudySettings, read_runs
 from transfer_bo.run_table.cleaning import MAX_CHOICES, UNIT_GAP, RunTable, read_rows
 from transfer_bo.run_table.columns import STATUS_NAMES, Columns, numbers
 from transfer_bo.run_table.read import STATUS, read_table
 from transfer_bo.sampler import TransferSampler
-from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
+from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
 
 __all__ = ["MOST_RUNS", "PastRuns", "add_past_runs", "is_added", "read_past_runs"]
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 MOST_RUNS = 200
 """Runs that are kept of a past study: the time of a fit grows with the cube of their number."""
-ADDED_ATTR = "transfer_bo:past:"
-"""Study attribute, followed by the name of a past study: how many of its runs were stored, once all were."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class PastRuns:
                 missing[_key(run)] -= 1
                 study.add_trial(_trial(run))
                 added += 1
-        study.set_user_attr(f"{ADDED_ATTR}{self.name}", len(self.runs))
+        study.set_user_attr(f"{ADDED_SOURCE_PREFIX}{self.name}", len(self.runs))
         return added
 
 
@@ -147,7 +145,7 @@ def add_past_runs(
 
 def is_added(study: optuna.Study, name: str) -> bool:
     """Whether all runs of a past study have been stored."""
-    return f"{ADDED_ATTR}{name}" in study.user_attrs
+    return f"{ADDED_SOURCE_PREFIX}{name}" in study.user_attrs
 
 
 def read_past_runs(

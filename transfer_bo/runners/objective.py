@@ -16,8 +16,9 @@ from collections.abc import Callable
 
 import optuna
 
+from transfer_bo.attributes import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR
 from transfer_bo.errors import Diverged, Preempted, TransferError
-from transfer_bo.records import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR, Outcome
+from transfer_bo.records import Outcome
 from transfer_bo.secrets import hide_passwords
 
 __all__ = ["Outcome", "is_out_of_memory", "objective"]

@@ -20,23 +20,25 @@ import optuna
 from optuna.trial import FrozenTrial
 from torch import nn
 
+from transfer_bo.attributes import (
+    ACCUMULATE_ATTR,
+    OWNER_LOSSES_ATTR,
+    PROGRESS_STEPS,
+    PURPOSE_ATTR,
+    REPLICA_ATTR,
+)
 from transfer_bo.errors import TransferError
 from transfer_bo.parametrization import RULES, parametrize
-from transfer_bo.records import PROGRESS_STEPS, PURPOSE_ATTR
 from transfer_bo.runners.external_program import Program
 from transfer_bo.runners.objective import is_out_of_memory
 from transfer_bo.scale import Ladder, Scale, default_cost
 from transfer_bo.space import DEPTH, split_name
-from transfer_bo.store.heartbeat import OWNER_LOSSES_ATTR
 from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 from transfer_bo.training.checkpoint import remove_checkpoint
-from transfer_bo.verification.jobs import REPLICA_ATTR
 
-__all__ = ["ACCUMULATE_ATTR", "Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
+__all__ = ["Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
 
-ACCUMULATE_ATTR = "transfer_bo:accumulate"
-"""Trial attribute: in how many parts a batch goes through the model, once memory has run out."""
 REPLICA_SEEDS = 10**9
 """Where the seeds of replicas begin, beyond those of any search."""
 

@@ -81,8 +81,9 @@ def run_task(spec: dict[str, Any]) -> tuple[int, str]:
         What would be the exit code of a process, and what it has to say: with `MORE`, the error of a trial
         that failed.
     """
+    from transfer_bo.attributes import ERROR_ATTR, OUTCOME_ATTR
     from transfer_bo.errors import TransferError
-    from transfer_bo.records import ERROR_ATTR, OUTCOME_ATTR, Outcome
+    from transfer_bo.records import Outcome
     from transfer_bo.secrets import hide_passwords
 
     _stop.clear()  # a process of Ray's runs many tasks

@@ -17,8 +17,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from transfer_bo.attributes import SOURCE_ATTR
 from transfer_bo.errors import Preempted
-from transfer_bo.records import SOURCE_ATTR
 from transfer_bo.store.heartbeat import BEAT_SECONDS, GRACE_SECONDS, Heartbeat, Owner, is_held, requeue
 
 __all__ = ["OwnedTrial", "run_trial", "work"]

@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 from rich.console import Console
 
-from transfer_bo.display.progress import ENDED, Progress
+from transfer_bo.display.progress import Progress
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Run, read_runs
 from transfer_bo.runners import forkserver, ray_tasks
@@ -360,7 +360,7 @@ def run_verification(
         requeue_dead(study)
         if controls is None:
             controls = _controls(task, study) if study_file.verify.control else {}
-        n_search = sum(run.outcome in ENDED and run.purpose == "search" for run in read_runs(study))
+        n_search = sum(run.outcome.has_ended and run.purpose == "search" for run in read_runs(study))
         suggestion = known_suggestion(study, study_file.target, n_search) or _project(study_file)
         jobs = plan(suggestion, controls, n_search=n_search)
         missing = [job for job in [*jobs, *replicas(jobs, replicate)] if job.find(study) is None]

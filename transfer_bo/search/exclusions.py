@@ -12,14 +12,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from transfer_bo.dimension import Dimension
-from transfer_bo.records import Outcome, Run
+from transfer_bo.records import Run
 
 __all__ = ["drop_always_failing", "matches_failed_run", "working_choices"]
 
-BROKEN = (Outcome.OUT_OF_MEMORY, Outcome.ERROR)
-"""How a run ends that was none."""
-FAILED = (*BROKEN, Outcome.DIVERGED)
-UNDECIDED = (Outcome.RUNNING, Outcome.WAITING, Outcome.PREEMPTED)
 MIN_FAILURES = 4
 """A rung or choice is given up after so many broken runs and no other: fewer might be a batch too large."""
 SAME = 1e-3
@@ -35,12 +31,12 @@ def drop_always_failing(options: Sequence[T], of: Callable[[Run], Any], runs: It
         of: the option a run had.
         runs: with typed outcomes.
     """
-    ended = [run for run in runs if run.outcome not in UNDECIDED]
+    ended = [run for run in runs if run.outcome.has_ended]
     outcomes = {i: [run.outcome for run in ended if of(run) == option] for i, option in enumerate(options)}
     left = [
         option
         for i, option in enumerate(options)
-        if len(outcomes[i]) < MIN_FAILURES or not all(outcome in BROKEN for outcome in outcomes[i])
+        if len(outcomes[i]) < MIN_FAILURES or not all(outcome.is_broken for outcome in outcomes[i])
     ]
     return left or list(options)
 
@@ -65,7 +61,7 @@ def matches_failed_run(params: dict[str, Any], at: Iterable[Run], dimensions: Se
         dimensions: the searched HPs.
     """
     return any(
-        run.outcome in FAILED and run.params and all(_same(dim, params, run.params) for dim in dimensions)
+        run.outcome.has_failed and run.params and all(_same(dim, params, run.params) for dim in dimensions)
         for run in at
     )
 

@@ -20,8 +20,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_bo.records import PROGRESS_STEPS, PURPOSE_ATTR
-from transfer_bo.scale import SCALE_ATTR
+from transfer_bo.attributes import PROGRESS_STEPS, PURPOSE_ATTR, SCALE_ATTR
 
 __all__ = ["RungPruner"]
 

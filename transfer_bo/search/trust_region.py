@@ -104,8 +104,9 @@ class Region:
         with torch.no_grad():
             mean, _, _ = surrogate.latent(scale).values(X)
         centre = coordinates.unmix @ X[int(mean.argmin()), : coordinates.d]
-        told = (Outcome.FINISHED, Outcome.DIVERGED, Outcome.PRUNED)
-        inside = [run for run in at if run.outcome in told and _has_moved(run, surrogate.settings.defaults)]
+        inside = [
+            run for run in at if run.outcome.has_trained and _has_moved(run, surrogate.settings.defaults)
+        ]
         before = [run.loss for run in finished if run not in inside and run.loss is not None]
         losses = [run.loss for run in inside]
         known = before or [loss for loss in losses if loss is not None]

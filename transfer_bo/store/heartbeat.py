@@ -29,29 +29,14 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from transfer_bo.attributes import BEAT_ATTR, OUTCOME_ATTR, OWNER_LOSSES_ATTR, WORKER_ATTR
 from transfer_bo.errors import TransferError
-from transfer_bo.records import OUTCOME_ATTR, Outcome
+from transfer_bo.records import Outcome
 
-__all__ = [
-    "BEAT_ATTR",
-    "OWNER_LOSSES_ATTR",
-    "WORKER_ATTR",
-    "Heartbeat",
-    "Owner",
-    "is_held",
-    "machine",
-    "requeue",
-    "requeue_dead",
-]
+__all__ = ["Heartbeat", "Owner", "is_held", "machine", "requeue", "requeue_dead"]
 
 logger = logging.getLogger(__name__)
 
-WORKER_ATTR = "transfer_bo:worker"
-"""Trial attribute: {"host", "pid", "id"} of the process it runs in; the id is its own, whatever the pid."""
-BEAT_ATTR = "transfer_bo:beat"
-"""Trial attribute: a count that grows while the trial's owner lives."""
-OWNER_LOSSES_ATTR = "transfer_bo:deaths"
-"""Trial attribute: how many owners died on it."""
 MAX_OWNER_LOSSES = 3
 """A trial that loses more owners than this is closed as preempted: it may be what kills them."""
 BEAT_SECONDS = 20.0

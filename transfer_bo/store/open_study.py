@@ -16,6 +16,7 @@ import optuna
 import sqlalchemy
 from pydantic import ValidationError
 
+from transfer_bo.attributes import DEFINITION_ATTR, HASH_ATTR, STUDY_FILE_ATTR
 from transfer_bo.errors import TransferError
 from transfer_bo.search.pruner import RungPruner
 from transfer_bo.store.backends import check_address, connect_backend, holds_something
@@ -23,22 +24,7 @@ from transfer_bo.store.heartbeat import Owner
 from transfer_bo.store.retrying_storage import PATIENCE_SECONDS, RetryingStorage
 from transfer_bo.study_file import StudyFile
 
-__all__ = [
-    "DEFINITION_ATTR",
-    "HASH_ATTR",
-    "STUDY_FILE_ATTR",
-    "check_storage",
-    "open_storage",
-    "open_study",
-    "stored_study_file",
-]
-
-DEFINITION_ATTR = "transfer_bo:definition"
-"""Study attribute: `StudyFile.definition()` and the text's fingerprint when the first trial was stored."""
-HASH_ATTR = "transfer_bo:hash"
-"""Study attribute: of the definition, so that workers on other machines can be told apart at a glance."""
-STUDY_FILE_ATTR = "transfer_bo:study_file"
-"""Study attribute: the study file itself, without its storage, for workers that have no copy."""
+__all__ = ["check_storage", "open_storage", "open_study", "stored_study_file"]
 
 
 def _nearest_folder(path: Path) -> Path:

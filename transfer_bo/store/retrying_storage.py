@@ -21,10 +21,11 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from transfer_bo.attributes import TOKEN_ATTR
 from transfer_bo.errors import TransferError
 from transfer_bo.secrets import hide_passwords
 
-__all__ = ["PATIENCE_SECONDS", "TOKEN_ATTR", "RetryingStorage", "is_transient"]
+__all__ = ["PATIENCE_SECONDS", "RetryingStorage", "is_transient"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,6 @@ PATIENCE_SECONDS = 300.0
 """How long a call waits for a storage that does not answer."""
 FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0
 """Seconds between two attempts, doubling; each times a random number in [.5, 1]."""
-TOKEN_ATTR = "transfer_bo:token"
-"""Trial attribute: names the call that made the trial, so that a lost answer can be looked up."""
 
 _TRANSIENT_SQL = (
     sqlalchemy.exc.OperationalError,

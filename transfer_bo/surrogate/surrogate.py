@@ -33,9 +33,6 @@ search made near the optimum, and the older half stands for all the others, even
 REFITS = 2
 """With conditional HPs the fit is repeated so often: a run without one says nothing of where it is best."""
 
-_TELLING = (Outcome.FINISHED, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY)
-"""How a run ends that says something of its HPs."""
-
 LEAST_FALLBACK = 0.005
 """Octaves per doubling: if all multipliers fall back by less, that is not worth a second fit."""
 
@@ -83,7 +80,7 @@ class Surrogate:
         self.coordinates = Coordinates(dimensions, settings.base, axes, sources)
         measured = [run for run in finished if run.source is None] or finished
         self.output = Output.of([run.loss for run in measured if run.loss is not None], maximize)
-        told = [run for run in self.runs if run.outcome in _TELLING]
+        told = [run for run in self.runs if run.outcome.is_informative]
         every = [self.row(run) for run in told]  # made once: with thousands of runs it takes a while
         rows, ys, fitted = [], [], []
         for run, row in zip(told, every, strict=True):
@@ -170,8 +167,8 @@ class Surrogate:
 
     def pending(self) -> Tensor:
         """Rows of unfinished trials whose rung and HPs are known (m x (d+k+a))."""
-        open_ = (Outcome.RUNNING, Outcome.WAITING)  # a trial given back by a dead worker waits with its HPs
-        rows = [self.row(run) for run in self.runs if run.outcome in open_ and run.params]
+        # A trial given back by a dead worker waits with its HPs.
+        rows = [self.row(run) for run in self.runs if run.outcome.is_open and run.params]
         return torch.stack(rows) if rows else self.X[:0]
 
     def latent(self, scale: Scale, x: Tensor | None = None, pending: bool = False) -> gp.OptimumPosterior:

@@ -13,16 +13,23 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from transfer_bo.attributes import (
+    CONTROL_ATTR,
+    FIXED_PARAMS_ATTR,
+    PREDICTION_ATTR,
+    PURPOSE_ATTR,
+    REPLICA_ATTR,
+    RUNG,
+    SCALE_ATTR,
+)
 from transfer_bo.errors import TransferError
-from transfer_bo.records import PURPOSE_ATTR, Outcome, Run, read_run, read_settings
+from transfer_bo.records import Run, read_run, read_settings
 from transfer_bo.runners.worker_loop import OwnedTrial, run_trial
-from transfer_bo.scale import RUNG, SCALE_ATTR, Scale
+from transfer_bo.scale import Scale
 from transfer_bo.store.heartbeat import Owner
 from transfer_bo.verification.paired_test import Comparison, paired
 
 __all__ = [
-    "CONTROL_ATTR",
-    "PREDICTION_ATTR",
     "REPLICA_ATTR",
     "Job",
     "Verification",
@@ -34,13 +41,6 @@ __all__ = [
     "verify",
 ]
 
-PREDICTION_ATTR = "transfer_bo:prediction"
-"""Trial attribute of a verification: what was predicted before it ran, see `plan`."""
-CONTROL_ATTR = "transfer_bo:control"
-"""Trial attribute of a control run: the name of what it stands for, e.g. "defaults"."""
-REPLICA_ATTR = "transfer_bo:replica"
-"""Trial attribute of a run made again: 1, 2, ... Runs of one number share a seed; an objective of your own
-takes its seed from it."""
 LEVEL = 0.9
 
 
@@ -68,10 +68,9 @@ class Job:
 
     def find(self, study: optuna.Study) -> Run | None:
         """The latest run of exactly this job that says something about its HPs, if there is one."""
-        wanted = {Outcome.FINISHED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.PRUNED}
         for trial in reversed(study.get_trials(deepcopy=False)):
             run = read_run(trial)
-            if run.outcome in wanted and self.matches(trial):
+            if run.outcome.is_informative and self.matches(trial):
                 return run
         return None
 
@@ -79,7 +78,7 @@ class Job:
         """Whether a trial is this job's."""
         run = read_run(trial)
         # What was asked for counts: an objective may have HPs that are fixed, or that it did not ask for.
-        asked = {k: v for k, v in trial.system_attrs.get("fixed_params", {}).items() if k != RUNG}
+        asked = {k: v for k, v in trial.system_attrs.get(FIXED_PARAMS_ATTR, {}).items() if k != RUNG}
         replica = trial.user_attrs.get(REPLICA_ATTR, 0)
         same = run.purpose == self.purpose and run.scale == self.scale and replica == self.replica
         return bool(same and asked == self.params)
@@ -234,7 +233,7 @@ def run_job(
     if trial_id is None:
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
-            system_attrs={"fixed_params": {RUNG: _rung_of(study, job.scale), **job.params}},
+            system_attrs={FIXED_PARAMS_ATTR: {RUNG: _rung_of(study, job.scale), **job.params}},
             user_attrs=attrs,
         )
         trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
