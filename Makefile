@@ -35,11 +35,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## create .venv with the package and its tools, at the pinned versions
 
-lint: $(STAMP) ## style, types and import directions
+lint: $(STAMP) ## style, types, import directions, vocabulary
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/check_blank_lines.py --report transfer_bo
+	$(BIN)/python scripts/check_vocabulary.py --report transfer_bo
 
 test: lint ## lint, then the test suite (under 10 minutes on 2 cores)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)

@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# In tests, arguments and results of these packages are checked against their annotations, shapes included.
+# The hook only reaches modules that are imported after it.
+install_import_hook(["transfer_bo.surrogate", "transfer_bo.search"], "type_checks.check")
 
 
 def pytest_configure() -> None:

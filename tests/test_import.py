@@ -7,7 +7,7 @@ import pytest
 
 import transfer_bo
 
-BELOW_THE_STUDY = ["scale", "space", "history", "surrogate", "parametrization", "projection", "training"]
+BELOW_THE_STUDY = ["scale", "space", "records", "surrogate", "parametrization", "projection", "training"]
 
 
 def _python(code: str) -> str:

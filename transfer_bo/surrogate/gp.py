@@ -514,7 +514,9 @@ def _fit_scales(model: LandscapeGP) -> Tensor:
     """The most probable logarithms of the scales for the current linearisation and weights of the runs."""
     kernel, misfit = model.covar_module, scales_misfit(model)
 
-    def objective(at: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+    def objective(
+        at: np.ndarray[Any, np.dtype[np.float64]],
+    ) -> tuple[float, np.ndarray[Any, np.dtype[np.float64]]]:
         value, gradient = misfit(torch.from_numpy(at))
         return value, gradient.numpy()
 
