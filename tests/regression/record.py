@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import os
 
-from transfer_bo.attributes import OUTCOME_ATTR, PURPOSE_ATTR, SCALE_ATTR
-
 if __name__ == "__main__":  # before torch is imported
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1")
 
@@ -48,6 +46,9 @@ Answer = Any
 """Plain JSON values."""
 
 DATA = Path(os.environ.get("TRANSFER_BO_DATA", Path(__file__).parents[3] / "shared" / "data"))
+OUTCOME_ATTR = "transfer_bo:outcome"
+SCALE_ATTR = "transfer_bo:scale"
+PURPOSE_ATTR = "transfer_bo:purpose"
 LIBRARIES = ("torch", "gpytorch", "botorch", "optuna", "scipy", "numpy", "pandas")
 SKIPPED = "skipped: "
 """How the answer of a section starts that could not be recorded here; the reason follows."""
