@@ -7,8 +7,8 @@ A change that should not alter behaviour is checked against the record:
 
 Everything has a fixed seed and runs in one thread, so that on the same machine, with the same versions of
 the libraries, all numbers repeat to the last bit. Run times, versions and paths are left out. Only public
-names are used, so that the record outlives moves of modules. Sentences may be worded anew as long as their
-numbers stay; `--words` compares them too.
+names are used, so that the script also runs with earlier versions of the package. Sentences may be worded
+anew as long as their numbers stay; `--words` compares them too.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Answer = Any
 """Plain JSON values."""
 
 DATA = Path(os.environ.get("TRANSFER_BO_DATA", Path(__file__).parents[3] / "shared" / "data"))
-OUTCOME_ATTR = "transfer_bo:outcome"
-SCALE_ATTR = "transfer_bo:scale"
-PURPOSE_ATTR = "transfer_bo:purpose"
+STORED = ("scale", "outcome", "purpose")
+"""Trial attributes, spelled out here so that a key that is renamed counts as a difference."""
+
 LIBRARIES = ("torch", "gpytorch", "botorch", "optuna", "scipy", "numpy", "pandas")
 SKIPPED = "skipped: "
 """How the answer of a section starts that could not be recorded here; the reason follows."""
@@ -90,9 +90,7 @@ def trials_of(study: optuna.Study) -> list[Answer]:
             "state": trial.state.name,
             "params": dict(sorted(trial.params.items())),
             "value": trial.value,
-            "scale": trial.user_attrs.get(SCALE_ATTR),
-            "outcome": trial.user_attrs.get(OUTCOME_ATTR),
-            "purpose": trial.user_attrs.get(PURPOSE_ATTR),
+            **{key: trial.user_attrs.get(f"transfer_bo:{key}") for key in STORED},
             "reports": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
         }
         for trial in study.get_trials(deepcopy=False)
