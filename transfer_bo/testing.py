@@ -30,7 +30,7 @@ from transfer_bo.errors import TransferError
 from transfer_bo.parametrization import Parametrization, Rule, parametrize
 from transfer_bo.parametrization.builds import build_real, parameters_of
 from transfer_bo.parametrization.coordcheck import TOLERANCE, coordinate_check, random_classes
-from transfer_bo.parametrization.example_inputs import run_somehow
+from transfer_bo.parametrization.example_inputs import call_with_example_inputs
 from transfer_bo.scale import Scale
 
 __all__ = ["ParametrizationSuite"]
@@ -201,7 +201,7 @@ class ParametrizationSuite:
         p.initialize(model, self.hps, seed=1)
         model.eval()
         optimizers = p.optimizers(model, self.hps)
-        run = run_somehow(build_real(self.build_model, self.base, 0), self.inputs)
+        run = call_with_example_inputs(build_real(self.build_model, self.base, 0), self.inputs)
         assert run.arguments is not None, run.reason
         inputs = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in run.arguments)
         loss_of = self.loss or random_classes(0)

@@ -64,7 +64,7 @@ def literature(role: str, alpha: float) -> dict[str, float]:
 @pytest.mark.parametrize("role", list(Role))
 def test_complete_d_p_is_the_published_table(role, alpha):
     """Every role and quantity has the literature's value at ratios that tell all four axes apart."""
-    actual = dataclasses.asdict(COMPLETE_D_P.setting(role, M, alpha))
+    actual = dataclasses.asdict(COMPLETE_D_P.factors(role, M, alpha))
 
     assert literature(role, alpha) == pytest.approx(actual, rel=1e-14)
 
@@ -102,7 +102,7 @@ def test_every_exponent_is_pinned():
     def agrees(rule):
         return all(
             literature(role, alpha)
-            == pytest.approx(dataclasses.asdict(rule.setting(role, M, alpha)), rel=1e-14)
+            == pytest.approx(dataclasses.asdict(rule.factors(role, M, alpha)), rel=1e-14)
             for role in Role
             for alpha in ALPHAS
         )
@@ -113,9 +113,9 @@ def test_every_exponent_is_pinned():
 
 @given(st.sampled_from(Role), st.floats(0.5, 1), st.floats(0.1, 10), st.floats(0.1, 10), st.floats(0.1, 10))
 def test_only_tokens_per_batch_matters(role, alpha, batch, tokens, both):
-    """Growing batch and tokens by one factor keeps the number of steps, and so every setting."""
-    once = COMPLETE_D_P.setting(role, Ratios(batch=batch, tokens=tokens), alpha)
-    more = COMPLETE_D_P.setting(role, Ratios(batch=batch * both, tokens=tokens * both), alpha)
+    """Growing batch and tokens by one factor keeps the number of steps, and so every factor."""
+    once = COMPLETE_D_P.factors(role, Ratios(batch=batch, tokens=tokens), alpha)
+    more = COMPLETE_D_P.factors(role, Ratios(batch=batch * both, tokens=tokens * both), alpha)
 
     assert dataclasses.asdict(once) == pytest.approx(dataclasses.asdict(more), rel=1e-12)
 
@@ -126,9 +126,9 @@ MATRICES = ["input_embedding", "hidden_weight", "unembedding"]
 @given(st.sampled_from(MATRICES), st.floats(1, 64), st.floats(1, 64))
 def test_averaging_time_of_matrices(role, width, tokens):
     """At α = 1, lr·λ of matrices is inversely proportional to the steps, whatever the width and depth."""
-    setting = COMPLETE_D_P.setting(Role(role), Ratios(width=width, depth=3, tokens=tokens), 1.0)
+    factors = COMPLETE_D_P.factors(Role(role), Ratios(width=width, depth=3, tokens=tokens), 1.0)
 
-    assert 1 / tokens == pytest.approx(setting.lr * setting.weight_decay, rel=1e-12)
+    assert 1 / tokens == pytest.approx(factors.lr * factors.weight_decay, rel=1e-12)
 
 
 def test_unembedding_is_the_forward_multiplier_form():
@@ -136,13 +136,13 @@ def test_unembedding_is_the_forward_multiplier_form():
     forward_form = ScalingFactors(eps=1 / 4, forward=1)
     folded = SYMMETRIES["adamw"].fold(forward_form, theta=1 / 4)
 
-    assert COMPLETE_D_P.setting(Role.UNEMBEDDING, Ratios(width=4), 1.0) == folded
+    assert COMPLETE_D_P.factors(Role.UNEMBEDDING, Ratios(width=4), 1.0) == folded
 
 
 @pytest.mark.parametrize("role", list(Role))
 def test_nothing_changes_at_the_base(role):
     """At ratios of one every factor is exactly one."""
-    assert ScalingFactors() == COMPLETE_D_P.setting(role, Ratios(), 0.7)
+    assert ScalingFactors() == COMPLETE_D_P.factors(role, Ratios(), 0.7)
 
 
 def test_beta_guard_is_linear_where_that_is_valid():
@@ -195,4 +195,4 @@ def test_a_rule_of_ones_own():
 
     assert find_rule(own) is own
     with pytest.raises(TransferError, match="'own' has no row for role 'qk_norm'"):
-        own.setting(Role.QK_NORM, M, 1.0)
+        own.factors(Role.QK_NORM, M, 1.0)

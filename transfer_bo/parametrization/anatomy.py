@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.builds import (
     BuildModel,
     build_meta,
@@ -26,7 +26,7 @@ from transfer_bo.parametrization.builds import (
     modules_of,
     parameters_of,
 )
-from transfer_bo.parametrization.example_inputs import Run, run_somehow
+from transfer_bo.parametrization.example_inputs import ExampleCall, call_with_example_inputs
 from transfer_bo.parametrization.role_inference import MATRICES, TensorObservations, infer_roles
 from transfer_bo.parametrization.rules import Role
 from transfer_bo.parametrization.structure import (
@@ -87,7 +87,7 @@ class Anatomy:
     """Block of the base model for each block of the target, by relative depth."""
     stacks: dict[str, float]
     """Ratio of blocks target/base for each stack, e.g. {"blocks": 4.0}."""
-    run: Run
+    run: ExampleCall
     """The base model, and a call that works."""
     attention: str
     """What is wrong with its attention at other widths; "" if nothing is, as far as can be seen."""
@@ -111,25 +111,25 @@ def dissect(
             layers alone must say how tensors are used.
 
     Raises:
-        TransferError: if builds fail or ignore an axis, a role cannot be inferred, or a pattern matches
+        ParametrizationError: if builds fail or ignore an axis, a role cannot be inferred, or a pattern matches
             nothing.
     """
     builds = _Builds(build_model)
     base_shapes, shapes = builds.shapes(base), builds.shapes(target)
     growth = _measure_width(builds, base, target)
     stacks = find_stacks(builds.shapes, base, target)
-    run = run_somehow(build_real(build_model, base, seed=0).eval(), inputs)
+    run = call_with_example_inputs(build_real(build_model, base, seed=0).eval(), inputs)
     if run.trace is None:
         _refuse_tied(builds.model(target))
     if target.get("depth") != base.get("depth") and all(stack.depth == 1 for stack in stacks.values()):
-        raise TransferError(
+        raise ParametrizationError(
             f"build_model ignores depth: it builds as many blocks at {target} as at {base}; "
             "use scale.depth in it."
         )
     places = {name: place_of(name, stacks) for name in shapes}
     base_names = {name: _base_name(name, stacks, base_shapes) for name in shapes}
 
-    evidence = TensorObservations(
+    observations = TensorObservations(
         modules=modules_of(builds.model(target)),
         shapes=shapes,
         growth=growth,
@@ -138,7 +138,7 @@ def dissect(
         trace=run.trace or Trace({}, frozenset()),
         not_run=run.reason,
     )
-    inferred = infer_roles(evidence, roles or {})
+    inferred = infer_roles(observations, roles or {})
     scale_ratio = target.width / base.width
     branches = _branches(places, inferred)
     types = module_types(shapes, stacks)
@@ -146,7 +146,7 @@ def dissect(
     for name, shape in shapes.items():
         place, role = places[name], inferred[name]
         ratios = tuple(t / b for t, b in zip(shape, base_shapes[base_names[name]], strict=True))
-        width, fan_out = evidence.ratios(name, ratios, scale_ratio)
+        width, fan_out = observations.ratios(name, ratios, scale_ratio)
         tensors[name] = Tensor(
             name=name,
             shape=shape,
@@ -161,7 +161,7 @@ def dissect(
             block=place.block_path,
             position=_position(place, stacks),
             branch=branches[name],
-            reader=evidence.reader(name) if role is Role.TIED_EMBEDDING else None,
+            reader=observations.reader(name) if role is Role.TIED_EMBEDDING else None,
         )
     base_blocks = {
         _join(path, number): _join(path, match)
@@ -205,7 +205,7 @@ def _base_name(name: str, stacks: Mapping[str, Stack], base_names: Collection[st
     if found is not None and found not in base_names:
         found = like(found, base_names)  # an expert more than the base has: another one of its block
     if found is None:
-        raise TransferError(
+        raise ParametrizationError(
             f"Tensor {name!r} of the target has no counterpart in the base model; "
             "make build_model give every scale the same layers."
         )
@@ -217,7 +217,7 @@ def _refuse_tied(model: nn.Module) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         first = seen.setdefault(id(parameter), name)
         if first != name:
-            raise TransferError(
+            raise ParametrizationError(
                 f"Tensors {first!r} and {name!r} are one tied tensor, and how it is used can't be seen, as "
                 "the model could not be called; give inputs=(tensor, ...) or untie them."
             )
@@ -226,14 +226,14 @@ def _refuse_tied(model: nn.Module) -> None:
 def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tuple[bool, ...]]:
     """Per dimension of each tensor of the target: does it grow with width."""
     if "width" not in base:
-        raise TransferError(f"{base} has no axis 'width'; give it one, so that growing sizes can be seen.")
+        raise ParametrizationError(f"{base} has no axis 'width'; give it one, so that growing sizes can be seen.")
     shapes = builds.shapes(target)
 
     def at_width(width: float) -> dict[str, tuple[int, ...]]:
         built = builds.shapes(target.replace(width=width))
         differing = set(built) ^ set(shapes)
         if differing:
-            raise TransferError(
+            raise ParametrizationError(
                 f"build_model gives other tensors at width {width:g} than at width {target.width:g} "
                 f"({min(differing)!r} is in one only); make width change sizes alone."
             )
@@ -246,14 +246,14 @@ def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tup
         for name, shape in shapes.items()
     }
     if not any(map(any, growth.values())):
-        raise TransferError(
+        raise ParametrizationError(
             f"build_model ignores width: every tensor has the same shape at width {base.width:g} and "
             f"{PROBE * base.width:g}; use scale.width in it."
         )
     return growth
 
 
-def _attention(build_model: BuildModel, base: Scale, run: Run) -> str:
+def _attention(build_model: BuildModel, base: Scale, run: ExampleCall) -> str:
     """Whether heads grow with the width while scores are not divided by their size, as muP and its kin want.
 
     Queries and keys get aligned in training, so that their products grow as the size of the heads.
@@ -261,7 +261,7 @@ def _attention(build_model: BuildModel, base: Scale, run: Run) -> str:
     if run.trace is None or not run.trace.attention:
         return ""
     wide = base.replace(width=PROBE * base.width)
-    wider = run_somehow(build_real(build_model, wide, seed=0).eval(), run.arguments)
+    wider = call_with_example_inputs(build_real(build_model, wide, seed=0).eval(), run.arguments)
     for (size, scale), (more, other) in zip(
         run.trace.attention, () if wider.trace is None else wider.trace.attention, strict=False
     ):

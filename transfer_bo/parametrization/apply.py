@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Anatomy, Tensor, dissect
 from transfer_bo.parametrization.builds import (
     BuildModel,
@@ -79,7 +79,7 @@ def parametrize(
             runs unchanged), or always in the forward pass. Both train alike.
 
     Raises:
-        TransferError: if something of this does not fit together; it says what.
+        ParametrizationError: if something of this does not fit together; it says what.
     """
     return Parametrization(build_model, base, target, rule, alpha, roles=roles, inputs=inputs, fold=fold)
 
@@ -107,7 +107,7 @@ class Parametrization:
         self.rule = find_rule(rule)
         low, high = self.rule.alpha_range
         if not low <= alpha <= high:
-            raise TransferError(
+            raise ParametrizationError(
                 f"alpha = {alpha!r} lies outside [{low:g}, {high:g}], where rule {self.rule.name!r} holds; "
                 "move it inside."
             )
@@ -143,7 +143,7 @@ class Parametrization:
             s: self.rule.residual.at(Ratios(depth=m), self.alpha) for s, m in anatomy.stacks.items()
         }
         if self._no_branches and any(a != 1 for a in multipliers.values()):
-            raise TransferError(
+            raise ParametrizationError(
                 f"Rule {self.rule.name!r} multiplies residual branches when depth grows, but they can't be "
                 f"told ({self._no_branches}); let every block return its input plus outputs of its modules, "
                 "and give inputs=(tensor, ...) if the model needs more than token numbers."
@@ -208,12 +208,12 @@ class Parametrization:
         modules = modules_of(build_meta(self.build_model, self.base))
         readers: dict[str, str] = {}
         for name, tensor in self.tensors.items():
-            forward = self._rule_setting(tensor).forward
+            forward = self._rule_factors(tensor).forward
             owner = tensor.base_name.rpartition(".")[0]
             if tensor.role is Role.TIED_EMBEDDING and forward != 1:
                 reader = modules.get(tensor.reader or "")
                 if not isinstance(reader, nn.Linear):
-                    raise TransferError(
+                    raise ParametrizationError(
                         f"The tied tensor {name!r} needs a multiplier where it maps to the outputs, but "
                         f"{tensor.reader or 'the model'!r} is no nn.Linear; let one hold the tied tensor."
                     )
@@ -226,9 +226,9 @@ class Parametrization:
 
     # ------------------------------------------------------------------------------------ settings
 
-    def _rule_setting(self, tensor: Tensor) -> ScalingFactors:
+    def _rule_factors(self, tensor: Tensor) -> ScalingFactors:
         ratios = replace(self._of_the_run, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out)
-        return self.rule.setting(tensor.role, ratios, self.alpha)
+        return self.rule.factors(tensor.role, ratios, self.alpha)
 
     def _branch_multiplier(self, path: str, hps: HPs) -> float:
         """The multiplier a in x + a·F(x), for the branch at a path of the target."""
@@ -239,7 +239,7 @@ class Parametrization:
         """The folded multiplier θ of every tensor."""
         of_branch = {path: self._branch_multiplier(path, hps) for path in self._branches}
         return {
-            name: (1.0 if name in self._readers else self._rule_setting(tensor).forward)
+            name: (1.0 if name in self._readers else self._rule_factors(tensor).forward)
             * of_branch.get(self._folded.get(name, ""), 1.0)
             for name, tensor in self.tensors.items()
         }
@@ -249,7 +249,7 @@ class Parametrization:
         factors = {name: self._branch_multiplier(path, hps) for name, path in self._folded.items()}
         for name in self._readers:
             if self.tensors[name].role is not Role.TIED_EMBEDDING:
-                factors[name] = factors.get(name, 1.0) / self._rule_setting(self.tensors[name]).forward
+                factors[name] = factors.get(name, 1.0) / self._rule_factors(self.tensors[name]).forward
         return factors
 
     @property
@@ -283,9 +283,9 @@ class Parametrization:
 
         rows = []
         for name, tensor in self.tensors.items():
-            setting = self._rule_setting(tensor)
+            factors = self._rule_factors(tensor)
             branch = self._folded.get(name) or self._hooked.get(name)
-            forward = setting.forward * (self._branch_multiplier(branch, given) if branch else 1.0)
+            forward = factors.forward * (self._branch_multiplier(branch, given) if branch else 1.0)
             is_hook = name in self._hooked or name in self._readers
             applied = "hook" if is_hook else "folded" if branch or forward != 1 else ""
             rows.append(
@@ -295,11 +295,11 @@ class Parametrization:
                     "module_type": tensor.module_type,
                     "shape": tensor.shape,
                     "position": tensor.position,
-                    "init_std": times("init_std", setting.init_std, tensor),
-                    "lr": times("lr", setting.lr, tensor),
-                    "eps": times("eps", setting.eps, tensor),
-                    "weight_decay": times("weight_decay", setting.weight_decay, tensor),
-                    "one_minus_beta": setting.one_minus_beta,
+                    "init_std": times("init_std", factors.init_std, tensor),
+                    "lr": times("lr", factors.lr, tensor),
+                    "eps": times("eps", factors.eps, tensor),
+                    "weight_decay": times("weight_decay", factors.weight_decay, tensor),
+                    "one_minus_beta": factors.one_minus_beta,
                     "forward": forward,
                     "applied": applied,
                 }
@@ -313,13 +313,13 @@ class Parametrization:
         found = parameters_of(model)
         differing = sorted(set(found) ^ set(self.tensors))
         if differing:
-            raise TransferError(
+            raise ParametrizationError(
                 f"The model is not what build_model gives at {self.target}: tensor {differing[0]!r} is in "
                 "one of them only; build it at the target scale."
             )
         for name, parameter in found.items():
             if tuple(parameter.shape) != self.tensors[name].shape:
-                raise TransferError(
+                raise ParametrizationError(
                     f"Tensor {name!r} has shape {tuple(parameter.shape)}, but {self.tensors[name].shape} at "
                     f"{self.target}; build the model at the target scale."
                 )
@@ -330,7 +330,7 @@ class Parametrization:
         for path in self._branches.keys() - self._folded.values():
             set_multiplier(modules[path], self._branch_multiplier(path, hps))
         for name, path in self._readers.items():
-            set_input_multiplier(modules[path], self._rule_setting(self.tensors[name]).forward)
+            set_input_multiplier(modules[path], self._rule_factors(self.tensors[name]).forward)
 
     @torch.no_grad()
     def initialize(self, model: nn.Module, hps: HPs | None = None, seed: int = 0) -> None:
@@ -344,12 +344,12 @@ class Parametrization:
         sharded by `fully_shard` gets its shards of the same values, without communication.
 
         Raises:
-            TransferError: for a model of another scale or without memory, or an HP that it has no group for.
+            ParametrizationError: for a model of another scale or without memory, or an HP that it has no group for.
         """
         hps = self._check(hps)
         parameters = self._parameters(model)
         if any(p.is_meta for p in parameters.values()):
-            raise TransferError(
+            raise ParametrizationError(
                 "The model is on the meta device and has no memory; call model.to_empty(device=...) first."
             )
         native = build_real(self.build_model, self.target, seed)
@@ -361,7 +361,7 @@ class Parametrization:
                 path = self._folded.get(name)
                 factor = 1.0 if path is None else self._branch_multiplier(path, hps)
             else:
-                factor = thetas[name] * self._rule_setting(tensor).init_std
+                factor = thetas[name] * self._rule_factors(tensor).init_std
                 factor *= value_of("init_std", tensor.labels, hps, tensor.position)
                 factor *= _rms(base[tensor.base_name]) / _rms(drawn)
             write_values(parameters[name], drawn * factor)
@@ -386,12 +386,12 @@ class Parametrization:
         object remembers what it folded into which model, for `clip_grad_norm_`.
 
         Raises:
-            TransferError: for a model of another scale, an HP that it has no group for, a β outside (0, 1),
+            ParametrizationError: for a model of another scale, an HP that it has no group for, a β outside (0, 1),
                 or a rule that needs two optimizers (see `optimizers`) or one that torch does not have.
         """
         groups = self._groups(model, hps)
         if len(groups) > 1:
-            raise TransferError(
+            raise ParametrizationError(
                 f"Rule {self.rule.name!r} trains with {' and '.join(groups)}; "
                 "call p.optimizers(model, hps), which makes one of each."
             )
@@ -401,7 +401,7 @@ class Parametrization:
         """The rule's optimizers, ready to step: one, or Muon for matrices and AdamW for the rest.
 
         Raises:
-            TransferError: as `param_groups`.
+            ParametrizationError: as `param_groups`.
         """
         return [OPTIMIZERS[name](groups) for name, groups in self._groups(model, hps).items()]
 
@@ -416,7 +416,7 @@ class Parametrization:
         for name in parameters:
             tensor = self.tensors[name]
             optimizer = optimizer_of(self.rule, tensor)
-            options = options_of(self.rule, optimizer, tensor, self._rule_setting(tensor), thetas[name], hps)
+            options = options_of(self.rule, optimizer, tensor, self._rule_factors(tensor), thetas[name], hps)
             members[(optimizer, *options.items())].append(name)
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for (optimizer, *settings), names in members.items():
@@ -445,11 +445,11 @@ class Parametrization:
             max_norm: Largest total norm, positive.
 
         Raises:
-            TransferError: if `param_groups` was not called with this model.
+            ParametrizationError: if `param_groups` was not called with this model.
         """
         factors = self._norm_factors_of.get(unwrap(model))
         if factors is None:
-            raise TransferError(
+            raise ParametrizationError(
                 "clip_grad_norm_ does not know the HPs of this model; call param_groups(model, hps) first."
             )
         with_grad = {name: p for name, p in parameters_of(model).items() if p.grad is not None}

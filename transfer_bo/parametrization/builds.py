@@ -1,6 +1,6 @@
-"""Builds of a user's model: empty ones to compare shapes, real ones to see initial values.
+"""Builds of a user's model: on the meta device to compare shapes, on the CPU for initial values.
 
-None of them touches the random state of the caller.
+None of them changes the random state of the caller.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError, TransferError
 from transfer_bo.scale import Scale
 
 __all__ = ["BuildModel", "build_meta", "build_real", "canonical", "modules_of", "parameters_of", "unwrap"]
 
 BuildModel = Callable[[Scale], nn.Module]
+"""Gives a model at a scale."""
 
 _WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Name parts that torch.compile, DDP, activation checkpointing and FSDP put in front of a module's own."""
 _WRAPPER_CLASSES = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel")
+"""Names of the wrappers that `unwrap` takes off."""
 
 
 def _build(build_model: BuildModel, scale: Scale, device: str) -> nn.Module:
@@ -30,14 +32,15 @@ def _build(build_model: BuildModel, scale: Scale, device: str) -> nn.Module:
     except TransferError:
         raise
     except Exception as error:
-        raise TransferError(
+        raise ParametrizationError(
             f"build_model({scale}) failed on the {device} device with {type(error).__name__}: {error}; "
             "make it build at this scale, without moving the model to a device."
         ) from error
     if not isinstance(model, nn.Module):
-        raise TransferError(
+        raise ParametrizationError(
             f"build_model({scale}) returned {type(model).__name__}; make it return a torch.nn.Module."
         )
+
     return model
 
 
@@ -45,7 +48,7 @@ def build_meta(build_model: BuildModel, scale: Scale) -> nn.Module:
     """The model at a scale on the meta device: shapes without memory.
 
     Raises:
-        TransferError: if `build_model` fails or returns no module.
+        ParametrizationError: if `build_model` fails or returns no module.
     """
     with torch.random.fork_rng(devices=[]):
         return _build(build_model, scale, "meta")
@@ -55,7 +58,7 @@ def build_real(build_model: BuildModel, scale: Scale, seed: int) -> nn.Module:
     """The model at a scale on the CPU, as `torch.manual_seed(seed); build_model(scale)` gives it.
 
     Raises:
-        TransferError: if `build_model` fails or returns no module.
+        ParametrizationError: if `build_model` fails or returns no module.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -69,7 +72,7 @@ def canonical(name: str) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside torch.compile's and DDP's."""
+    """The user's own module inside the wrappers of torch.compile, DDP and FSDP."""
     while type(model).__name__ in _WRAPPER_CLASSES:
         inner = model._orig_mod if hasattr(model, "_orig_mod") else model.module
         assert isinstance(inner, nn.Module)

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.activation_changes import OWN, STACK, Loss, measure_changes
 from transfer_bo.parametrization.apply import parametrize
 from transfer_bo.parametrization.builds import BuildModel, build_real
-from transfer_bo.parametrization.example_inputs import run_somehow
+from transfer_bo.parametrization.example_inputs import call_with_example_inputs
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.rules import Rule
 from transfer_bo.scale import Scale
@@ -156,20 +156,20 @@ def coordinate_check(
         tolerance: How far from 0 an exponent may be.
 
     Raises:
-        TransferError: if the model does not fit `parametrize`, cannot be called, or an axis is missing.
+        ParametrizationError: if the model does not fit `parametrize`, cannot be called, or an axis is missing.
     """
     if len(factors) < 2 or len(seeds) < 2:
-        raise TransferError(
+        raise ParametrizationError(
             f"A coordinate check with {len(factors)} sizes and {len(seeds)} seeds shows no growth; "
             "give two or more of each."
         )
     unknown = [axis for axis in axes if axis not in ("width", "depth") or axis not in base]
     if unknown or not axes:
-        raise TransferError(f"Axes {tuple(axes)} can't be checked at {base}; use its width, depth or both.")
+        raise ParametrizationError(f"Axes {tuple(axes)} can't be checked at {base}; use its width, depth or both.")
     base = Scale({axis: value for axis, value in base.items() if axis not in ("batch", "tokens")})
-    run = run_somehow(build_real(build_model, base, seed=0), inputs)
+    run = call_with_example_inputs(build_real(build_model, base, seed=0), inputs)
     if run.arguments is None:
-        raise TransferError(f"The model can't be called ({run.reason}); give inputs=(tensor, ...).")
+        raise ParametrizationError(f"The model can't be called ({run.reason}); give inputs=(tensor, ...).")
     changes: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for axis in axes:
         for factor in factors:
@@ -192,7 +192,7 @@ def random_classes(seed: int) -> Loss:
         out = model(*inputs)
         out = getattr(out, "logits", out)
         if not isinstance(out, torch.Tensor) or out.dim() < 2:
-            raise TransferError(
+            raise ParametrizationError(
                 f"The model returns {type(out).__name__}, not logits; give loss=callable(model, inputs)."
             )
         targets = torch.Generator().manual_seed(seed)

@@ -1,11 +1,15 @@
-"""HPs by name -> the value each tensor gets, before any rule.
+"""From HPs by name to the value that each tensor gets, before any rule.
 
     value = kind · Π kind.group (over the tensor's groups) · profile(x)
 
-x is the relative depth of the tensor's block, (i + 1/2) / L for block i = 0..L-1 of L, and the profile goes
-through the knots `kind.@x`: linear in x between them in the logarithm, constant beyond the first and last
-(2512.22382: type multiplier x depth multiplier, interpolated in relative depth). Tensors outside blocks have
-no x and no profile. Names and defaults are those of `transfer_bo.space`.
+Symbols:
+    x: Relative depth of the tensor's block, (i + 1/2) / L for block i = 0..L-1.
+    L: Number of blocks.
+    profile: Passes through the knots `kind.@x`; its logarithm is linear in x between them and constant outside
+        the first and the last (2512.22382: type multiplier times depth multiplier, interpolated in relative
+        depth). Tensors outside blocks have no x and no profile.
+
+Names and defaults are those of `transfer_bo.space`.
 """
 
 from __future__ import annotations
@@ -13,15 +17,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError, SearchSpaceError
 from transfer_bo.parametrization.rules import scale_one_minus_beta
 from transfer_bo.space import DEPTH, KINDS, split_name
 
 __all__ = ["HPs", "beta_of", "check_hps", "multiplier_of", "value_of"]
 
 HPs = Mapping[str, float]
+"""Hyperparameters by name."""
 
 _MAY_BE_ZERO = frozenset({"lr", "weight_decay", "eps", "init_std"})
+"""Kinds whose value may be 0."""
 
 
 def check_hps(
@@ -31,14 +37,14 @@ def check_hps(
 
     Args:
         hps: By name.
-        labels: The groups of the model's tensors.
-        branches: The model's residual branches, the groups of `residual`.
-        no_branches: Why some branches are missing, for the message.
-        has_blocks: Whether any tensor lies in a block, so that there is a depth to speak of.
+        labels: Groups of the model's tensors.
+        branches: Residual branches of the model, the groups of the kind `residual`.
+        no_branches: Why some branches were not found, for the message.
+        has_blocks: Whether any tensor lies in a block, so that a relative depth is defined.
 
     Raises:
-        TransferError: for an unknown kind or group, a knot outside [0, 1], or a value that is not positive
-            and finite. Learning rate, weight decay, ε and initial spread may also be 0, knots may not.
+        SearchSpaceError: for an unknown kind or group, a knot outside [0, 1], or a value that is not positive
+            and finite. lr, weight_decay, eps and init_std may also be 0, their knots may not.
     """
     for name, value in (hps or {}).items():
         kind, group = split_name(name)
@@ -48,29 +54,29 @@ def check_hps(
             _check_knot(name, group or "", value, bool(branches) if kind == "residual" else has_blocks)
         elif group is not None and group not in known:
             why = f" ({no_branches})" if kind == "residual" and no_branches else ""
-            raise TransferError(
+            raise SearchSpaceError(
                 f"HP {name!r}: the model has no group {group!r}{why}; "
                 f"use one of {', '.join(known) or 'none'}."
             )
         if not math.isfinite(value) or value < 0 or (value == 0 and kind not in _MAY_BE_ZERO):
-            raise TransferError(f"HP {name!r} is {value!r}; set it to a positive finite number.")
+            raise SearchSpaceError(f"HP {name!r} is {value!r}; set it to a positive finite number.")
     return hps or {}
 
 
 def _check_knot(name: str, group: str, value: float, has_depth: bool) -> None:
     try:
-        at = float(group.removeprefix(DEPTH))
+        x = float(group.removeprefix(DEPTH))
     except ValueError:
-        at = math.nan
-    if not 0 <= at <= 1:
-        raise TransferError(
+        x = math.nan
+    if not 0 <= x <= 1:
+        raise SearchSpaceError(
             f"HP {name!r}: {group.removeprefix(DEPTH)!r} is no relative depth; "
             f"give a number from 0 to 1, as in {name.partition('.')[0]}.{DEPTH}0.5."
         )
     if not has_depth:
-        raise TransferError(f"HP {name!r}: the model has no blocks that have a depth; leave it out.")
+        raise SearchSpaceError(f"HP {name!r}: the model has no blocks that have a depth; leave it out.")
     if value == 0:
-        raise TransferError(
+        raise SearchSpaceError(
             f"HP {name!r} is 0, and a profile is interpolated in logarithms; give more than 0."
         )
 
@@ -106,12 +112,18 @@ def beta_of(
     position: float | None,
     betas: str = "linear",
 ) -> float:
-    """β for a tensor with these labels; `kind` is "one_minus_beta1" or "one_minus_beta2", `factor` a rule's.
+    """β for a tensor; the multipliers of its groups are part of the HP, not of the rule.
 
-    `betas` is `Rule.betas`; multipliers of groups are part of the HP, not of the rule.
+    Args:
+        kind: "one_minus_beta1" or "one_minus_beta2".
+        labels: Groups of the tensor.
+        factor: `ScalingFactors.one_minus_beta`.
+        hps: By name.
+        position: Relative depth of its block, None outside blocks.
+        betas: `Rule.betas`.
 
     Raises:
-        TransferError: if no β inside (0, 1) comes out; see `rules.scale_one_minus_beta`.
+        SearchSpaceError: if β would not be inside (0, 1); see `rules.scale_one_minus_beta`.
     """
     multiplier = multiplier_of(kind, labels, hps, position)
     one_minus_beta = hps.get(kind, KINDS[kind].default)
@@ -119,5 +131,5 @@ def beta_of(
         if betas == "fixed":
             return 1 - scale_one_minus_beta(one_minus_beta, multiplier)
         return 1 - scale_one_minus_beta(one_minus_beta, factor * multiplier, betas)
-    except TransferError as error:
-        raise TransferError(f"HP {kind!r}: {error}") from None
+    except ParametrizationError as error:
+        raise SearchSpaceError(f"HP {kind!r}: {error}") from None

@@ -1,12 +1,19 @@
-"""From a tensor's settings to what torch's optimizers call them.
+"""From a tensor's settings to the options of torch's optimizers.
 
-HP values v (`space.KINDS`), rule factors r, and θ the multiplier folded into the tensor; for AdamW:
+For AdamW
 
-    lr = v_lr · r_lr · θ     ε = v_ε · r_ε / θ     λ = v_λ · r_λ / θ     1-β = v_(1-β) · m_B/m_D (guarded)
+    lr = v_lr · r_lr · θ     ε = v_ε · r_ε / θ     λ = v_λ · r_λ / θ     1-β = v_(1-β) · r_(1-β) (guarded)
 
-and for others with the powers of θ in `rules.SYMMETRIES`. The momentum of SGD and Muon is β1. Adafactor in
-torch clips lr at 1/√step and floors one of its averages at ε where it means ε²: the rule is exact where
-neither acts.
+and for others with the powers of θ in `rules.SYMMETRIES`. The momentum of SGD and Muon is β1. torch's
+Adafactor limits lr to 1/√step and bounds one of its averages below by ε instead of ε²: the rule is exact where
+neither limit is active.
+
+Symbols:
+    v: Value of an HP (`space.KINDS`), times the multipliers of the tensor's groups.
+    r: Factor of the rule (`rules.ScalingFactors`).
+    θ: Multiplier folded into the tensor.
+
+β, ε and λ as in `rules`.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from typing import Any
 
 import torch
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Tensor
 from transfer_bo.parametrization.hp_values import HPs, beta_of, value_of
 from transfer_bo.parametrization.rules import SYMMETRIES, Role, Rule, ScalingFactors
@@ -31,19 +38,21 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adafactor": torch.optim.Adafactor,
     "muon": torch.optim.Muon,
 }
+"""torch's optimizers by the name that a rule gives them."""
+
 ADAFACTOR_FLOOR = 1e-3
-"""Adafactor's least size of a tensor, torch's default; it scales as the tensor's initial values do."""
+"""Lower bound on the size of a tensor in Adafactor, torch's default; scales as the initial values do."""
 
 
 def optimizer_of(rule: Rule, tensor: Tensor) -> str:
-    """The optimizer of a tensor. Muon and its like take matrices between hidden layers only."""
+    """Name of a tensor's optimizer. `Rule.matrices` takes matrices between hidden layers only."""
     if rule.matrices is not None and tensor.role is Role.HIDDEN_WEIGHT and len(tensor.shape) == 2:
         return rule.matrices
     return rule.optimizer
 
 
 def options_of(
-    rule: Rule, optimizer: str, tensor: Tensor, setting: ScalingFactors, theta: float, hps: HPs
+    rule: Rule, optimizer: str, tensor: Tensor, factors: ScalingFactors, theta: float, hps: HPs
 ) -> dict[str, Any]:
     """A tensor's options in a parameter group of its optimizer.
 
@@ -51,19 +60,20 @@ def options_of(
         rule: The rule.
         optimizer: Name in `OPTIMIZERS`.
         tensor: The tensor.
-        setting: The rule's factors for it, multipliers in the forward pass.
+        factors: The rule's factors for it, multipliers in the forward pass.
         theta: The multiplier folded into it.
         hps: By name.
 
     Raises:
-        TransferError: if torch has no such optimizer, a β comes out useless, or Adam is to decay weights.
+        ParametrizationError: if torch has no such optimizer, or the HPs give Adam a weight decay.
+        SearchSpaceError: if a β would not be inside (0, 1).
     """
     if optimizer not in OPTIMIZERS:
-        raise TransferError(
+        raise ParametrizationError(
             f"Rule {rule.name!r} is for the optimizer {optimizer!r}, which torch does not have; "
             "use the factors of p.table() with your own, or another rule."
         )
-    folded = SYMMETRIES[optimizer].fold(setting, theta)
+    folded = SYMMETRIES[optimizer].fold(factors, theta)
     lr = value_of("lr", tensor.labels, hps, tensor.position)
     weight_decay = _weight_decay(rule, optimizer, tensor, hps, lr) * folded.weight_decay
     options = {"lr": lr * folded.lr, "weight_decay": weight_decay}
@@ -78,9 +88,9 @@ def options_of(
     if optimizer == "sgd":
         return {**options, "momentum": beta("one_minus_beta1")}
     if optimizer == "muon":
-        # torch's Muon multiplies lr by this itself; the rule's factor is all that may change with scale.
-        own = _muon_factor(tensor.base_shape) / _muon_factor(tensor.shape)
-        return {**options, "lr": options["lr"] * own, "momentum": beta("one_minus_beta1"), "eps": eps}
+        # torch's Muon multiplies lr by a factor of its own; only the rule's factor may change with scale.
+        undone = _muon_factor(tensor.base_shape) / _muon_factor(tensor.shape)
+        return {**options, "lr": options["lr"] * undone, "momentum": beta("one_minus_beta1"), "eps": eps}
     size = folded.init_std * value_of("init_std", tensor.labels, hps, tensor.position)
     return {**options, "eps": (eps, ADAFACTOR_FLOOR * size)}
 
@@ -88,7 +98,7 @@ def options_of(
 def _weight_decay(rule: Rule, optimizer: str, tensor: Tensor, hps: HPs, lr: float) -> float:
     if optimizer == "adam":
         if any(name.partition(".")[0] == "weight_decay" and value != 0 for name, value in hps.items()):
-            raise TransferError(
+            raise ParametrizationError(
                 f"Rule {rule.name!r} is for Adam, whose weight decay is normalised with the gradient and has "
                 "no rule; set weight_decay to 0 or use AdamW."
             )
@@ -98,5 +108,5 @@ def _weight_decay(rule: Rule, optimizer: str, tensor: Tensor, hps: HPs, lr: floa
 
 
 def _muon_factor(shape: tuple[int, ...]) -> float:
-    """What torch.optim.Muon multiplies lr by, as its default: sqrt(max(1, rows / columns))."""
+    """What torch.optim.Muon multiplies lr by, by default: sqrt(max(1, rows / columns))."""
     return math.sqrt(max(1.0, shape[0] / shape[1]))

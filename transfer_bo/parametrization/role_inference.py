@@ -1,6 +1,6 @@
 """From what is known about a tensor to its role.
 
-What counts, in this order: what the user said; what the tensor's dimensions are summed over when the model
+What counts, in this order: what the user specified; what the tensor's dimensions are summed over when the model
 runs (`trace.py`), or, where it was not seen running, which kind of layer holds it; which of them grow with
 width; whether it stands inside a stack of blocks. Names decide only that a layer's "bias" goes with its
 "weight".
@@ -17,7 +17,7 @@ from functools import cached_property
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.builds import parameters_of
 from transfer_bo.parametrization.rules import Role
 from transfer_bo.parametrization.structure import Place
@@ -128,55 +128,55 @@ class TensorObservations:
             if fan_in and fan_out:
                 return math.prod(ratios[d] for d in fan_in), math.prod(ratios[d] for d in fan_out)
         if len(set(growing)) > 1:
-            raise TransferError(
+            raise ParametrizationError(
                 f"The fan-in of tensor {name!r} can't be told: its dimensions grow by different factors "
                 f"{', '.join(f'{r:g}' for r in sorted(set(growing)))}; make it the weight of an nn.Linear."
             )
         return growing[0], growing[0]
 
 
-def infer_roles(evidence: TensorObservations, given: Mapping[str, str]) -> dict[str, Role]:
+def infer_roles(observations: TensorObservations, given: Mapping[str, str]) -> dict[str, Role]:
     """The role of every tensor.
 
     Args:
-        evidence: What is known.
+        observations: What is known.
         given: Role by name pattern, first match wins.
 
     Raises:
-        TransferError: for a tensor whose role is not clear, a role that does not exist, or a pattern that
+        ParametrizationError: for a tensor whose role is not clear, a role that does not exist, or a pattern that
             matches nothing.
     """
-    roles = _given(evidence, given)
-    said = frozenset(roles)
+    roles = _given(observations, given)
+    specified = frozenset(roles)
     vectors = []
-    for name, grows in evidence.growth.items():
+    for name, grows in observations.growth.items():
         if name not in roles:
-            role = _weight(evidence, name, grows) if len(grows) >= 2 else None
+            role = _weight(observations, name, grows) if len(grows) >= 2 else None
             if role is not None:
                 roles[name] = role
             else:
                 vectors.append(name)
-    _correct_ends(evidence, roles, said)
-    _find_experts(evidence, roles, said)
-    order = _Order(evidence, roles)
+    _correct_ends(observations, roles, specified)
+    _find_experts(observations, roles, specified)
+    order = _Order(observations, roles)
     for name in vectors:
-        role = _vector(evidence, name, roles, order)
+        role = _vector(observations, name, roles, order)
         if role is None:
-            raise _unknown(evidence, name)
+            raise _unknown(observations, name)
         roles[name] = role
-    return {name: roles[name] for name in evidence.shapes}
+    return {name: roles[name] for name in observations.shapes}
 
 
-def _given(evidence: TensorObservations, given: Mapping[str, str]) -> dict[str, Role]:
+def _given(observations: TensorObservations, given: Mapping[str, str]) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     for pattern, role in given.items():
         if role not in list(Role):
-            raise TransferError(
+            raise ParametrizationError(
                 f"roles: {role!r} for pattern {pattern!r} is no role; use one of {', '.join(Role)}."
             )
-        matched = [name for name in evidence.shapes if fnmatch.fnmatchcase(name, pattern)]
+        matched = [name for name in observations.shapes if fnmatch.fnmatchcase(name, pattern)]
         if not matched:
-            raise TransferError(f"roles: pattern {pattern!r} matches no tensor; mend it or leave it out.")
+            raise ParametrizationError(f"roles: pattern {pattern!r} matches no tensor; mend it or leave it out.")
         for name in matched:
             roles.setdefault(name, Role(role))
     return roles
@@ -185,112 +185,112 @@ def _given(evidence: TensorObservations, given: Mapping[str, str]) -> dict[str, 
 class _Order:
     """What comes before, and what after every hidden weight: as seen, or else as the model lists it."""
 
-    def __init__(self, evidence: TensorObservations, roles: Mapping[str, Role]) -> None:
-        self._evidence = evidence
+    def __init__(self, observations: TensorObservations, roles: Mapping[str, Role]) -> None:
+        self._observations = observations
         hidden = [name for name, role in roles.items() if role in MATRICES]
-        self._names = list(evidence.shapes)
+        self._names = list(observations.shapes)
         self._places = [self._names.index(name) for name in hidden]
-        self._hidden = {evidence.base_names[name] for name in hidden}
-        self._into = _upstream(evidence, hidden)
+        self._hidden = {observations.base_names[name] for name in hidden}
+        self._into = _upstream(observations, hidden)
 
     def is_before(self, name: str) -> bool:
         """Whether what it is used with does not depend on any hidden weight."""
-        if self._evidence.uses(name):
-            return not _upstream(self._evidence, [name]) & self._hidden
+        if self._observations.uses(name):
+            return not _upstream(self._observations, [name]) & self._hidden
         return not self._places or self._names.index(name) < min(self._places)
 
     def is_after(self, name: str) -> bool:
         """Whether no hidden weight's input depends on it, though there are such weights."""
-        if self._evidence.uses(name):
-            return bool(self._hidden) and self._evidence.base_names[name] not in self._into
+        if self._observations.uses(name):
+            return bool(self._hidden) and self._observations.base_names[name] not in self._into
         return bool(self._places) and self._names.index(name) > max(self._places)
 
 
-def _upstream(evidence: TensorObservations, names: Iterable[str]) -> frozenset[str]:
+def _upstream(observations: TensorObservations, names: Iterable[str]) -> frozenset[str]:
     """Everything that what these tensors are used with depends on."""
-    return frozenset[str]().union(*(use.upstream for name in names for use in evidence.uses(name)))
+    return frozenset[str]().union(*(use.upstream for name in names for use in observations.uses(name)))
 
 
-def _correct_ends(evidence: TensorObservations, roles: dict[str, Role], said: frozenset[str]) -> None:
+def _correct_ends(observations: TensorObservations, roles: dict[str, Role], specified: frozenset[str]) -> None:
     """Outside the blocks, what seems to read the inputs or give the outputs may stand in between."""
 
     def names(*wanted: Role) -> list[str]:
-        return [name for name, role in roles.items() if role in wanted and name not in said]
+        return [name for name, role in roles.items() if role in wanted and name not in specified]
 
-    wide = {evidence.base_names[name] for name in roles if any(evidence.growth[name])}
+    wide = {observations.base_names[name] for name in roles if any(observations.growth[name])}
     for name in names(Role.INPUT_EMBEDDING):
-        read = [use.upstream for use in evidence.uses(name) if use.how in ("matmul", "conv")]
+        read = [use.upstream for use in observations.uses(name) if use.how in ("matmul", "conv")]
         if read and all(upstream & wide for upstream in read):
             roles[name] = Role.NARROW_TO_WIDE  # a depthwise convolution, the way out of a bottleneck
-    into = _upstream(evidence, [n for n, r in roles.items() if r in {Role.NARROW_TO_WIDE, *MATRICES}])
+    into = _upstream(observations, [n for n, r in roles.items() if r in {Role.NARROW_TO_WIDE, *MATRICES}])
     readouts = names(Role.UNEMBEDDING)
     for name in readouts:
-        if evidence.base_names[name] in into:
-            roles[name] = Role.ROUTER if evidence.is_gate(name) else Role.WIDE_TO_NARROW
-        elif evidence.not_run and len(readouts) > 1:
-            raise _unknown(evidence, name)  # the last of them or not: only a run can tell
+        if observations.base_names[name] in into:
+            roles[name] = Role.ROUTER if observations.is_gate(name) else Role.WIDE_TO_NARROW
+        elif observations.not_run and len(readouts) > 1:
+            raise _unknown(observations, name)  # the last of them or not: only a run can tell
 
 
-def _weight(evidence: TensorObservations, name: str, grows: tuple[bool, ...]) -> Role | None:
+def _weight(observations: TensorObservations, name: str, grows: tuple[bool, ...]) -> Role | None:
     """The role of a tensor with two or more dimensions; None if it may be a vector in disguise."""
-    inside = evidence.places[name].stack is not None
-    how = {use.how for use in evidence.uses(name)}
-    axes = evidence.axes(name)
-    if "lookup" in how or (not how and isinstance(evidence.owner(name), nn.Embedding)):
+    inside = observations.places[name].stack is not None
+    how = {use.how for use in observations.uses(name)}
+    axes = observations.axes(name)
+    if "lookup" in how or (not how and isinstance(observations.owner(name), nn.Embedding)):
         if axes is not None:
             return Role.TIED_EMBEDDING if not inside and grows == (False, True) else None
-        return _table(evidence, name, grows, inside)
+        return _table(observations, name, grows, inside)
     if axes is not None:
         fan_in, fan_out = (any(grows[d] for d in dims) for dims in axes)
         if fan_in and fan_out:
-            if inside and evidence.base_names[name] in evidence.trace.selects:
+            if inside and observations.base_names[name] in observations.trace.selects:
                 return Role.ROUTER  # to experts whose number grows
-            is_conv = isinstance(evidence.owner(name), _ConvNd)
+            is_conv = isinstance(observations.owner(name), _ConvNd)
             return Role.CONV_KERNEL if is_conv else Role.HIDDEN_WEIGHT
         if fan_in:
             if not inside:
                 return Role.UNEMBEDDING
             if not how:
-                raise _unknown(evidence, name)  # a router or not: only a run can tell
-            return Role.ROUTER if evidence.is_gate(name) else Role.WIDE_TO_NARROW
+                raise _unknown(observations, name)  # a router or not: only a run can tell
+            return Role.ROUTER if observations.is_gate(name) else Role.WIDE_TO_NARROW
         if any(grows):
             return Role.NARROW_TO_WIDE if inside else Role.INPUT_EMBEDDING
         return Role.SHARED if inside else Role.FIXED
     if sum(grows) >= 2:
         if len(grows) == 2:
             return Role.HIDDEN_WEIGHT  # not seen as it is, but whatever is done to it, it maps width to width
-        raise _unknown(evidence, name)
+        raise _unknown(observations, name)
     return None
 
 
-def _table(evidence: TensorObservations, name: str, grows: tuple[bool, ...], inside: bool) -> Role:
+def _table(observations: TensorObservations, name: str, grows: tuple[bool, ...], inside: bool) -> Role:
     """The role of a lookup table."""
     if not any(grows):
         return Role.SHARED if inside else Role.FIXED
     if grows[0]:
-        raise _unknown(evidence, name)
+        raise _unknown(observations, name)
     if inside:
         return Role.NARROW_TO_WIDE
-    lookups = [use for use in evidence.uses(name) if use.how == "lookup"]
+    lookups = [use for use in observations.uses(name) if use.how == "lookup"]
     by_position = bool(lookups) and not any(INPUT in use.upstream for use in lookups)
     return Role.POSITION_EMBEDDING if by_position else Role.INPUT_EMBEDDING
 
 
-def _vector(evidence: TensorObservations, name: str, roles: Mapping[str, Role], order: _Order) -> Role | None:
+def _vector(observations: TensorObservations, name: str, roles: Mapping[str, Role], order: _Order) -> Role | None:
     """The role of a tensor that is added or multiplied element by element; None if it is not clear."""
-    how = {use.how for use in evidence.uses(name)}
-    inside = evidence.places[name].stack is not None
-    grows = any(evidence.growth[name])
-    if "norm" in how or "norm" in type(evidence.owner(name)).__name__.lower():
+    how = {use.how for use in observations.uses(name)}
+    inside = observations.places[name].stack is not None
+    grows = any(observations.growth[name])
+    if "norm" in how or "norm" in type(observations.owner(name)).__name__.lower():
         if inside:
             return Role.NORM_GAIN if grows else Role.QK_NORM
         if not grows:
             return Role.FIXED if how else None
         return _gain(name, order)
-    weight = evidence.weight_of(name)
+    weight = observations.weight_of(name)
     if weight is not None and roles.get(weight) in _BIAS_OF:
         return _BIAS_OF[roles[weight]]
-    if not how or "composed" in how or sum(evidence.growth[name]) > 1:
+    if not how or "composed" in how or sum(observations.growth[name]) > 1:
         return None
     if inside:
         if not grows:
@@ -300,7 +300,7 @@ def _vector(evidence: TensorObservations, name: str, roles: Mapping[str, Role], 
         return Role.OUTPUT_BIAS if how == {"add"} and order.is_after(name) else Role.FIXED
     if how <= {"add", "join", "data"} and how != {"add"}:
         return Role.INPUT_EMBEDDING  # tokens of the model's own, beside or instead of those it is called with
-    if how == {"add"} and len(evidence.shapes[name]) > 1 and order.is_before(name):
+    if how == {"add"} and len(observations.shapes[name]) > 1 and order.is_before(name):
         return Role.POSITION_EMBEDDING
     return _gain(name, order) if how <= {"add", "multiply"} else None
 
@@ -312,44 +312,44 @@ def _gain(name: str, order: _Order) -> Role:
     return Role.INPUT_BIAS if order.is_before(name) else Role.NORM_GAIN
 
 
-def _find_experts(evidence: TensorObservations, roles: dict[str, Role], said: frozenset[str]) -> None:
+def _find_experts(observations: TensorObservations, roles: dict[str, Role], specified: frozenset[str]) -> None:
     """Hidden weights in a block with a router are experts if they are fused in one tensor, or numbered."""
-    routed = {evidence.places[name].block_path for name, role in roles.items() if role is Role.ROUTER}
+    routed = {observations.places[name].block_path for name, role in roles.items() if role is Role.ROUTER}
     experts = {
         name
         for name, role in roles.items()
         if role is Role.HIDDEN_WEIGHT
-        and name not in said
-        and evidence.places[name].block_path in routed - {None}
+        and name not in specified
+        and observations.places[name].block_path in routed - {None}
         and (
-            len(evidence.shapes[name]) == 3
-            or any(p.isdigit() for p in evidence.places[name].inner.split("."))
+            len(observations.shapes[name]) == 3
+            or any(p.isdigit() for p in observations.places[name].inner.split("."))
         )
     }
     by_block: dict[str | None, set[str]] = {}
     for name in experts:
-        by_block.setdefault(evidence.places[name].block_path, set()).add(evidence.base_names[name])
+        by_block.setdefault(observations.places[name].block_path, set()).add(observations.base_names[name])
     for name in experts:
-        others = by_block[evidence.places[name].block_path] - {evidence.base_names[name]}
-        is_down = any(use.upstream & others for use in evidence.uses(name) if use.how == "matmul")
+        others = by_block[observations.places[name].block_path] - {observations.base_names[name]}
+        is_down = any(use.upstream & others for use in observations.uses(name) if use.how == "matmul")
         roles[name] = Role.EXPERT_DOWN if is_down else Role.EXPERT_UP
 
 
-def _unknown(evidence: TensorObservations, name: str) -> TransferError:
+def _unknown(observations: TensorObservations, name: str) -> ParametrizationError:
     sizes = " x ".join(
         f"{size} ({'grows' if g else 'fixed'})"
-        for size, g in zip(evidence.shapes[name], evidence.growth[name], strict=True)
+        for size, g in zip(observations.shapes[name], observations.growth[name], strict=True)
     )
-    where = "inside" if evidence.places[name].stack is not None else "outside"
-    seen = ", ".join(sorted({use.how for use in evidence.uses(name)})) or "not seen when the model ran"
+    where = "inside" if observations.places[name].stack is not None else "outside"
+    seen = ", ".join(sorted({use.how for use in observations.uses(name)})) or "not seen when the model ran"
     ask = ""
-    if evidence.not_run:
+    if observations.not_run:
         seen, ask = (
-            f"not seen, as {evidence.not_run}",
+            f"not seen, as {observations.not_run}",
             "give inputs=(tensor, ...) that it can be called with, or ",
         )
-    return TransferError(
-        f"The role of tensor {name!r} ({sizes or 'a scalar'}; in a {type(evidence.owner(name)).__name__} "
+    return ParametrizationError(
+        f"The role of tensor {name!r} ({sizes or 'a scalar'}; in a {type(observations.owner(name)).__name__} "
         f"{where} the blocks; use: {seen}) can't be inferred; "
         f"{ask}say it with roles={{{name!r}: ...}}, one of {', '.join(Role)}."
     )

@@ -1,24 +1,31 @@
-"""What a rule of hyperparameter transfer is: a table of exponents. The tables themselves are in `tables.py`.
+"""What a rule of hyperparameter transfer is: a table of exponents. The tables themselves are in `tables`.
 
-A rule says how each quantity of a tensor (variance of its initial values, learning rate, ε, weight decay,
+A rule states how each quantity of a tensor (variance of its initial values, learning rate, ε, weight decay,
 1-β, multiplier in the forward pass) is multiplied when a model grows from the base to the target. Each entry
-is a product of powers of ratios target/base:
+is a product of powers of ratios target/base.
 
-    m_N  width (of a weight: its fan-in)     m_out  fan-out of a weight
-    m_L  depth (blocks)     m_B  batch (tokens per step)     m_D  tokens of the whole run
-    m_P  parameters of the whole model
-
-α is the exponent of the residual multiplier m_L^-α; exponents of m_L are affine in it. Weight decay λ is that
-of the optimizer: for AdamW, Muon and Adafactor a step shrinks a weight by lr·λ; for SGD too.
+Symbols:
+    m_N: Ratio of widths; of a weight, of its fan-in.
+    m_out: Ratio of fan-outs of a weight.
+    m_L: Ratio of depths (numbers of blocks).
+    m_B: Ratio of batch sizes (tokens per step).
+    m_D: Ratio of tokens in the whole run.
+    m_P: Ratio of parameters in the whole model.
+    α: Exponent of the residual multiplier m_L^-α; exponents of m_L are affine in it.
+    β: Decay rate of Adam's moving averages, β1 of the gradient and β2 of its square.
+    ε: Adam's term in the denominator.
+    λ: Weight decay of the optimizer. With AdamW, SGD, Muon and Adafactor a step shrinks a weight by lr·λ.
+    θ: Multiplier that is moved from the forward pass into the tensor (`Symmetry`).
 """
 
 from __future__ import annotations
 
 import enum
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 
 __all__ = [
     "BETAS",
@@ -35,7 +42,7 @@ __all__ = [
 
 
 class Role(enum.StrEnum):
-    """What a tensor does in its model; the rows of a rule.
+    """What a tensor does in its model: the rows of a rule's table.
 
     "Grows" means with the width. A norm's bias has the role of its gain.
     """
@@ -123,7 +130,7 @@ ONE = Power()
 
 @dataclass(frozen=True)
 class RoleExponents:
-    """How one role's quantities scale."""
+    """How the quantities of a tensor with one role scale: a row of a rule's table."""
 
     init_var: Power = ONE
     lr: Power = ONE
@@ -134,7 +141,7 @@ class RoleExponents:
 
 @dataclass(frozen=True)
 class ScalingFactors:
-    """The factors one tensor's settings get at a scale, relative to the base."""
+    """The factors on one tensor's settings at a scale, relative to the base."""
 
     init_std: float = 1.0
     lr: float = 1.0
@@ -146,11 +153,10 @@ class ScalingFactors:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Exponents of θ that keep training the same when a tensor's forward multiplier A becomes A/θ.
+    """Exponents of θ that leave training unchanged when a tensor's forward multiplier A becomes A/θ.
 
-    2203.03466, Lemma J.1, with ε and weight decay: (A, B, C, ε, λ) ~ (A/θ, Bθ, Cθ^lr, εθ^eps,
-    λθ^weight_decay) for multiplier A, initial values B, learning rate C. The gradient becomes θ^-1 times what
-    it was.
+    2203.03466, Lemma J.1, extended to ε and weight decay: (A, B, C, ε, λ) ~ (A/θ, Bθ, Cθ^lr, εθ^eps,
+    λθ^weight_decay) for multiplier A, initial values B and learning rate C. The gradient is divided by θ.
     """
 
     lr: float
@@ -158,31 +164,31 @@ class Symmetry:
     weight_decay: float
     init_std: float = 1.0
 
-    def fold(self, setting: ScalingFactors, theta: float) -> ScalingFactors:
-        """`setting` with a multiplier θ moved from the forward pass into the tensor itself."""
+    def fold(self, factors: ScalingFactors, theta: float) -> ScalingFactors:
+        """`factors` with a multiplier θ moved from the forward pass into the tensor itself."""
         return ScalingFactors(
-            init_std=setting.init_std * theta**self.init_std,
-            lr=setting.lr * theta**self.lr,
-            eps=setting.eps * theta**self.eps,
-            weight_decay=setting.weight_decay * theta**self.weight_decay,
-            one_minus_beta=setting.one_minus_beta,
-            forward=setting.forward,
+            init_std=factors.init_std * theta**self.init_std,
+            lr=factors.lr * theta**self.lr,
+            eps=factors.eps * theta**self.eps,
+            weight_decay=factors.weight_decay * theta**self.weight_decay,
+            one_minus_beta=factors.one_minus_beta,
+            forward=factors.forward,
         )
 
-    def move(self, row: RoleExponents, multiplier: Power) -> RoleExponents:
-        """The row in the form with `multiplier` more in the forward pass: `fold` with θ its inverse."""
+    def move(self, exponents: RoleExponents, multiplier: Power) -> RoleExponents:
+        """The equivalent exponents with `multiplier` added to the forward pass: `fold` with θ its inverse."""
         return RoleExponents(
-            init_var=row.init_var * multiplier ** (-2 * self.init_std),
-            lr=row.lr * multiplier**-self.lr,
-            eps=row.eps * multiplier**-self.eps,
-            weight_decay=row.weight_decay * multiplier**-self.weight_decay,
-            forward=row.forward * multiplier,
+            init_var=exponents.init_var * multiplier ** (-2 * self.init_std),
+            lr=exponents.lr * multiplier**-self.lr,
+            eps=exponents.eps * multiplier**-self.eps,
+            weight_decay=exponents.weight_decay * multiplier**-self.weight_decay,
+            forward=exponents.forward * multiplier,
         )
 
 
-# Adam and AdamW: the update is g/√v, which does not see θ; SGD's is g, which becomes g/θ. Muon's is an
-# orthogonalised g. Adafactor's is relative to the tensor's own size, so its rate is a pure number.
-# The weight decays of Adam and SGD are added to the gradient.
+# With g the gradient and v the average of its square: Adam and AdamW step by g/√v, which does not depend on
+# θ; SGD by g, which becomes g/θ; Muon by an orthogonalised g. Adafactor steps relative to the size of the
+# tensor, so its learning rate has no unit. Adam and SGD add the weight decay to the gradient.
 SYMMETRIES: Mapping[str, Symmetry] = {
     "adamw": Symmetry(lr=1, eps=-1, weight_decay=-1),
     "adam": Symmetry(lr=1, eps=-1, weight_decay=-2),
@@ -196,67 +202,86 @@ BETAS = ("linear", "half_life", "fixed")
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: a row of powers per role, and what holds for every tensor.
-
-    `rows` are in the form that has the multipliers of `RoleExponents.forward` and `residual` in the forward pass.
-    `every` is the batch and duration block; it multiplies each row.
-    """
+    """A rule: a table with a row of exponents per role, and what holds for every tensor."""
 
     name: str
+    """Name in `tables.RULES`."""
     source: str
+    """Where the exponents are published (arXiv numbers)."""
     rows: Mapping[Role, RoleExponents]
+    """Exponents by role, in the form that has the multipliers `RoleExponents.forward` and `residual` in the
+    forward pass."""
     residual: Power
     """Multiplier of a residual branch: x + residual·F(x)."""
     optimizer: str = "adamw"
+    """Name in `optimizers.OPTIMIZERS`, or of an optimizer that torch does not have."""
     matrices: str | None = None
-    """Optimizer of hidden weights (two-dimensional ones), if it is another one."""
+    """Optimizer of two-dimensional hidden weights, where it is another one."""
     every: RoleExponents = field(default_factory=RoleExponents)
+    """Exponents that multiply every row: the dependence on batch and duration."""
     one_minus_beta: Power = ONE
+    """How 1-β scales, alike for every tensor."""
     betas: str = "linear"
     """How 1-β follows `one_minus_beta`: "linear" as printed in 2512.22382, with a guard; "half_life", where
-    the average's half-life in tokens is kept exactly; "fixed", where β stays."""
+    the half-life of the average in tokens is kept exactly; "fixed", where β stays."""
     keeps_beta1: bool = False
-    """Whether β1 stays, whatever `betas` says (2512.22382 and 2205.10287 scale it, others do not)."""
+    """Whether β1 stays, whatever `betas` is (2512.22382 and 2205.10287 scale it, others do not)."""
     independent_weight_decay: bool = False
-    """Whether the HP `weight_decay` is what a step shrinks a weight by, rather than that over the learning
-    rate. The product lr·λ scales alike in both; what differs is whether tuning lr moves it."""
+    """Whether the HP `weight_decay` is lr·λ, the share by which a step shrinks a weight, instead of λ. Both
+    scale alike; they differ in whether tuning lr changes the shrinkage."""
     alpha_range: tuple[float, float] = (0.5, 1.0)
+    """Values of α for which the rule is stated."""
     derived: frozenset[Role] = frozenset()
-    """Roles whose row is not printed in the source, but follows from its reasoning."""
+    """Roles whose exponents are not printed in the source, but follow from its reasoning."""
 
-    def setting(self, role: Role, m: Ratios, alpha: float) -> ScalingFactors:
-        """The factors for a tensor of this role, at these ratios.
+    def factors(self, role: Role, m: Ratios, alpha: float) -> ScalingFactors:
+        """The factors on the settings of a tensor.
+
+        Args:
+            role: Of the tensor.
+            m: Ratios target/base of the tensor and of the run.
+            alpha: α.
 
         Raises:
-            TransferError: if the table has no row for the role.
+            ParametrizationError: if the table has no row for the role.
         """
         if role not in self.rows:
-            raise TransferError(
+            raise ParametrizationError(
                 f"Rule {self.name!r} has no row for role {str(role)!r}; "
                 f"use one of {', '.join(self.rows)} or another rule."
             )
-        row, every = self.rows[role], self.every
+        exponents, every = self.rows[role], self.every
+
         return ScalingFactors(
-            init_std=float((row.init_var * every.init_var).at(m, alpha) ** 0.5),
-            lr=(row.lr * every.lr).at(m, alpha),
-            eps=(row.eps * every.eps).at(m, alpha),
-            weight_decay=(row.weight_decay * every.weight_decay).at(m, alpha),
+            init_std=float((exponents.init_var * every.init_var).at(m, alpha) ** 0.5),
+            lr=(exponents.lr * every.lr).at(m, alpha),
+            eps=(exponents.eps * every.eps).at(m, alpha),
+            weight_decay=(exponents.weight_decay * every.weight_decay).at(m, alpha),
             one_minus_beta=self.one_minus_beta.at(m, alpha),
-            forward=(row.forward * every.forward).at(m, alpha),
+            forward=(exponents.forward * every.forward).at(m, alpha),
         )
+
+    def setting(self, role: Role, m: Ratios, alpha: float) -> ScalingFactors:
+        """Former name of `factors`."""
+        warnings.warn("Rule.setting is called Rule.factors now.", DeprecationWarning, stacklevel=2)
+        return self.factors(role, m, alpha)
 
 
 def scale_one_minus_beta(one_minus_beta: float, factor: float, betas: str = "linear") -> float:
     """1-β times `factor`, guarded so that β stays inside (0, 1).
 
-    "linear" is the table's (1-β)·factor, used wherever it stays below 1. Beyond, where it means nothing
-    (β1 = .9 allows a factor below 10 only), and always for "half_life", the exact half-life form 1 - β^factor
-    is used: it keeps the average's half-life in tokens and agrees with the linear form to first order.
-    "fixed" returns 1-β.
+    "linear" is (1-β)·factor wherever that is below 1. Where it is not (β1 = .9 allows only factors below 10),
+    and always for "half_life", the exact form 1 - β^factor is used: it keeps the half-life of the average in
+    tokens and agrees with the linear form to first order. "fixed" returns 1-β.
+
+    Args:
+        one_minus_beta: 1-β at the base.
+        factor: What the rule multiplies it by.
+        betas: `Rule.betas`.
 
     Raises:
-        TransferError: if 1-β is not inside (0, 1) to begin with, the factor is not positive, or no number
-            inside (0, 1) is left (the factor is so extreme that β rounds to 0 or 1).
+        ParametrizationError: if 1-β is not inside (0, 1), the factor is not positive, or the factor is so
+            extreme that β rounds to 0 or 1.
     """
     if betas == "fixed":
         factor = 1.0
@@ -266,7 +291,7 @@ def scale_one_minus_beta(one_minus_beta: float, factor: float, betas: str = "lin
             scaled = 1 - (1 - one_minus_beta) ** factor
         if 0 < scaled and 0 < 1 - scaled < 1:
             return scaled
-    raise TransferError(
+    raise ParametrizationError(
         f"1-β = {one_minus_beta:g} times {factor:g} leaves no β inside (0, 1); "
         "give 1-β inside (0, 1) and a smaller batch-to-tokens ratio or multiplier."
     )

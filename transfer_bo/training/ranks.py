@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import TrainingError
 
 __all__ = ["Parallel", "Ranks"]
 
@@ -59,10 +59,10 @@ class Ranks:
         """This rank's part of a global batch (B x ...): B / R rows.
 
         Raises:
-            TransferError: if the batch can't be divided evenly; the mean of means would not be the mean.
+            TrainingError: if the batch can't be divided evenly; the mean of means would not be the mean.
         """
         if len(batch) % self.size:
-            raise TransferError(
+            raise TrainingError(
                 f"A batch of {len(batch)} can't be shared by {self.size} processes; set it to a multiple."
             )
         rows = len(batch) // self.size

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from transfer_bo.errors import Diverged, Preempted, TransferError
+from transfer_bo.errors import Diverged, Preempted, TrainingError
 from transfer_bo.scale import Scale
 from transfer_bo.training.data import Corpus
 from transfer_bo.training.ranks import Parallel, Ranks
@@ -138,15 +138,15 @@ def train(
             1 nat above both the initial loss and ln V: worse than knowing nothing and getting worse. A large
             initial loss that falls is no divergence, nor is a spike of a step or two.
         Preempted: when it was stopped; the checkpoint is written.
-        TransferError: for a count that is not positive, a negative seed, a device that is not there, text
+        TrainingError: for a count that is not positive, a negative seed, a device that is not there, text
         that
             is too short, or a batch that the ranks can't share evenly.
     """
     for name, value in {"batch": batch, "tokens": tokens, "context": context, "reports": reports}.items():
         if not 0 < value < math.inf or (name != "tokens" and value != int(value)):
-            raise TransferError(f"Training needs a positive number of {name} but got {value!r}; mend it.")
+            raise TrainingError(f"Training needs a positive number of {name} but got {value!r}; mend it.")
     if seed < 0:
-        raise TransferError(f"The seed is {seed!r}; set it to 0 or more.")
+        raise TrainingError(f"The seed is {seed!r}; set it to 0 or more.")
     device = _checked_device(device)
     ranks = Ranks(parallel)
     on_cuda = device.type == "cuda"
@@ -285,13 +285,13 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or else the fastest kind there is.
 
     Raises:
-        TransferError: if it is not there.
+        TrainingError: if it is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kinds = [kind for kind, is_there in there.items() if is_there]
     chosen = str(device or kinds[0])
     if chosen.partition(":")[0] not in kinds:
-        raise TransferError(f"Device {chosen!r} is not available here; use one of {', '.join(kinds)}.")
+        raise TrainingError(f"Device {chosen!r} is not available here; use one of {', '.join(kinds)}.")
     return torch.device(chosen)
 
 
@@ -303,10 +303,10 @@ def count_flops(build_model: Callable[[Scale], nn.Module], scale: Scale, context
     their FLOPs say.
 
     Raises:
-        TransferError: if the scale has no tokens.
+        TrainingError: if the scale has no tokens.
     """
     if "tokens" not in scale:
-        raise TransferError(f"{scale} has no tokens; the cost of a training run needs its length.")
+        raise TrainingError(f"{scale} has no tokens; the cost of a training run needs its length.")
     with torch.device("meta"), torch.no_grad():
         model = build_model(scale)
         with FlopCounterMode(display=False) as counter:
