@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization import COMPLETE_D_P, RULES, Role
 from transfer_bo.scale import Scale
 from transfer_bo.testing import ParametrizationSuite
@@ -104,8 +105,10 @@ def test_a_row_that_is_missing_does_not_pass():
     suite = Reference()
     rows = {role: row for role, row in COMPLETE_D_P.rows.items() if role is not Role.QK_NORM}
     suite.rule = dataclasses.replace(COMPLETE_D_P, rows=rows)
-    with pytest.raises(Exception, match="no row for role 'qk_norm'"):
+    with pytest.raises(ParametrizationError) as error:
         suite.test_every_tensor_has_a_role()
+
+    assert "'qk_norm'" in str(error.value)
 
 
 def test_a_wrong_expectation_does_not_pass():
@@ -117,6 +120,6 @@ def test_a_wrong_expectation_does_not_pass():
 
 
 def test_a_suite_without_a_model():
-    """Says what to define."""
-    with pytest.raises(NotImplementedError, match="define build_model"):
+    """Calling the suite's own build function names the method to define."""
+    with pytest.raises(NotImplementedError, match="build_model"):
         ParametrizationSuite().build_model(Scale(width=1))

@@ -1,4 +1,4 @@
-"""Tests of a parametrization that a user's own model or rule should pass, to be subclassed.
+"""Tests that a user's own model or rule should pass, to be subclassed.
 
 In a test file, for pytest:
 
@@ -26,16 +26,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from transfer_bo.errors import TransferError
+
 from transfer_bo.parametrization import Parametrization, Rule, parametrize
 from transfer_bo.parametrization.builds import build_real, parameters_of
 from transfer_bo.parametrization.coordcheck import TOLERANCE, coordinate_check, random_classes
 from transfer_bo.parametrization.example_inputs import call_with_example_inputs
+from transfer_bo.parametrization.optimizers import OPTIMIZERS, optimizer_of
 from transfer_bo.scale import Scale
 
 __all__ = ["ParametrizationSuite"]
 
 _RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Tolerance on losses by precision."""
 
 
 class ParametrizationSuite:
@@ -54,19 +56,20 @@ class ParametrizationSuite:
     roles: Mapping[str, str] | None = None
     """Role by name pattern, as for `parametrize`."""
     expected_roles: Mapping[str, str] = {}
-    """Role by name pattern that must come out."""
+    """Role by name pattern that must be inferred."""
     inputs: tuple[torch.Tensor, ...] | None = None
     """What the model is called with; guessed if not given."""
     loss: Callable[[nn.Module, tuple[torch.Tensor, ...]], torch.Tensor] | None = None
     """`loss(model, inputs)`; cross-entropy against random classes if not given."""
     hps: Mapping[str, float] = {}
     dtype: torch.dtype = torch.float64
-    """What forms are compared in; torch.float32 for a model that has no other, and then only coarsely."""
+    """Precision in which forms are compared; torch.float32 only for a model that has no other."""
     factors: Sequence[float] = (1, 2, 4)
     """Sizes of the coordinate check, in units of the base's."""
     tolerance: float = TOLERANCE
+    """Largest exponent of the coordinate check, in absolute value, that passes."""
     accepted: frozenset[tuple[str, str, str]] = frozenset()
-    """(axis, module, measure) of the coordinate check that are known to grow or vanish, and why is known."""
+    """(axis, module, measure) of the coordinate check that grow or vanish for a known reason."""
 
     def build_model(self, scale: Scale) -> nn.Module:
         """The model at a scale; to be defined.
@@ -142,6 +145,7 @@ class ParametrizationSuite:
             if self._has_no_optimizer(p):
                 return
             results.append(self._train(p, build_real(build, self.target, 0)))
+
         folded, multiplied = results
 
         assert folded[-1] != folded[0], "nothing was learnt"
@@ -153,7 +157,7 @@ class ParametrizationSuite:
         p = self.parametrize()
         model = self.build_model(self.target)
         copies = [copy.deepcopy(p)]
-        # A build function that is local to something can't be pickled.
+        # A build function that is defined inside another one cannot be pickled.
         with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
             copies.append(pickle.loads(pickle.dumps(p)))
         if self._has_no_optimizer(p):
@@ -187,26 +191,22 @@ class ParametrizationSuite:
     # ------------------------------------------------------------------------------------ help
 
     def _has_no_optimizer(self, p: Parametrization) -> bool:
-        """Whether the rule is a table for an optimizer that torch lacks; then there is nothing to train."""
-        try:
-            p.optimizers(build_real(p.build_model, p.target, 0), self.hps)
-        except TransferError as error:
-            if "torch does not have" in str(error):
-                return True
-            raise
-        return False
+        """Whether the rule is for an optimizer that torch does not have; then nothing can be trained."""
+        return any(optimizer_of(p.rule, tensor) not in OPTIMIZERS for tensor in p.tensors.values())
 
     def _train(self, p: Parametrization, model: nn.Module, steps: int = 4) -> list[float]:
         """Losses of a few steps on one batch, clipped to half of the first gradient norm."""
         p.initialize(model, self.hps, seed=1)
         model.eval()
         optimizers = p.optimizers(model, self.hps)
-        run = call_with_example_inputs(build_real(self.build_model, self.base, 0), self.inputs)
-        assert run.arguments is not None, run.reason
-        inputs = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in run.arguments)
+        call = call_with_example_inputs(build_real(self.build_model, self.base, 0), self.inputs)
+        assert call.arguments is not None, call.reason
+        inputs = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in call.arguments)
+
         loss_of = self.loss or random_classes(0)
         losses: list[float] = []
         max_norm = float("inf")
+
         for _ in range(steps):
             model.zero_grad()
             loss = loss_of(model, inputs)

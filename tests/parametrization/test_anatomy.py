@@ -5,7 +5,7 @@ import torch
 from small_models import HEAD, VOCAB, Model
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError, ScaleError
 from transfer_bo.parametrization.anatomy import dissect
 from transfer_bo.scale import Scale
 from transfer_bo.training.model import build_transformer
@@ -181,15 +181,15 @@ class Odd(Model):
 
 @pytest.mark.parametrize(("build", "name"), [(Router, "blocks.0.router.weight"), (Odd, "sinks")])
 def test_an_unclear_role_is_an_error(build, name):
-    """A tensor whose role cannot be inferred is named, with the way to say it; then it passes."""
-    with pytest.raises(
-        TransferError, match=rf"role of tensor '{name}' .*say it with roles=\{{'{name}': ...\}}"
-    ):
+    """A tensor whose role cannot be inferred is named, with the option that states it; then it passes."""
+    with pytest.raises(ParametrizationError) as error:
         roles_of(build)
+
+    assert f"roles={{'{name}': ...}}" in str(error.value)
     assert "hidden_bias" == roles_of(build, roles={name.replace("0", "*"): "hidden_bias"})[name]
 
 
-class Untold(Model):
+class UncalledTied(Model):
     """Tied, and not called with token numbers alone."""
 
     def __init__(self, scale):
@@ -201,7 +201,7 @@ class Untold(Model):
         return super().forward(tokens) + shift
 
 
-def _moody(scale):
+def _other_tensors(scale):
     model = Model(scale)
     if scale.width > 8:
         model.extra = nn.Linear(scale.width, scale.width)
@@ -221,38 +221,39 @@ def _broken(scale):
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("build", "named"),
     [
-        (_no_width, "ignores width: every tensor has the same shape at width 8 and 16"),
-        (_no_depth, "ignores depth: no numbered container"),
-        (_moody, "other tensors at width 8 than at width 32 .*extra"),
-        (Untold, "'embedding.weight' and 'unembedding.weight' are one tied tensor.* give inputs="),
-        (_broken, r"build_model\(Scale\(width=8, depth=2\)\) failed on the meta device with KeyError"),
-        (lambda scale: 3, "returned int; make it return a torch.nn.Module"),
+        (_no_width, "width"),
+        (_no_depth, "depth"),
+        (_other_tensors, "'extra."),
+        (UncalledTied, "'unembedding.weight'"),
+        (_broken, "KeyError: 'heads'"),
+        (lambda scale: 3, "int"),
     ],
 )
-def test_bad_builds(build, message):
-    """A build function that cannot be used is told why in one sentence."""
-    with pytest.raises(TransferError, match=message):
+def test_bad_builds(build, named):
+    """A build function that cannot be used is refused, and the error names what is wrong."""
+    with pytest.raises(ParametrizationError) as error:
         dissect(build, BASE, TARGET)
+
+    assert named in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("roles", "message"),
-    [
-        ({"*.nothing": "hidden_weight"}, "pattern '\\*.nothing' matches no tensor"),
-        ({"*": "hidden"}, "'hidden' for pattern '\\*' is no role"),
-    ],
+    ("roles", "named"),
+    [({"*.nothing": "hidden_weight"}, "'*.nothing'"), ({"*": "hidden"}, "'hidden'")],
 )
-def test_bad_roles(roles, message):
+def test_bad_roles(roles, named):
     """A pattern without effect or a role that does not exist is an error."""
-    with pytest.raises(TransferError, match=message):
+    with pytest.raises(ParametrizationError) as error:
         dissect(Model, BASE, TARGET, roles)
+
+    assert named in str(error.value)
 
 
 def test_no_width_axis():
-    """Without a width nothing can be seen growing."""
-    with pytest.raises(TransferError, match="has no axis 'width'"):
+    """Scales without a width are an error."""
+    with pytest.raises(ScaleError):
         dissect(Model, Scale(depth=2), Scale(depth=4))
 
 

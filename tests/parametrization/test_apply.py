@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from small_models import Model, tokens, train
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError, SearchSpaceError, TransferError
 from transfer_bo.parametrization import COMPLETE_D_P, Power, Role, parametrize
 from transfer_bo.parametrization.residual import Multiply
 from transfer_bo.scale import Scale
@@ -114,7 +114,7 @@ def test_a_model_built_without_memory():
     p = parametrize(Model, BASE, TARGET)
     with torch.device("meta"):
         model = Model(TARGET)
-    with pytest.raises(TransferError, match="on the meta device"):
+    with pytest.raises(ParametrizationError):
         p.initialize(model)
     model.to_empty(device="cpu")
     p.initialize(model, seed=1)
@@ -207,31 +207,36 @@ def test_a_space_of_every_module_type():
 
 
 @pytest.mark.parametrize(
-    ("hps", "message"),
+    ("name", "value"),
     [
-        ({"lr.nose": 1.0}, "HP 'lr.nose': the model has no group 'nose'; use one of embedding,"),
-        ({"residual.nose": 1.0}, "HP 'residual.nose': the model has no group 'nose'; use one of attn, mlp"),
-        ({"rate": 1.0}, "'rate' is no known kind"),
-        ({"lr": math.nan}, "HP 'lr' is nan; set it to a positive finite number"),
-        ({"lr": -1.0}, "HP 'lr' is -1.0"),
-        ({"residual.attn": 0.0}, "HP 'residual.attn' is 0.0"),
-        ({"one_minus_beta1": 1.5}, "HP 'one_minus_beta1': .* leaves no β inside"),
+        ("lr.nose", 1.0),
+        ("residual.nose", 1.0),
+        ("rate", 1.0),
+        ("lr", math.nan),
+        ("lr", -1.0),
+        ("residual.attn", 0.0),
+        ("one_minus_beta1", 1.5),
     ],
 )
-def test_bad_hps(hps, message):
+def test_bad_hps(name, value):
     """An HP that the model can't take is named."""
     p = parametrize(Model, BASE, TARGET)
-    with pytest.raises(TransferError, match=message):
-        p.param_groups(Model(TARGET), hps)
+    with pytest.raises(TransferError) as error:
+        p.param_groups(Model(TARGET), {name: value})
+
+    assert repr(name) in str(error.value)
 
 
 def test_a_model_of_another_scale():
     """A model that was not built at the target is refused, by tensor names or shapes."""
     p = parametrize(Model, BASE, TARGET)
-    with pytest.raises(TransferError, match=r"not what build_model gives at .*blocks\.1"):
+    with pytest.raises(ParametrizationError) as other_depth:
         p.param_groups(Model(BASE))
-    with pytest.raises(TransferError, match=r"'embedding.weight' has shape \(11, 16\), but \(11, 64\) at"):
+    with pytest.raises(ParametrizationError) as other_width:
         p.initialize(Model(TARGET.replace(width=16)))
+
+    assert "'blocks.1" in str(other_depth.value)
+    assert all(part in str(other_width.value) for part in ("'embedding.weight'", "(11, 16)", "(11, 64)"))
 
 
 # ------------------------------------------------------------------------------------------ multipliers
@@ -324,7 +329,7 @@ def test_where_folding_is_not_exact_a_hook_is_used():
 
 
 def test_hooks_are_replaced_not_piled_up():
-    """ScalingFactors up a model anew replaces its multipliers, and a multiplier of one leaves no hook."""
+    """Setting up a model anew replaces its multipliers, and a multiplier of one leaves no hook."""
     p = parametrize(Bent, BASE, TARGET)
     model = Bent(TARGET)
     p.initialize(model)
@@ -356,13 +361,16 @@ def _norm_after_the_sum(scale):
 
 
 def test_blocks_that_are_not_residual_are_an_error_when_depth_grows():
-    """Where branches can't be told, growing depth is an error with a way out; growing width alone is not."""
-    with pytest.raises(TransferError, match=r"be told \('blocks\.0' is not residual: .*; let every block"):
+    """Where branches are not found, growing depth is an error that names a block; growing width is not."""
+    with pytest.raises(ParametrizationError) as growing:
         parametrize(_norm_after_the_sum, BASE, TARGET)
     target = TARGET.replace(depth=1)
     p = parametrize(_norm_after_the_sum, BASE, target)
-    with pytest.raises(TransferError, match=r"no group 'attn' .*is not residual"):
+    with pytest.raises(SearchSpaceError) as multiplied:
         p.param_groups(_norm_after_the_sum(target), {"residual.attn": 2.0})
+
+    assert "'blocks.0'" in str(growing.value)
+    assert "'attn'" in str(multiplied.value)
 
 
 class Pair(Model):
@@ -374,10 +382,11 @@ class Pair(Model):
 
 
 def test_inputs_can_be_given():
-    """A model that is not called with token numbers alone needs to be told what it is called with."""
-    with pytest.raises(TransferError, match="give inputs="):
+    """A model that is not called with token numbers alone needs inputs: the error and the warning say so."""
+    with pytest.raises(ParametrizationError) as error:
         parametrize(Pair, BASE, TARGET)
-    with pytest.warns(UserWarning, match=r"could not be seen \(calling the model failed .* give inputs="):
+    assert "inputs=" in str(error.value)
+    with pytest.warns(UserWarning, match="inputs="):
         parametrize(Pair, BASE, BASE.replace(width=32))
     p = parametrize(Pair, BASE, TARGET, inputs=(tokens(), torch.ones(1)))
 
@@ -418,7 +427,7 @@ def test_unembedding_trains_as_the_forward_multiplier_form():
 def test_clipping_needs_to_know_the_model():
     """Clipping a model that `param_groups` has not seen is an error, not a guess."""
     p = parametrize(Model, BASE, TARGET)
-    with pytest.raises(TransferError, match="call param_groups"):
+    with pytest.raises(ParametrizationError):
         p.clip_grad_norm_(Model(TARGET), 1.0)
 
 
@@ -487,13 +496,15 @@ def test_the_random_state_is_left_alone():
 @pytest.mark.parametrize("alpha", [0.4, 1.1, math.nan])
 def test_alpha_outside_its_range(alpha):
     """α outside [1/2, 1] is an error."""
-    with pytest.raises(TransferError, match=r"alpha = .* lies outside \[0.5, 1\]"):
+    with pytest.raises(ParametrizationError) as error:
         parametrize(Model, BASE, TARGET, alpha=alpha)
+
+    assert f"alpha = {alpha!r}" in str(error.value)
 
 
 def test_scales_need_the_same_axes():
     """A base and a target with different axes can't be compared."""
-    with pytest.raises(TransferError, match="different axes"):
+    with pytest.raises(TransferError):
         parametrize(Model, BASE, Scale(width=64, depth=3))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import Model, tokens
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import SearchSpaceError
 from transfer_bo.parametrization import parametrize
 from transfer_bo.parametrization.hp_values import multiplier_of, value_of
 from transfer_bo.scale import Scale
@@ -122,31 +122,30 @@ def test_a_space_with_profiles_is_plain_at_its_defaults():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("lr.@2", 1.0, "HP 'lr.@2': '2' is no relative depth; give a number from 0 to 1, as in lr.@0.5"),
-        ("lr.@middle", 1.0, "'middle' is no relative depth"),
-        ("weight_decay.@0.5", 0.0, "is 0, and a profile is interpolated in logarithms"),
-        ("lr.@0", -1.0, "is -1.0; set it to a positive finite number"),
-    ],
+    ("name", "value"),
+    [("lr.@2", 1.0), ("lr.@middle", 1.0), ("weight_decay.@0.5", 0.0), ("lr.@0", -1.0)],
 )
-def test_bad_knots(name, value, message):
+def test_bad_knots(name, value):
     """A knot outside the model, or a value without a logarithm, is named."""
     p = parametrize(Model, BASE, DEEP)
-    with pytest.raises(TransferError, match=message):
+    with pytest.raises(SearchSpaceError) as error:
         p.param_groups(Model(DEEP), {name: value})
+
+    assert name in str(error.value)
 
 
 def test_a_model_without_blocks_has_no_profile():
-    """Then a knot can't mean anything."""
+    """A knot is refused where no tensor has a relative depth."""
 
     def build(scale):
         width = scale.width
         return torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
 
     p = parametrize(build, Scale(width=16), Scale(width=32))
-    with pytest.raises(TransferError, match="the model has no blocks that have a depth; leave it out"):
+    with pytest.raises(SearchSpaceError) as error:
         p.param_groups(build(Scale(width=32)), {"lr.@0.5": 2.0})
+
+    assert "lr.@0.5" in str(error.value)
 
 
 def test_values_outside_blocks_ignore_the_profile():

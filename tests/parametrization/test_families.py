@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from small_models import Block, Model
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization import parametrize
 from transfer_bo.parametrization.anatomy import dissect
 from transfer_bo.scale import Scale
@@ -330,11 +330,11 @@ class TiedByHand(Model):
 
 
 def test_a_tied_embedding_without_a_layer():
-    """Where there is no layer to put the multiplier on, that is said."""
-    with pytest.raises(
-        TransferError, match=r"tied tensor 'embedding.weight' needs a multiplier .* nn\.Linear"
-    ):
+    """Where there is no layer whose input can get the multiplier, the error names the tensor."""
+    with pytest.raises(ParametrizationError) as error:
         parametrize(TiedByHand, BASE, TARGET)
+
+    assert "'embedding.weight'" in str(error.value)
     assert parametrize(TiedByHand, BASE, BASE)
 
 
@@ -563,12 +563,13 @@ class Adapter(nn.Module):
 
 
 def test_tensors_multiplied_with_each_other_are_an_error():
-    """Which way a tensor maps can't be seen where it is multiplied into another one: that is said."""
-    with pytest.raises(TransferError, match=r"'blocks.0.mlp.a' \(2 \(fixed\) x 32 \(grows\).* use: composed"):
+    """Fan-in and fan-out are not known where a tensor is multiplied into another one: it needs a role."""
+    with pytest.raises(ParametrizationError) as error:
         roles_of(with_mlp(Adapter))
-    said = {"*.mlp.a": "wide_to_narrow", "*.mlp.b": "narrow_to_wide"}
+    given = {"*.mlp.a": "wide_to_narrow", "*.mlp.b": "narrow_to_wide"}
 
-    assert "hidden_weight" == roles_of(with_mlp(Adapter), roles=said)["blocks.0.mlp.weight"]
+    assert "hidden_weight" == roles_of(with_mlp(Adapter), roles=given)["blocks.0.mlp.weight"]
+    assert all(part in str(error.value) for part in ("'blocks.0.mlp.a'", "2 (fixed) x 32 (grows)"))
 
 
 class TwoHeads(Model):
@@ -587,18 +588,17 @@ class TwoHeads(Model):
 
 
 def test_a_model_that_is_not_called():
-    """Which of two readouts is one can't be told without a call: the error asks for inputs, which help."""
-    with pytest.raises(
-        TransferError, match=r"'unembedding.weight' .*not seen, as calling .* give inputs=\(tensor, ...\)"
-    ):
+    """Which of two maps gives the outputs is not known without a call: the error asks for inputs."""
+    with pytest.raises(ParametrizationError) as error:
         roles_of(TwoHeads)
     roles = roles_of(TwoHeads, inputs=(torch.arange(6)[None], torch.ones(1)))
 
+    assert all(part in str(error.value) for part in ("'unembedding.weight'", "inputs="))
     assert "unembedding" == roles["value.weight"] == roles["unembedding.weight"]
 
 
 def test_a_scalar_that_nobody_uses_is_an_error():
-    """A tensor that is not seen being used is named, with its size and place."""
+    """A tensor that the model does not use is named, with its size and place."""
 
     def build(scale):
         model = Model(scale)
@@ -606,7 +606,7 @@ def test_a_scalar_that_nobody_uses_is_an_error():
             block.unused = nn.Parameter(torch.ones(()))
         return model
 
-    with pytest.raises(
-        TransferError, match=r"'blocks.0.unused' \(a scalar; in a Block inside .*not seen when"
-    ):
+    with pytest.raises(ParametrizationError) as error:
         roles_of(build)
+
+    assert all(part in str(error.value) for part in ("'blocks.0.unused'", "scalar", "Block"))

@@ -7,7 +7,7 @@ import torch
 from small_models import Model, tokens, train
 from test_families import Tied
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization import parametrize
 from transfer_bo.parametrization.residual import MultiplyInput
 from transfer_bo.parametrization.rules import SYMMETRIES, Power, Role
@@ -169,23 +169,26 @@ def test_muon_takes_hidden_matrices_only():
     effective = lr[id(block.mlp.up.weight)] * (160 / 32) ** 0.5 / (64 / 8) ** 0.5
     assert 0.1 * (inner_ratio / width_ratio) ** 0.5 == pytest.approx(effective, rel=1e-12)
     assert 0.1 * (width_ratio / inner_ratio) ** 0.5 == pytest.approx(lr[id(block.mlp.down.weight)], rel=1e-12)
-    with pytest.raises(TransferError, match=r"trains with .* call p\.optimizers"):
+    with pytest.raises(ParametrizationError) as error:
         p.param_groups(model)
+    assert "p.optimizers" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("rule", "hps", "message"),
+    ("rule", "hps", "named"),
     [
-        ("shampoo", {}, "'shampoo', which torch does not have; use the factors of p.table"),
-        ("soap", {}, "'soap', which torch does not have"),
-        ("mup_adam", {"weight_decay.q": 0.1}, "is for Adam, whose weight decay .* set weight_decay to 0"),
+        ("shampoo", {}, "'shampoo'"),
+        ("soap", {}, "'soap'"),
+        ("mup_adam", {"weight_decay.q": 0.1}, "weight_decay"),
     ],
 )
-def test_what_an_optimizer_cannot_do(rule, hps, message):
-    """Optimizers that torch lacks, and decay that has no rule, are refused in one sentence."""
+def test_what_an_optimizer_cannot_do(rule, hps, named):
+    """Optimizers that torch lacks, and decay that has no rule, are refused; the table still exists."""
     p = parametrize(Model, BASE, WIDE, rule)
-    with pytest.raises(TransferError, match=message):
+    with pytest.raises(ParametrizationError) as error:
         p.optimizers(Model(WIDE), hps)
+
+    assert named in str(error.value)
     assert len(p.table()) == len(p.tensors)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from small_models import VOCAB, train
 from torch import nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization import parametrize
 from transfer_bo.scale import Scale
 
@@ -242,14 +242,12 @@ class BareAddition(Loose):
 
 
 @pytest.mark.parametrize(
-    ("block", "reason"),
-    [
-        (AfterTheSum, "changes its input by more than outputs of its modules|is not residual"),
-        (NoSkip, "is not residual: with all its tensors at zero it does not return its input"),
-        (BareAddition, r"changes its input by more than .* \(found those of mix, fc2\)"),
-    ],
+    ("block", "named"),
+    [(AfterTheSum, "'blocks."), (NoSkip, "'blocks."), (BareAddition, "mix, fc2")],
 )
-def test_what_is_no_branch(block, reason):
-    """A block that is not its input plus outputs of its modules is refused, and says why."""
-    with pytest.raises(TransferError, match=rf"can't be told \('blocks\.[01]' ({reason})"):
+def test_what_is_no_branch(block, named):
+    """A block that is not its input plus outputs of its modules is refused, with what was found of it."""
+    with pytest.raises(ParametrizationError) as error:
         parametrize(build_of(block), BASE, TARGET)
+
+    assert named in str(error.value)

@@ -105,7 +105,7 @@ TIMED = ("muon", "soap", "shampoo", "shampoo_half")
 
 
 def _numbers(rule, role, alpha=1.0):
-    setting = rule.setting(Role(role), M, alpha)
+    setting = rule.factors(Role(role), M, alpha)
     return (setting.init_std, setting.lr, setting.eps, setting.weight_decay, setting.forward)
 
 
@@ -183,10 +183,10 @@ def test_damping_of_each_factor():
 def test_everett_vectors():
     """A gain's ε and, with SGD, its learning rate follow the gradient of what has no multiplier."""
     assert {"sp": 1 / 2, "ntk": 1 / 2, "mup_everett": 1 / 4, "mean_field": 1 / 4} == {
-        family: RULES[f"{family}_full"].setting(Role.NORM_GAIN, M, 1).eps
+        family: RULES[f"{family}_full"].factors(Role.NORM_GAIN, M, 1).eps
         for family in ("sp", "ntk", "mup_everett", "mean_field")
     }
-    assert 4 == RULES["mean_field_sgd"].setting(Role.NORM_GAIN, M, 1).lr
+    assert 4 == RULES["mean_field_sgd"].factors(Role.NORM_GAIN, M, 1).lr
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_everett_vectors():
 )
 def test_duration(name, exponent):
     """The learning rate's exponent of tokens is the rule's; lr·λ stays in proportion to batch over tokens."""
-    setting = RULES[name].setting(Role.FINAL_NORM, M, 1.0)
+    setting = RULES[name].factors(Role.FINAL_NORM, M, 1.0)
 
     assert math.sqrt(2) * 5**exponent == pytest.approx(setting.lr, rel=1e-12)
     assert 2 / 5 == pytest.approx(setting.lr * setting.weight_decay, rel=1e-12)
@@ -205,7 +205,7 @@ def test_duration(name, exponent):
 def test_averaging_time_by_tokens_per_parameter():
     """2505.13738: 1/(lr·λ), as a share of the run, goes as (tokens per parameter)^-0.527."""
     plain, other = (
-        RULES[name].setting(Role.FINAL_NORM, M, 1.0) for name in ("complete_d_p", "complete_d_p_power_lines")
+        RULES[name].factors(Role.FINAL_NORM, M, 1.0) for name in ("complete_d_p", "complete_d_p_power_lines")
     )
 
     assert (5 / 11) ** 0.527 == pytest.approx(other.weight_decay / plain.weight_decay, rel=1e-12)
@@ -224,7 +224,7 @@ def test_averaging_time_by_tokens_per_parameter():
 )
 def test_variants(name, role, quantity, value):
     """Variants differ from Complete(d)P where they say so, and nowhere else."""
-    setting = RULES[name].setting(Role(role), dataclasses.replace(M, batch=1, tokens=1), 1.0)
+    setting = RULES[name].factors(Role(role), dataclasses.replace(M, batch=1, tokens=1), 1.0)
 
     assert value == pytest.approx(getattr(setting, quantity), rel=1e-12)
     changed = [role for role in Role if RULES[name].rows[role] != COMPLETE_D_P.rows[role]]
@@ -240,7 +240,7 @@ def test_every_rule(name):
     assert name == rule.name
     assert "2" in rule.source or "practice" in rule.source
     for role in rule.rows:
-        assert (1, 1, 1, 1, 1, 1) == dataclasses.astuple(rule.setting(role, Ratios(), 1.0))
+        assert (1, 1, 1, 1, 1, 1) == dataclasses.astuple(rule.factors(role, Ratios(), 1.0))
     assert 1 == rule.residual.at(Ratios(), 1.0)
 
 

@@ -1,7 +1,34 @@
-"""Which settings each tensor gets at a scale: roles, rules, and their use on a real torch model."""
+"""The settings of each tensor at a scale: roles of tensors, rules, and their use on a torch model.
+
+What a rule is:
+
+- `rules`: roles, exponents, factors, and the symmetries that move multipliers.
+- `tables`: the rules of the literature.
+
+What a model is made of:
+
+- `builds`: builds of the user's model, on the meta device and on the CPU.
+- `structure`: stacks of blocks, and which tensors of base and target correspond.
+- `example_inputs`, `trace`: a call of the base model, and how its tensors are used in it.
+- `role_inference`: the role of each tensor.
+- `anatomy`: all of this for each tensor of the target.
+- `residual`: the residual branches of a block.
+
+What is set on a model:
+
+- `apply`: `parametrize` and `Parametrization`.
+- `hp_values`: the value of an HP for each tensor.
+- `forward_multipliers`: where multipliers of the forward pass live.
+- `optimizers`: the options of torch's optimizers.
+- `sharding`: tensors that are sharded over processes.
+
+Whether it transfers:
+
+- `coordcheck`, `activation_changes`: the coordinate check.
+"""
 
 from transfer_bo.parametrization.apply import Parametrization, parametrize
-from transfer_bo.parametrization.rules import Power, Ratios, Role, RoleExponents, Rule
+from transfer_bo.parametrization.rules import Power, Ratios, Role, RoleExponents, Rule, ScalingFactors
 from transfer_bo.parametrization.tables import COMPLETE_D_P, RULES
 
 __all__ = [
@@ -13,5 +40,6 @@ __all__ = [
     "Role",
     "RoleExponents",
     "Rule",
+    "ScalingFactors",
     "parametrize",
 ]

@@ -1,14 +1,18 @@
-"""What a few steps of training change in a model, layer by layer: the measurements of the coordinate check.
+"""How a few steps of training change the outputs of a model's layers: the measure of the coordinate check.
 
-Of every layer that holds tensors, rms over the outputs:
+For every layer that holds tensors, the root mean square over its outputs of
 
-- *total*: output after the steps - output before;
-- *own*: what the layer's own change makes of the input after the steps, F_after(x) - F_before(x). It tells
-  which layer learns too fast or too slowly, where in the total each layer inherits what those before it do.
+- *total*: F_after(x_after) - F_before(x_before), the change of the output;
+- *own*: F_after(x_after) - F_before(x_after), its part due to the layer's own update. It shows which layer
+  learns too fast or too slowly, while the total includes the changes of all layers before it.
 
-In a block, own changes are multiplied by blocks x residual multiplier (relative to the base): what they sum
-up to if all blocks learn alike, which is what a rule for depth keeps (2505.01618: complete feature learning).
-Of a stack, what all its blocks add up to.
+In a block, own changes are multiplied by the number of blocks times the residual multiplier (relative to the
+base): their sum over blocks if all blocks learn alike, which a rule for depth preserves (2505.01618: complete
+feature learning). For a stack, the change of what all its blocks add.
+
+Symbols:
+    F: A layer before and after the steps.
+    x: Its input before and after the steps.
 """
 
 from __future__ import annotations
@@ -30,11 +34,18 @@ from transfer_bo.parametrization.rules import Ratios, Role
 
 __all__ = ["OWN", "STACK", "TOTAL", "Key", "Loss", "measure_changes"]
 
-TOTAL, OWN, STACK = "total", "own", "stack"
+TOTAL = "total"
+"""Change of a layer's output."""
+OWN = "own"
+"""Its part due to the layer's own update."""
+STACK = "stack"
+"""Change of what all blocks of a stack add."""
+
 Key = tuple[str, str]
 """Layer and measure."""
 Inputs = tuple[torch.Tensor, ...]
 Loss = Callable[[nn.Module, Inputs], torch.Tensor]
+"""`loss(model, inputs)`."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +53,13 @@ class _Layer:
     """A layer that is measured."""
 
     label: str
+    """Its module type."""
     factor: float
     """On its own change."""
     folded: float
-    """The branch multiplier folded into it, which its output is divided by."""
-    reads_out: bool
-    """Maps to the outputs: its total change says nothing (see `measure_changes`)."""
+    """The branch multiplier folded into it, by which its output is divided."""
+    is_readout: bool
+    """Whether it maps to the outputs, so that its total change is not measured (see `measure_changes`)."""
 
 
 def measure_changes(
@@ -55,25 +67,36 @@ def measure_changes(
 ) -> dict[Key, float]:
     """Initialize a model, train it for a few steps; rms change by layer and measure.
 
-    Of a readout only the own change is given: what its initial values make of changed inputs vanishes like
-    width^-1/2 under every muP-like rule, as they are smaller than its updates.
+    For a readout only the own change is given: its initial values are smaller than its updates under every
+    rule like muP, so that the change of its output due to changed inputs vanishes as width^-1/2.
+
+    Args:
+        p: Of the model at its target.
+        hps: In base coordinates.
+        seed: Of the initial values.
+        inputs: What the model is called with.
+        steps: Optimizer steps.
+        loss: Of the model on the inputs.
     """
     model = build_real(p.build_model, p.target, seed)
     p.initialize(model, hps, seed)
-    model.eval()  # dropout is no change
+    model.eval()  # without dropout, whose changes are not due to learning
+
     layers = _layers(p)
     modules = modules_of(model)
     start = {path: copy.deepcopy(modules[path]) for path in layers}
     before, _ = _run(p, model, inputs, layers, start)
+
     optimizers = p.optimizers(model, hps)
     for _ in range(steps):
         model.zero_grad()
         loss(model, inputs).backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()
+
     after, own = _run(p, model, inputs, layers, start)
     changes = {
-        key: [now - then for then, now in zip(tensors, after[key], strict=True)]
+        key: [end - begin for begin, end in zip(tensors, after[key], strict=True)]
         for key, tensors in before.items()
     }
     return {key: _rms(tensors) for key, tensors in {**changes, **own}.items()}
@@ -83,6 +106,7 @@ def _layers(p: Parametrization) -> dict[str, _Layer]:
     """Layers by path; in a stack those of its last block."""
     last = {path.rpartition(".")[0]: path for path in (t.block for t in p.tensors.values()) if path}
     theta = {name.rpartition(".")[0]: multiplier for name, multiplier in p.folded.items()}
+
     layers: dict[str, _Layer] = {}
     for tensor in p.tensors.values():
         if tensor.block is not None and tensor.block not in last.values():
@@ -112,13 +136,13 @@ def _run(
 
     def watch(path: str, layer: _Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            # The input has passed the layer's own hooks already: only the layer itself is called.
-            now, then = (_tensor(each(*args, **kwargs)) for each in (module.forward, start[path].forward))
-            if now is None or then is None:
+            # The input has passed the layer's hooks already, so `forward` is called without them.
+            after, before = (_tensor(each(*args, **kwargs)) for each in (module.forward, start[path].forward))
+            if after is None or before is None:
                 return
-            own[layer.label, OWN].append((now - then) * (layer.factor / layer.folded))
-            if not layer.reads_out:
-                outputs[layer.label, TOTAL].append(now / layer.folded)
+            own[layer.label, OWN].append((after - before) * (layer.factor / layer.folded))
+            if not layer.is_readout:
+                outputs[layer.label, TOTAL].append(after / layer.folded)
 
         return hook
 
@@ -139,11 +163,12 @@ def _run(
 def _stacks(
     p: Parametrization, modules: Mapping[str, nn.Module], outputs: dict[Key, list[torch.Tensor]]
 ) -> Iterator[None]:
-    """Record what each stack's blocks add up to."""
+    """Record what the blocks of each stack add."""
     blocks: dict[str, list[str]] = defaultdict(list)
     for tensor in p.tensors.values():
         if tensor.block is not None and tensor.block not in blocks[tensor.block.rpartition(".")[0]]:
             blocks[tensor.block.rpartition(".")[0]].append(tensor.block)
+
     entering: dict[str, torch.Tensor] = {}
 
     def enter(stack: str) -> Callable[..., None]:
@@ -173,7 +198,7 @@ def _stacks(
 
 
 def _tensor(output: Any) -> torch.Tensor | None:
-    """The first of several outputs; None if it is no tensor."""
+    """An output, or the first of several; None if it is no tensor."""
     first = output[0] if isinstance(output, tuple) and output else output
     return first.detach() if isinstance(first, torch.Tensor) else None
 

@@ -2,12 +2,11 @@
 
 Builds on the meta device that differ only in width show which dimensions grow with it; builds that differ
 only in depth show which tensors repeat, in which stack and block; a run of the base model shows how each is
-used (`trace.py`). What does not follow from these is an error which says how to name the role, never a
-default.
+used (`trace.py`). What does not follow from these is an error that asks for the role, never a default.
 
 Ratios are measured on the tensors themselves (a layer's own fan-in), so a model whose inner sizes are
 rounded, or whose number of blocks is not the depth axis itself, gets the factors of what was really built.
-Everything is kept by tensor name: attributes hung on tensors get lost in FSDP, torch.compile and torch.save.
+Everything is kept by tensor name: FSDP, torch.compile and torch.save lose attributes of tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from transfer_bo.errors import ParametrizationError
+from transfer_bo.errors import ParametrizationError, ScaleError
 from transfer_bo.parametrization.builds import (
     BuildModel,
     build_meta,
@@ -38,13 +37,15 @@ from transfer_bo.parametrization.structure import (
     module_types,
     place_of,
 )
-from transfer_bo.parametrization.trace import Trace, like
+from transfer_bo.parametrization.trace import Trace, most_similar
 from transfer_bo.scale import Scale
 
 __all__ = ["Anatomy", "Tensor", "dissect"]
 
 GAINS = frozenset({Role.NORM_GAIN, Role.QK_NORM, Role.FINAL_NORM})
+"""Roles of the group "norm"."""
 _HIDDEN = MATRICES | {Role.NARROW_TO_WIDE, Role.WIDE_TO_NARROW, Role.ROUTER}
+"""Roles of the group "hidden"."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Tensor:
     shape: tuple[int, ...]
     role: Role
     width: float
-    """Its width ratio target/base: of the fan-in of a weight that has a growing one, else of its growing
-    size, else of the model."""
+    """Width ratio target/base: of the fan-in of a weight if that grows, else of the dimension that grows, or
+    else of the scale."""
     fan_out: float
     """Likewise of the fan-out."""
     depth: float
@@ -73,24 +74,25 @@ class Tensor:
     position: float | None
     """Relative depth of its block's middle, (i + 1/2) / L in (0, 1); None outside a stack."""
     branch: str | None
-    """Name of the submodule of its block that it lies in, if that may be a residual branch; e.g. "attn"."""
+    """Name of the block's submodule that holds it, if that may be a residual branch; e.g. "attn"."""
     reader: str | None = None
     """Of a tied embedding: path of the module that maps to the outputs with it."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The tensors of the target by name, and how blocks correspond."""
+    """The tensors of the target by name, and how its blocks correspond to those of the base."""
 
     tensors: dict[str, Tensor]
+    """By name, in the model's order."""
     base_blocks: dict[str, str]
     """Block of the base model for each block of the target, by relative depth."""
     stacks: dict[str, float]
     """Ratio of blocks target/base for each stack, e.g. {"blocks": 4.0}."""
-    run: ExampleCall
-    """The base model, and a call that works."""
+    call: ExampleCall
+    """A call of the base model."""
     attention: str
-    """What is wrong with its attention at other widths; "" if nothing is, as far as can be seen."""
+    """Why its attention does not transfer over widths; "" if no reason was found."""
 
 
 def dissect(
@@ -103,29 +105,34 @@ def dissect(
     """Find the role, the ratios and the groups of every trainable tensor of the target model.
 
     Args:
-        build_model: The model at a scale.
+        build_model: Gives the model at a scale.
         base: Where base hyperparameters are defined.
-        target: Same axes as the base.
-        roles: Role by name pattern (as in a shell: `*`, `?`), first match wins; overrules what is inferred.
-        inputs: What the base model is called with; guessed if it is not given. If no call works, kinds of
-            layers alone must say how tensors are used.
+        target: Has the same axes.
+        roles: Role by name pattern (as in a shell: `*`, `?`); the first match overrules what is inferred.
+        inputs: What the base model is called with; guessed if not given. If no call works, roles are inferred
+            from the kinds of layers.
 
     Raises:
-        ParametrizationError: if builds fail or ignore an axis, a role cannot be inferred, or a pattern matches
-            nothing.
+        ParametrizationError: if builds fail or ignore an axis, a role cannot be inferred, or a pattern
+            matches nothing.
+        ScaleError: if the base has no axis `width`.
     """
+    if "width" not in base:
+        raise ScaleError(f"{base} has no axis 'width'; give it one, so that growing sizes can be found.")
     builds = _Builds(build_model)
     base_shapes, shapes = builds.shapes(base), builds.shapes(target)
     growth = _measure_width(builds, base, target)
     stacks = find_stacks(builds.shapes, base, target)
-    run = call_with_example_inputs(build_real(build_model, base, seed=0).eval(), inputs)
-    if run.trace is None:
+    call = call_with_example_inputs(build_real(build_model, base, seed=0).eval(), inputs)
+
+    if call.trace is None:
         _refuse_tied(builds.model(target))
     if target.get("depth") != base.get("depth") and all(stack.depth == 1 for stack in stacks.values()):
         raise ParametrizationError(
             f"build_model ignores depth: it builds as many blocks at {target} as at {base}; "
             "use scale.depth in it."
         )
+
     places = {name: place_of(name, stacks) for name in shapes}
     base_names = {name: _base_name(name, stacks, base_shapes) for name in shapes}
 
@@ -135,13 +142,14 @@ def dissect(
         growth=growth,
         places=places,
         base_names=base_names,
-        trace=run.trace or Trace({}, frozenset()),
-        not_run=run.reason,
+        trace=call.trace or Trace({}, frozenset()),
+        not_run=call.reason,
     )
     inferred = infer_roles(observations, roles or {})
     scale_ratio = target.width / base.width
     branches = _branches(places, inferred)
     types = module_types(shapes, stacks)
+
     tensors = {}
     for name, shape in shapes.items():
         place, role = places[name], inferred[name]
@@ -169,8 +177,8 @@ def dissect(
         for number, match in stack.blocks.items()
         if match is not None
     }
-    attention = _attention(build_model, base, run) if target.width != base.width else ""
-    return Anatomy(tensors, base_blocks, {path: s.depth for path, s in stacks.items()}, run, attention)
+    attention = _attention(build_model, base, call) if target.width != base.width else ""
+    return Anatomy(tensors, base_blocks, {path: s.depth for path, s in stacks.items()}, call, attention)
 
 
 def _position(place: Place, stacks: Mapping[str, Stack]) -> float | None:
@@ -203,7 +211,9 @@ class _Builds:
 def _base_name(name: str, stacks: Mapping[str, Stack], base_names: Collection[str]) -> str:
     found = base_name_of(name, stacks)
     if found is not None and found not in base_names:
-        found = like(found, base_names)  # an expert more than the base has: another one of its block
+        found = most_similar(
+            found, base_names
+        )  # the target has more experts than the base: another one of its block
     if found is None:
         raise ParametrizationError(
             f"Tensor {name!r} of the target has no counterpart in the base model; "
@@ -218,15 +228,13 @@ def _refuse_tied(model: nn.Module) -> None:
         first = seen.setdefault(id(parameter), name)
         if first != name:
             raise ParametrizationError(
-                f"Tensors {first!r} and {name!r} are one tied tensor, and how it is used can't be seen, as "
+                f"Tensors {first!r} and {name!r} are one tied tensor whose use is not known, as "
                 "the model could not be called; give inputs=(tensor, ...) or untie them."
             )
 
 
 def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tuple[bool, ...]]:
-    """Per dimension of each tensor of the target: does it grow with width."""
-    if "width" not in base:
-        raise ParametrizationError(f"{base} has no axis 'width'; give it one, so that growing sizes can be seen.")
+    """Per dimension of each tensor of the target: whether it grows with the width."""
     shapes = builds.shapes(target)
 
     def at_width(width: float) -> dict[str, tuple[int, ...]]:
@@ -240,11 +248,12 @@ def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tup
         return built
 
     narrow, wide = at_width(base.width), at_width(PROBE * base.width)
-    # The target counts too: sizes that are rounded up may be the same at the base and a little above it.
+    # The target is compared too: sizes that are rounded up may be equal at the base and a little above it.
     growth = {
         name: tuple(len(set(sizes)) > 1 for sizes in zip(narrow[name], wide[name], shape, strict=True))
         for name, shape in shapes.items()
     }
+
     if not any(map(any, growth.values())):
         raise ParametrizationError(
             f"build_model ignores width: every tensor has the same shape at width {base.width:g} and "
@@ -253,21 +262,21 @@ def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tup
     return growth
 
 
-def _attention(build_model: BuildModel, base: Scale, run: ExampleCall) -> str:
-    """Whether heads grow with the width while scores are not divided by their size, as muP and its kin want.
+def _attention(build_model: BuildModel, base: Scale, call: ExampleCall) -> str:
+    """Why attention does not transfer: heads grow with the width and scores are not divided by their size.
 
-    Queries and keys get aligned in training, so that their products grow as the size of the heads.
+    Queries and keys align in training, so that their products grow in proportion to the size of the heads.
     """
-    if run.trace is None or not run.trace.attention:
+    if call.trace is None or not call.trace.attention:
         return ""
     wide = base.replace(width=PROBE * base.width)
-    wider = call_with_example_inputs(build_real(build_model, wide, seed=0).eval(), run.arguments)
-    for (size, scale), (more, other) in zip(
-        run.trace.attention, () if wider.trace is None else wider.trace.attention, strict=False
+    wider = call_with_example_inputs(build_real(build_model, wide, seed=0).eval(), call.arguments)
+    for (size, scale), (wide_size, wide_scale) in zip(
+        call.trace.attention, () if wider.trace is None else wider.trace.attention, strict=False
     ):
-        if more * other > 1.01 * size * scale:
+        if wide_size * wide_scale > 1.01 * size * scale:
             return (
-                f"attention heads grow with the width (size {size} at width {base.width:g}, {more} at "
+                f"attention heads grow with the width (size {size} at width {base.width:g}, {wide_size} at "
                 f"{wide.width:g}) and scores are not divided by it"
             )
     return ""
@@ -277,11 +286,11 @@ def _attention(build_model: BuildModel, base: Scale, run: ExampleCall) -> str:
 
 
 def _branches(places: Mapping[str, Place], roles: Mapping[str, Role]) -> dict[str, str | None]:
-    """Per tensor, the child of its block that it lies in, if that has layers and a hidden weight."""
+    """Per tensor, the child of its block that holds it, if that has layers and a hidden weight."""
 
     def child(name: str) -> tuple[str | None, str] | None:
-        first, _, rest = places[name].inner.partition(".")
-        return (places[name].block_path, first) if places[name].stack is not None and "." in rest else None
+        first, _, inner = places[name].inner.partition(".")
+        return (places[name].block_path, first) if places[name].stack is not None and "." in inner else None
 
     found = {child(name) for name, role in roles.items() if role in MATRICES} - {None}
     return {name: at[1] if (at := child(name)) is not None and at in found else None for name in places}

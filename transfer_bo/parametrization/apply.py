@@ -1,13 +1,17 @@
 """A rule applied to a real model: initial values, optimizer groups, clipping.
 
-For each tensor, with HP value v (`space.KINDS`, times the multipliers of its groups), rule factor r, and θ
-the multiplier folded into it:
-
-    init = base init · r_init · v_init · θ      settings of the optimizer: `optimizers.py`
+    init = base init · r_init · v_init · θ      options of the optimizer: `optimizers.py`
 
 θ is 1 except in the last layer of a residual branch, where θ = m_L^-α · v_residual (`residual.py`), and where
 the rule has a forward multiplier of its own. At the base, with HPs at their defaults, every factor is
 exactly 1.
+
+Symbols:
+    v: Value of an HP (`space.KINDS`), times the multipliers of the tensor's groups.
+    r: Factor of the rule (`rules.ScalingFactors`).
+    θ: Multiplier folded into the tensor (`forward_multipliers.py`).
+
+α and m_L as in `rules`.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import torch
 from torch import nn
 
 from transfer_bo.errors import ParametrizationError
-from transfer_bo.parametrization.anatomy import Anatomy, Tensor, dissect
+from transfer_bo.parametrization.anatomy import Tensor, dissect
 from transfer_bo.parametrization.builds import (
     BuildModel,
     build_meta,
@@ -33,14 +37,9 @@ from transfer_bo.parametrization.builds import (
     parameters_of,
     unwrap,
 )
+from transfer_bo.parametrization.forward_multipliers import ForwardMultipliers, find_residual_branches
 from transfer_bo.parametrization.hp_values import HPs, check_hps, multiplier_of, value_of
 from transfer_bo.parametrization.optimizers import OPTIMIZERS, optimizer_of, options_of
-from transfer_bo.parametrization.residual import (
-    Branch,
-    examine,
-    set_input_multiplier,
-    set_multiplier,
-)
 from transfer_bo.parametrization.rules import Ratios, Role, RoleExponents, Rule, ScalingFactors
 from transfer_bo.parametrization.sharding import total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
@@ -73,13 +72,15 @@ def parametrize(
         alpha: α of the residual multiplier m_L^-α, in [1/2, 1].
         roles: Role by name pattern, e.g. `{"*.router.weight": "hidden_weight"}`, for tensors whose role
             cannot be inferred or is to be overruled.
-        inputs: What the base model is called with, to find its residual branches; token numbers or numbers
-            are guessed if it is not given.
-        fold: Whether branch multipliers live in the branch's last layer where that is exact (the model then
-            runs unchanged), or always in the forward pass. Both train alike.
+        inputs: What the base model is called with, to find how it uses its tensors and its residual branches;
+            token numbers, images or numbers are guessed if not given.
+        fold: Whether branch multipliers are folded into the branch's last layer where that is exact (the
+            model then runs unchanged), or always applied in the forward pass. Both train alike.
 
     Raises:
-        ParametrizationError: if something of this does not fit together; it says what.
+        ParametrizationError: if builds fail or ignore an axis, a role or a residual branch is not found, or
+            α is outside the rule's range.
+        ScaleError: if the two scales have different axes, or no width.
     """
     return Parametrization(build_model, base, target, rule, alpha, roles=roles, inputs=inputs, fold=fold)
 
@@ -88,8 +89,8 @@ class Parametrization:
     """What `parametrize` found: roles, groups, and the settings of every tensor at the target.
 
     It refers to tensors by name only, so one object serves any number of models built at the target, wrapped
-    (torch.compile, DDP, fully_shard) or not. Set a model up before its first forward pass: what torch.compile
-    has compiled does not see multipliers that are registered later.
+    (torch.compile, DDP, fully_shard) or not. Set a model up before its first forward pass: a program that
+    torch.compile has compiled does not contain multipliers that are registered later.
     """
 
     def __init__(
@@ -111,58 +112,63 @@ class Parametrization:
                 f"alpha = {alpha!r} lies outside [{low:g}, {high:g}], where rule {self.rule.name!r} holds; "
                 "move it inside."
             )
-        target.log2_ratio(base)  # the two must have the same axes
+        target.log2_ratio(base)  # checks that the two have the same axes
         self.build_model, self.base, self.target, self.alpha = build_model, base, target, float(alpha)
+
         anatomy = dissect(build_model, base, target, roles, inputs)
-        if target.width < base.width:
-            warnings.warn(
-                f"The base is wider ({base.width:g}) than the target ({target.width:g}); "
-                "rules are meant to go from small to large.",
-                stacklevel=3,
-            )
-        if anatomy.attention and self.rule.rows.get(Role.HIDDEN_WEIGHT, RoleExponents()).lr.width < 0:
-            warnings.warn(
-                f"Rule {self.rule.name!r} may not transfer over widths: {anatomy.attention}; "
-                "let their number grow instead, or give scale = constant / size to the attention.",
-                stacklevel=3,
-            )
+        self._warn_of_transfer(anatomy.attention)
+
         self.tensors: dict[str, Tensor] = anatomy.tensors
         """Every trainable tensor by name."""
-        self._of_the_run = Ratios(
-            batch=target.get("batch", 1) / base.get("batch", 1),
-            tokens=target.get("tokens", 1) / base.get("tokens", 1),
-            parameters=sum(math.prod(t.shape) for t in self.tensors.values()) / _count(anatomy.run.model),
-        )
         self.module_types: tuple[str, ...] = _unique(t.module_type for t in self.tensors.values())
         """Names of the kinds of layers, in the model's order."""
         self.groups: dict[str, tuple[str, ...]] = {name: t.labels for name, t in self.tensors.items()}
         """The labels of each tensor; an HP `kind.label` multiplies the tensors that carry the label."""
         self._labels = _unique(label for labels in self.groups.values() for label in labels)
-        self._branches, self._no_branches = self._find_branches(anatomy)
-        multipliers = {
-            s: self.rule.residual.at(Ratios(depth=m), self.alpha) for s, m in anatomy.stacks.items()
-        }
-        if self._no_branches and any(a != 1 for a in multipliers.values()):
-            raise ParametrizationError(
-                f"Rule {self.rule.name!r} multiplies residual branches when depth grows, but they can't be "
-                f"told ({self._no_branches}); let every block return its input plus outputs of its modules, "
-                "and give inputs=(tensor, ...) if the model needs more than token numbers."
+
+        run = Ratios(
+            batch=target.get("batch", 1) / base.get("batch", 1),
+            tokens=target.get("tokens", 1) / base.get("tokens", 1),
+            parameters=sum(math.prod(t.shape) for t in self.tensors.values()) / _count(anatomy.call.model),
+        )
+        self._factors: dict[str, ScalingFactors] = {
+            name: self.rule.factors(
+                tensor.role,
+                replace(run, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out),
+                self.alpha,
             )
-        if anatomy.run.trace is None:
+            for name, tensor in self.tensors.items()
+        }
+        branches = find_residual_branches(anatomy)
+        self.residual_branches: tuple[str, ...] = _unique(b.name for b in branches.by_path.values())
+        """Names of the residual branches, as HPs `residual.<name>` call them."""
+        self._no_branches = branches.missing
+        base_modules = modules_of(build_meta(build_model, base))
+        self._multipliers = ForwardMultipliers(
+            anatomy, branches, self.rule, self.alpha, self._factors, base_modules, fold
+        )
+        if anatomy.call.trace is None:
             warnings.warn(
-                f"How tensors are used could not be seen ({anatomy.run.reason}), so roles rest on the kinds "
-                "of layers that hold them; give inputs=(tensor, ...) that the model can be called with.",
+                f"How tensors are used is not known ({anatomy.call.reason}), so roles are inferred from the "
+                "kinds of layers that hold them; give inputs=(tensor, ...) that the model accepts.",
                 stacklevel=3,
             )
-        self.residual_branches: tuple[str, ...] = _unique(b.name for b in self._branches.values())
-        """Names of the residual branches, as HPs `residual.<name>` call them."""
-        self._multipliers = {
-            path: multipliers[self._block_of(path).rpartition(".")[0]] for path in self._branches
-        }
-        self._positions = {t.block: t.position for t in self.tensors.values() if t.block is not None}
-        self._folded, self._hooked = self._carriers(fold)
-        self._readers = self._find_readers(fold)
         self._norm_factors_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+
+    def _warn_of_transfer(self, attention: str) -> None:
+        """Warn of what may keep the rule from transferring."""
+        if self.target.width < self.base.width:
+            warnings.warn(
+                f"The base is wider ({self.base.width:g}) than the target ({self.target.width:g}); "
+                "rules are meant to go from small to large.",
+                stacklevel=4,
+            )
+        if attention and self.rule.rows.get(Role.HIDDEN_WEIGHT, RoleExponents()).lr.width < 0:
+            warnings.warn(
+                f"Rule {self.rule.name!r} may not transfer over widths: {attention}; "
+                "let their number grow instead, or give scale = constant / size to the attention.",
+                stacklevel=4,
+            )
 
     def __repr__(self) -> str:
         return f"Parametrization({self.rule.name!r}, alpha={self.alpha:g}, {self.base} -> {self.target})"
@@ -173,121 +179,51 @@ class Parametrization:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _norm_factors_of=WeakKeyDictionary())
 
-    # ------------------------------------------------------------------------------------ construction
-
-    def _find_branches(self, anatomy: Anatomy) -> tuple[dict[str, Branch], str]:
-        """The residual branches of the target by path, and why some are missing."""
-        base_blocks, run = anatomy.base_blocks, anatomy.run
-        if not base_blocks:
-            return {}, "it has no stack of blocks"
-        if run.arguments is None:
-            return {}, run.reason
-        found, reason = examine(run.model, _unique(base_blocks.values()), run.arguments)
-        return {
-            f"{block}.{branch.path}": branch
-            for block, of_base in base_blocks.items()
-            for branch in found.get(of_base, ())
-        }, reason
-
-    def _block_of(self, path: str) -> str:
-        """Path of the block that a branch lies in."""
-        return path.removesuffix(f".{self._branches[path].path}")
-
-    def _carriers(self, fold: bool) -> tuple[dict[str, str], dict[str, str]]:
-        """Tensors of each branch's last layer -> the branch's path: folded multipliers, and hooked ones."""
-        folded: dict[str, str] = {}
-        hooked: dict[str, str] = {}
-        for path, branch in self._branches.items():
-            layer = f"{self._block_of(path)}.{branch.layer}"
-            carriers = folded if fold and branch.foldable else hooked
-            carriers.update({name: path for name in self.tensors if name.startswith(f"{layer}.")})
-        return folded, hooked
-
-    def _find_readers(self, fold: bool) -> dict[str, str]:
-        """Tensors whose own forward multiplier is registered -> path of the layer whose input it is on."""
-        modules = modules_of(build_meta(self.build_model, self.base))
-        readers: dict[str, str] = {}
-        for name, tensor in self.tensors.items():
-            forward = self._rule_factors(tensor).forward
-            owner = tensor.base_name.rpartition(".")[0]
-            if tensor.role is Role.TIED_EMBEDDING and forward != 1:
-                reader = modules.get(tensor.reader or "")
-                if not isinstance(reader, nn.Linear):
-                    raise ParametrizationError(
-                        f"The tied tensor {name!r} needs a multiplier where it maps to the outputs, but "
-                        f"{tensor.reader or 'the model'!r} is no nn.Linear; let one hold the tied tensor."
-                    )
-                readers[name] = cast(str, tensor.reader)
-                continue
-            is_linear = name.endswith("weight") and isinstance(modules[owner], nn.Linear)
-            if not fold and forward != 1 and is_linear:
-                readers[name] = name.rpartition(".")[0]
-        return readers
-
     # ------------------------------------------------------------------------------------ settings
-
-    def _rule_factors(self, tensor: Tensor) -> ScalingFactors:
-        ratios = replace(self._of_the_run, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out)
-        return self.rule.factors(tensor.role, ratios, self.alpha)
-
-    def _branch_multiplier(self, path: str, hps: HPs) -> float:
-        """The multiplier a in x + a·F(x), for the branch at a path of the target."""
-        position = self._positions[self._block_of(path)]
-        return self._multipliers[path] * value_of("residual", [self._branches[path].name], hps, position)
-
-    def _thetas(self, hps: HPs) -> dict[str, float]:
-        """The folded multiplier θ of every tensor."""
-        of_branch = {path: self._branch_multiplier(path, hps) for path in self._branches}
-        return {
-            name: (1.0 if name in self._readers else self._rule_factors(tensor).forward)
-            * of_branch.get(self._folded.get(name, ""), 1.0)
-            for name, tensor in self.tensors.items()
-        }
-
-    def _norm_factors(self, hps: HPs) -> dict[str, float]:
-        """What each tensor's gradient is multiplied by before its norm counts: see `clip_grad_norm_`."""
-        factors = {name: self._branch_multiplier(path, hps) for name, path in self._folded.items()}
-        for name in self._readers:
-            if self.tensors[name].role is not Role.TIED_EMBEDDING:
-                factors[name] = factors.get(name, 1.0) / self._rule_factors(self.tensors[name]).forward
-        return factors
 
     @property
     def folded(self) -> dict[str, float]:
         """The rule's branch multiplier that is folded into a tensor, for tensors that have one."""
-        return {name: self._multipliers[path] for name, path in self._folded.items()}
+        return self._multipliers.folded
 
     def _check(self, hps: HPs | None) -> HPs:
         return check_hps(
-            hps, self._labels, self.residual_branches, self._no_branches, has_blocks=bool(self._positions)
+            hps,
+            self._labels,
+            self.residual_branches,
+            self._no_branches,
+            has_blocks=self._multipliers.has_blocks,
         )
 
     def table(self, hps: HPs | None = None) -> pd.DataFrame:
-        """A row per tensor: what the rule makes of it, relative to the base.
-
-        Args:
-            hps: If given, factors include the HPs' multipliers of groups and their depth profiles.
+        """A row per tensor: the factors on its settings, relative to the base.
 
         Columns: name, role, module_type, shape; position: relative depth of its block; init_std, lr, eps,
             weight_decay, one_minus_beta, forward: factors in the form of the literature, where multipliers
             stand in the forward pass; applied: how `forward` is put into effect, "folded" (into the tensor:
             init_std and lr times it, eps and weight_decay divided by it), "hook" (a multiplier registered on
             the branch) or "" (there is none).
+
+        Args:
+            hps: If given, factors include the HPs' multipliers of groups and their depth profiles.
+
+        Raises:
+            SearchSpaceError: for an HP that the model has no group for.
         """
         import pandas as pd  # slow to import, needed here only
 
-        given = self._check(hps)
+        hps = self._check(hps)
 
         def times(kind: str, factor: float, tensor: Tensor) -> float:
-            return factor * multiplier_of(kind, tensor.labels, given, tensor.position)
+            return factor * multiplier_of(kind, tensor.labels, hps, tensor.position)
 
         rows = []
         for name, tensor in self.tensors.items():
-            factors = self._rule_factors(tensor)
-            branch = self._folded.get(name) or self._hooked.get(name)
-            forward = factors.forward * (self._branch_multiplier(branch, given) if branch else 1.0)
-            is_hook = name in self._hooked or name in self._readers
-            applied = "hook" if is_hook else "folded" if branch or forward != 1 else ""
+            factors = self._factors[name]
+            branch = self._multipliers.branch_of(name)
+            forward = factors.forward * (self._multipliers.of_branch(branch, hps) if branch else 1.0)
+            is_hooked = self._multipliers.is_hooked(name)
+            applied = "hook" if is_hooked else "folded" if branch or forward != 1 else ""
             rows.append(
                 {
                     "name": name,
@@ -309,7 +245,11 @@ class Parametrization:
     # ------------------------------------------------------------------------------------ on a model
 
     def _parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The model's trainable tensors, which must be those of the target."""
+        """The model's trainable tensors.
+
+        Raises:
+            ParametrizationError: if they are not those of the target.
+        """
         found = parameters_of(model)
         differing = sorted(set(found) ^ set(self.tensors))
         if differing:
@@ -325,13 +265,6 @@ class Parametrization:
                 )
         return found
 
-    def _set_hooks(self, model: nn.Module, hps: HPs) -> None:
-        modules = modules_of(model)
-        for path in self._branches.keys() - self._folded.values():
-            set_multiplier(modules[path], self._branch_multiplier(path, hps))
-        for name, path in self._readers.items():
-            set_input_multiplier(modules[path], self._rule_factors(self.tensors[name]).forward)
-
     @torch.no_grad()
     def initialize(self, model: nn.Module, hps: HPs | None = None, seed: int = 0) -> None:
         """Give every tensor of the model its initial values, in place, whatever it held before.
@@ -344,7 +277,8 @@ class Parametrization:
         sharded by `fully_shard` gets its shards of the same values, without communication.
 
         Raises:
-            ParametrizationError: for a model of another scale or without memory, or an HP that it has no group for.
+            ParametrizationError: for a model of another scale or on the meta device.
+            SearchSpaceError: for an HP that the model has no group for.
         """
         hps = self._check(hps)
         parameters = self._parameters(model)
@@ -354,21 +288,22 @@ class Parametrization:
             )
         native = build_real(self.build_model, self.target, seed)
         base = parameters_of(build_real(self.build_model, self.base, seed))
-        thetas = self._thetas(hps)
+        thetas = self._multipliers.thetas(hps)
+
         for name, drawn in parameters_of(native).items():
             tensor = self.tensors[name]
-            if _is_constant(drawn):  # a gain of one or a bias of zero: what it is in the forward pass stays
-                path = self._folded.get(name)
-                factor = 1.0 if path is None else self._branch_multiplier(path, hps)
+            if _is_constant(drawn):  # a gain of one or a bias of zero keeps its effect in the forward pass
+                factor = self._multipliers.of_constant(name, hps)
             else:
-                factor = thetas[name] * self._rule_factors(tensor).init_std
+                factor = thetas[name] * self._factors[name].init_std
                 factor *= value_of("init_std", tensor.labels, hps, tensor.position)
                 factor *= _rms(base[tensor.base_name]) / _rms(drawn)
             write_values(parameters[name], drawn * factor)
-        self._copy_rest(native, model)
-        self._set_hooks(model, hps)
 
-    def _copy_rest(self, native: nn.Module, model: nn.Module) -> None:
+        self._copy_untrained(native, model)
+        self._multipliers.set_hooks(model, hps)
+
+    def _copy_untrained(self, native: nn.Module, model: nn.Module) -> None:
         """Buffers and frozen tensors."""
         modules = modules_of(model)
         for path, source in modules_of(native).items():
@@ -386,8 +321,9 @@ class Parametrization:
         object remembers what it folded into which model, for `clip_grad_norm_`.
 
         Raises:
-            ParametrizationError: for a model of another scale, an HP that it has no group for, a β outside (0, 1),
-                or a rule that needs two optimizers (see `optimizers`) or one that torch does not have.
+            ParametrizationError: for a model of another scale, or a rule that needs two optimizers (see
+                `optimizers`) or one that torch does not have.
+            SearchSpaceError: for an HP that the model has no group for, or a β outside (0, 1).
         """
         groups = self._groups(model, hps)
         if len(groups) > 1:
@@ -398,10 +334,11 @@ class Parametrization:
         return groups[self.rule.optimizer]
 
     def optimizers(self, model: nn.Module, hps: HPs | None = None) -> list[torch.optim.Optimizer]:
-        """The rule's optimizers, ready to step: one, or Muon for matrices and AdamW for the rest.
+        """The rule's optimizers, ready to step: one, or Muon for matrices and AdamW for all other tensors.
 
         Raises:
-            ParametrizationError: as `param_groups`.
+            ParametrizationError: for a model of another scale, or an optimizer that torch does not have.
+            SearchSpaceError: for an HP that the model has no group for, or a β outside (0, 1).
         """
         return [OPTIMIZERS[name](groups) for name, groups in self._groups(model, hps).items()]
 
@@ -409,14 +346,14 @@ class Parametrization:
         """Parameter groups by optimizer."""
         hps = self._check(hps)
         parameters = self._parameters(model)
-        self._set_hooks(model, hps)
-        thetas = self._thetas(hps)
-        self._norm_factors_of[unwrap(model)] = self._norm_factors(hps)
+        self._multipliers.set_hooks(model, hps)
+        thetas = self._multipliers.thetas(hps)
+        self._norm_factors_of[unwrap(model)] = self._multipliers.norm_factors(hps)
         members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name in parameters:
             tensor = self.tensors[name]
             optimizer = optimizer_of(self.rule, tensor)
-            options = options_of(self.rule, optimizer, tensor, self._rule_factors(tensor), thetas[name], hps)
+            options = options_of(self.rule, optimizer, tensor, self._factors[name], thetas[name], hps)
             members[(optimizer, *options.items())].append(name)
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for (optimizer, *settings), names in members.items():
@@ -435,13 +372,13 @@ class Parametrization:
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> torch.Tensor:
         """Clip gradients in place to a total norm that does not depend on the form; returns that norm.
 
-        Folding a multiplier θ into a tensor divides its gradient by θ. So that both forms train alike, norms
-        are those of one form: branch multipliers in the forward pass (a tensor into which one is folded
-        counts θ times), a rule's multipliers of single tensors folded. Without any this is
-        `torch.nn.utils.clip_grad_norm_`. Under `fully_shard` the norm is over all shards.
+        Folding a multiplier θ into a tensor divides its gradient by θ. So that both forms train alike, the
+        norm is always that of one form: branch multipliers in the forward pass (the gradient of a tensor into
+        which one is folded is multiplied by θ), a rule's multipliers of single tensors folded. Without
+        multipliers this is `torch.nn.utils.clip_grad_norm_`. Under `fully_shard` the norm is over all shards.
 
         Args:
-            model: A model that `param_groups` was called with; its HPs at the last call are what counts.
+            model: A model that `param_groups` was called with; the HPs of the last call are used.
             max_norm: Largest total norm, positive.
 
         Raises:
@@ -452,6 +389,7 @@ class Parametrization:
             raise ParametrizationError(
                 "clip_grad_norm_ does not know the HPs of this model; call param_groups(model, hps) first."
             )
+
         with_grad = {name: p for name, p in parameters_of(model).items() if p.grad is not None}
         gradients = [
             cast(torch.Tensor, p.grad) * factors[name]

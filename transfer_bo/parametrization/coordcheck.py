@@ -1,13 +1,13 @@
-"""The coordinate check: does what a layer gives change equally much in a wider or deeper model?
+"""The coordinate check: whether the output of each layer changes by the same amount at every width and depth.
 
-A rule that transfers keeps the change of every layer's output over the first steps of training of one size,
-whatever the width and the depth (2203.03466, appendix D.1; over depth 2505.01618). Models of several sizes
-are trained for a few steps on one batch, and for each kind of layer the growth exponent is fitted:
+Under a rule that transfers, the change of every layer's output over the first steps of training does not
+depend on width and depth (2203.03466, appendix D.1; for depth 2505.01618). Models of several sizes are
+trained for a few steps on one batch, and for each kind of layer the exponent of
 
     rms(change) ∝ size^exponent
 
-of the total change of its output and of its own part in it (`changes.py`). A rule that is wrong for a kind of
-layer shows an exponent away from 0.
+is fitted, for the total change of its output and for its own part in it (`activation_changes.py`). Where a
+rule is wrong for a kind of layer, the exponent differs from 0.
 """
 
 from __future__ import annotations
@@ -40,40 +40,46 @@ if TYPE_CHECKING:
 __all__ = ["CoordCheck", "Growth", "coordinate_check", "random_classes"]
 
 TOLERANCE = 0.25
-"""Exponents up to here pass. Wrong tables are off by 1/2 or so, small models by up to .2 of their own."""
+"""Largest exponent that passes. Wrong tables give about 1/2, finite sizes of small models up to .2."""
 INCOHERENT = 0.5
-"""What blocks learn adds up to their number times that of one if they agree, to its root if they do not: in
-small models and short runs the sum may shrink by up to this exponent under a right rule."""
+"""Additional tolerance for shrinking stacks. Changes of L blocks sum to L times one of them if they agree, to
+√L times if they are independent; small models in short runs lie in between."""
 FACTORS = (1, 2, 4, 8)
+"""Sizes that are trained, in units of the base's."""
 STEPS = 4
+"""Optimizer steps."""
 TINY = 1e-300
-"""In place of no change at all, whose logarithm is none."""
+"""Replaces a change of 0, which has no logarithm."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How the change of one kind of layer's output grows along one axis."""
+    """How the change of one kind of layer's output depends on one axis."""
 
     axis: str
     """width or depth."""
     module: str
     """Module type, or the path of a stack."""
     measure: str
-    """"total", "own" or "stack": see `changes.py`."""
+    """"total", "own" or "stack": see `activation_changes.py`."""
     exponent: float
+    """Mean over seeds."""
     low: float
+    """Lower end of its 95% interval, from the spread over seeds."""
     high: float
-    """95% interval of the exponent, from its spread over seeds."""
+    """Upper end."""
     verdict: str
-    """"ok", "grows" or "vanishes": the whole interval lies beyond the tolerance."""
+    """"grows" or "vanishes" if the whole interval is outside the tolerance, else "ok"."""
 
 
 @dataclass(frozen=True)
 class CoordCheck:
-    """The outcome: a `Growth` per axis and kind of layer."""
+    """The outcome: a `Growth` per axis, kind of layer and measure."""
 
     rule: str
+    """Name of the rule."""
     growths: tuple[Growth, ...]
+    """In the order of axes and layers."""
     sizes: dict[tuple[str, str, str], dict[float, list[float]]]
     """(axis, module, measure) -> size -> rms change for each seed."""
 
@@ -94,7 +100,7 @@ class CoordCheck:
         return pd.DataFrame([vars(growth) for growth in self.growths])
 
     def plot(self) -> Figure:
-        """Change against size, a column per axis, own changes below; what fails is drawn bold."""
+        """Change against size, a column per axis, own changes in the lower row; failures are drawn bold."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -102,6 +108,7 @@ class CoordCheck:
         figure = Figure(figsize=(6.5 * len(axes), 9), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(2, len(axes), squeeze=False)
+
         for growth in self.growths:
             panel = panels[int(growth.measure == OWN)][axes.index(growth.axis)]
             points = self.sizes[growth.axis, growth.module, growth.measure]
@@ -111,6 +118,7 @@ class CoordCheck:
             panel.plot(
                 list(points), values, marker="o", markersize=3, linewidth=2.5 if failed else 1, label=label
             )
+
         for (row, column), panel in np.ndenumerate(panels):
             panel.set_xscale("log", base=2)
             panel.set_yscale("log", base=2)
@@ -141,22 +149,22 @@ def coordinate_check(
 
     Args:
         build_model: As for `parametrize`.
-        base: The smallest scale; batch and tokens do not matter here. Four blocks or more tell most about
-            depth: in a single one the last block has none before it.
-        rule: As for `parametrize`.
-        alpha: As for `parametrize`.
-        hps: In base coordinates. Where ε is to be checked, it must be as large as the gradients' elements.
+        base: The smallest scale; its batch and tokens are not used. Use four blocks or more to check depth:
+            with a single one the last block has none before it.
+        rule: Name of a table in `tables.RULES`, or a `Rule`.
+        alpha: α of the residual multiplier m_L^-α.
+        hps: In base coordinates. To check ε, set it to the size of the gradients' elements.
         axes: Which of "width" and "depth" to check, one at a time, the other as at the base.
         factors: Sizes, in units of the base's.
         steps: Optimizer steps.
         seeds: Of the initial weights and the targets.
-        inputs: What the model is called with; guessed if it is not given.
-        loss: `loss(model, inputs)`; cross-entropy of the outputs against random classes if it is not given.
-        roles: As for `parametrize`.
-        tolerance: How far from 0 an exponent may be.
+        inputs: What the model is called with; guessed if not given.
+        loss: `loss(model, inputs)`; cross-entropy of the outputs against random classes if not given.
+        roles: Role by name pattern, as for `parametrize`.
+        tolerance: Largest exponent, in absolute value, that passes.
 
     Raises:
-        ParametrizationError: if the model does not fit `parametrize`, cannot be called, or an axis is missing.
+        ParametrizationError: if the model cannot be parametrized or called, or an axis is missing.
     """
     if len(factors) < 2 or len(seeds) < 2:
         raise ParametrizationError(
@@ -165,20 +173,24 @@ def coordinate_check(
         )
     unknown = [axis for axis in axes if axis not in ("width", "depth") or axis not in base]
     if unknown or not axes:
-        raise ParametrizationError(f"Axes {tuple(axes)} can't be checked at {base}; use its width, depth or both.")
+        raise ParametrizationError(
+            f"Axes {tuple(axes)} can't be checked at {base}; use its width, depth or both."
+        )
     base = Scale({axis: value for axis, value in base.items() if axis not in ("batch", "tokens")})
-    run = call_with_example_inputs(build_real(build_model, base, seed=0), inputs)
-    if run.arguments is None:
-        raise ParametrizationError(f"The model can't be called ({run.reason}); give inputs=(tensor, ...).")
+    call = call_with_example_inputs(build_real(build_model, base, seed=0), inputs)
+    if call.arguments is None:
+        raise ParametrizationError(f"The model cannot be called ({call.reason}); give inputs=(tensor, ...).")
+
     changes: dict[tuple[str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for axis in axes:
         for factor in factors:
             scale = base.replace(**{axis: base[axis] * factor})
-            p = parametrize(build_model, base, scale, rule, alpha, roles=roles, inputs=run.arguments)
+            p = parametrize(build_model, base, scale, rule, alpha, roles=roles, inputs=call.arguments)
             for seed in seeds:
-                found = measure_changes(p, hps, seed, run.arguments, steps, loss or random_classes(seed))
+                found = measure_changes(p, hps, seed, call.arguments, steps, loss or random_classes(seed))
                 for (module, measure), change in found.items():
                     changes[axis, module, measure][scale[axis]].append(change)
+
     sizes = {key: dict(points) for key, points in changes.items()}
     growths = [_growth(*key, points, tolerance) for key, points in sizes.items()]
     name = rule if isinstance(rule, str) else rule.name
@@ -216,11 +228,13 @@ def _growth(
         / norm
         for i in range(seeds)
     ]
+
     mean = sum(slopes) / seeds
     spread = math.sqrt(sum((s - mean) ** 2 for s in slopes) / (seeds - 1) / seeds)
     half = float(stats.t.ppf(0.975, seeds - 1)) * spread
     low, high = mean - half, mean + half
-    bad = not math.isfinite(mean)
+
+    has_diverged = not math.isfinite(mean)
     allowed = tolerance + (INCOHERENT if measure == STACK and axis == "depth" else 0)
-    verdict = "grows" if low > tolerance or bad else "vanishes" if high < -allowed else "ok"
+    verdict = "grows" if low > tolerance or has_diverged else "vanishes" if high < -allowed else "ok"
     return Growth(axis, module, measure, mean, low, high, verdict)

@@ -5,7 +5,7 @@
 Symbols:
     x: Relative depth of the tensor's block, (i + 1/2) / L for block i = 0..L-1.
     L: Number of blocks.
-    profile: Passes through the knots `kind.@x`; its logarithm is linear in x between them and constant outside
+    profile: Passes through the knots `kind.@x`; its logarithm is linear in x between them and constant beyond
         the first and the last (2512.22382: type multiplier times depth multiplier, interpolated in relative
         depth). Tensors outside blocks have no x and no profile.
 
@@ -88,7 +88,7 @@ def multiplier_of(kind: str, labels: Iterable[str], hps: HPs, position: float | 
 
 
 def _profile(kind: str, hps: HPs, x: float) -> float:
-    """The depth profile at x; exactly a knot's value on it, beyond the outer ones, and between equal ones."""
+    """The depth profile at x; exact at a knot, outside the outer knots, and between equal knots."""
     prefix = f"{kind}.{DEPTH}"
     knots = sorted((float(n.removeprefix(prefix)), v) for n, v in hps.items() if n.startswith(prefix))
     if not knots:

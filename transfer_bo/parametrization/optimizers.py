@@ -5,8 +5,8 @@ For AdamW
     lr = v_lr · r_lr · θ     ε = v_ε · r_ε / θ     λ = v_λ · r_λ / θ     1-β = v_(1-β) · r_(1-β) (guarded)
 
 and for others with the powers of θ in `rules.SYMMETRIES`. The momentum of SGD and Muon is β1. torch's
-Adafactor limits lr to 1/√step and bounds one of its averages below by ε instead of ε²: the rule is exact where
-neither limit is active.
+Adafactor limits lr to 1/√step and bounds one of its averages below by ε instead of ε²: the rule is exact
+where neither limit is active.
 
 Symbols:
     v: Value of an HP (`space.KINDS`), times the multipliers of the tensor's groups.

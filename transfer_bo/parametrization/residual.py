@@ -1,17 +1,22 @@
-"""Residual branches: which modules of a block give them, and where a multiplier on them can live.
+"""Residual branches: which modules of a block compute them, and where a multiplier on them can live.
 
 A branch multiplier a in x + a·F(x) is applied in one of two forms that train alike. *Folded*: into the last
 layer of F, through the optimizer's scale symmetry (`rules.Symmetry`). *Hooked*: the output of F is multiplied
-by a in the forward pass. What is claimed about a model is tried out on a small build of it, in float64
-(float32 where it has no float64), block by block:
+by a in the forward pass. Every property is tested on a small build of the model, in float64 (float32 where
+the model has no float64), block by block:
 
 - with all its tensors at zero, a block returns its input: it is residual;
-- the outputs of its branches are those that, multiplied by much, multiply what the block adds by as much
-  while the branches behind are silent, and that the input itself does not pass through;
-- with all branches silent, the block returns its input;
-- multiplying the tensors of the layer that runs last in a branch multiplies the branch: folding is exact.
+- the output of a branch, multiplied by `PROBE_FACTOR`, multiplies what the block adds by the same factor
+  while the branches behind it are multiplied by 0, and the input itself does not pass through it;
+- with all branches multiplied by 0, the block returns its input;
+- folding is exact where multiplying the tensors of a branch's last layer multiplies the branch.
 
 So a branch may be a submodule, or loose layers of a block, and may end in a norm or in a dropout.
+
+Symbols:
+    x: Input of a block.
+    F: A residual branch.
+    a: Its multiplier.
 """
 
 from __future__ import annotations
@@ -27,13 +32,14 @@ from torch import nn
 
 from transfer_bo.parametrization.builds import modules_of
 
-__all__ = ["Branch", "Multiply", "MultiplyInput", "examine", "set_input_multiplier", "set_multiplier"]
+__all__ = ["Branch", "Multiply", "MultiplyInput", "find_branches", "set_input_multiplier", "set_multiplier"]
 
-MUCH = 1024.0
-"""What branches are multiplied by: so much that only what is linear passes for it; a power of 2, exact."""
+PROBE_FACTOR = 1024.0
+"""Factor on branches in tests: so large that only a linear map passes; a power of 2, so exact."""
 RTOL = 1e-4
+"""Relative tolerance of such a test."""
 ROUNDING = 4 * torch.finfo(torch.float32).eps
-"""Of the input's size: some models add up in float32 whatever they are given."""
+"""Rounding error relative to the input: some models sum in float32 whatever they are given."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,17 @@ class Branch:
     """A residual branch; paths are inside its block."""
 
     name: str
-    """Of the module that holds its weights, e.g. "attn"."""
+    """Name of the module that holds its weights, e.g. "attn"."""
     path: str
-    """The module whose output it is; gets the multiplier where that is hooked."""
+    """The module whose output it is; a hooked multiplier is registered on it."""
     layer: str
     """The layer that runs last in it, if that is known, else as `path`."""
     foldable: bool
-    """Whether a multiplier can live in that layer; where not, only a hook is exact."""
+    """Whether a multiplier can be folded into that layer exactly."""
 
 
 class _NotResidual(Exception):
-    """Why a block's branches can't be told."""
+    """Why the branches of a block were not found."""
 
 
 class Multiply:
@@ -79,20 +85,20 @@ class MultiplyInput:
 
 
 def set_multiplier(module: nn.Module, factor: float) -> None:
-    """Give a module's output a multiplier, in place of one set earlier; 1 takes it away."""
-    _forget(module._forward_hooks, Multiply)
+    """Multiply a module's output, in place of a multiplier set earlier; 1 removes it."""
+    _remove_hooks(module._forward_hooks, Multiply)
     if factor != 1.0:
         module.register_forward_hook(Multiply(factor))
 
 
 def set_input_multiplier(module: nn.Module, factor: float) -> None:
-    """Give a module's input a multiplier, in place of one set earlier; 1 takes it away."""
-    _forget(module._forward_pre_hooks, MultiplyInput)
+    """Multiply a module's input, in place of a multiplier set earlier; 1 removes it."""
+    _remove_hooks(module._forward_pre_hooks, MultiplyInput)
     if factor != 1.0:
         module.register_forward_pre_hook(MultiplyInput(factor))
 
 
-def _forget(hooks: dict[int, Any], kind: type) -> None:
+def _remove_hooks(hooks: dict[int, Any], kind: type) -> None:
     for key, hook in list(hooks.items()):
         if isinstance(hook, kind):
             del hooks[key]
@@ -106,29 +112,30 @@ def _first(output: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def examine(
+def find_branches(
     model: nn.Module, blocks: Sequence[str], arguments: tuple[torch.Tensor, ...]
 ) -> tuple[dict[str, list[Branch]], str]:
     """The residual branches of each block, and where their multiplier can be folded.
 
     Args:
-        model: A small real build; it is changed (precision, eval, noise on its values).
-        blocks: Paths.
+        model: A small build on the CPU; it is changed (precision, eval, noise on its values).
+        blocks: Paths of the blocks.
         arguments: What the model is called with.
 
     Returns:
-        The branches by the block's path, in the order in which they run, and a reason if some are missing.
+        The branches by the path of their block, in the order in which they run, and the reason if some are
+        missing.
     """
     model.eval()
     noise = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():  # a layer that starts at zero would hide what depends on it
+    for parameter in model.parameters():  # a layer that is zero would hide what depends on it
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
     for dtype in (torch.float64, torch.float32):
         model.to(dtype)
         try:
             calls = _record_calls(model, blocks, arguments, dtype)
             break
-        except Exception as error:  # some operations, such as fused experts', have no float64
+        except Exception as error:  # some operations, such as those of fused experts, have no float64
             reason = f"calling the model failed with {type(error).__name__}: {error}"
     else:
         return {}, reason
@@ -143,7 +150,7 @@ def examine(
             reason = f"{path!r} is not called as a module"
             continue
         try:
-            found[path] = _Examination(modules[path], calls[path]).branches(shared)
+            found[path] = _BlockProbe(modules[path], calls[path]).branches(shared)
         except _NotResidual as error:
             reason = f"{path!r} {error}"
         except Exception as error:
@@ -154,7 +161,7 @@ def examine(
 def _record_calls(
     model: nn.Module, paths: Iterable[str], arguments: tuple[torch.Tensor, ...], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What modules are called with when the model runs, copied: a call changes caches of keys and values."""
+    """Arguments of the modules when the model runs; copies, as a call changes caches of keys and values."""
     calls: dict[str, Any] = {}
     modules = modules_of(model)
 
@@ -173,8 +180,8 @@ def _record_calls(
     return calls
 
 
-class _Examination:
-    """Trials on one block."""
+class _BlockProbe:
+    """Tests on one block."""
 
     def __init__(self, block: nn.Module, call: Any) -> None:
         self.block = block
@@ -212,7 +219,10 @@ class _Examination:
         return [path for path in finished if times[path] == 1 and path in tensors]
 
     def branches(self, shared: frozenset[int]) -> list[Branch]:
-        """The block's branches; `shared` are the ids of tensors that other layers use too.
+        """The branches of the block.
+
+        Args:
+            shared: Ids of tensors that other layers use too.
 
         Raises:
             _NotResidual: if there are none, or something else changes the input.
@@ -222,6 +232,7 @@ class _Examination:
             parameter.zero_()
         if not self._is_input(self._run(bare)):
             raise _NotResidual("is not residual: with all its tensors at zero it does not return its input")
+
         bare_modules = modules_of(bare)
         ends: list[str] = []
         done: list[str] = []
@@ -236,8 +247,8 @@ class _Examination:
                 if torch.equal(without, out):
                     done.append(path)
                     continue
-                much = self._multiplied(self.block, self.modules[path], MUCH)
-                if self._is_multiplied(out - without, much - without) and self._is_input(
+                multiplied = self._multiplied(self.block, self.modules[path], PROBE_FACTOR)
+                if self._is_multiplied(out - without, multiplied - without) and self._is_input(
                     self._multiplied(bare, bare_modules[path], 0.0)
                 ):
                     ends.append(path)
@@ -247,6 +258,7 @@ class _Examination:
             if not ends or not self._is_input(out):
                 outputs = f"those of {', '.join(reversed(ends))}" if ends else "none"
                 raise _NotResidual(f"changes its input by more than outputs of its modules (found {outputs})")
+
             names = _short([self._weights_of(end, ends) for end in ends])
             found = [self._branch(name, end, shared) for name, end in zip(names, ends, strict=True)]
             return found[::-1]
@@ -264,16 +276,16 @@ class _Examination:
     def _is_input(self, out: torch.Tensor) -> bool:
         return out.shape == self.x.shape and bool((out - self.x).abs().max() <= ROUNDING * self.x.abs().max())
 
-    def _is_multiplied(self, once: torch.Tensor, much: torch.Tensor) -> bool:
+    def _is_multiplied(self, once: torch.Tensor, multiplied: torch.Tensor) -> bool:
         size = once.abs().max()
-        allowed = MUCH * (RTOL * size + ROUNDING * self.x.abs().max())
-        return bool(size > 0) and bool((much - MUCH * once).abs().max() <= allowed)
+        allowed = PROBE_FACTOR * (RTOL * size + ROUNDING * self.x.abs().max())
+        return bool(size > 0) and bool((multiplied - PROBE_FACTOR * once).abs().max() <= allowed)
 
     def _holds_weights(self, path: str) -> bool:
         return any(parameter.dim() >= 2 for parameter in self.modules[path].parameters())
 
     def _weights_of(self, end: str, ends: Sequence[str]) -> str:
-        """The module of a branch that has weights: the one that ends it, or the last one before it."""
+        """The module of a branch that has weights: the one whose output it is, or the last one before it."""
         if self._holds_weights(end):
             return end
         for path in reversed(self.order[: self.order.index(end)]):
@@ -283,7 +295,7 @@ class _Examination:
         return end
 
     def _branch(self, name: str, end: str, shared: frozenset[int]) -> Branch:
-        """With the layer that runs last in it; foldable if multiplying its tensors multiplies the branch."""
+        """A branch with its last layer; foldable if multiplying the layer's tensors multiplies the branch."""
         before = self.order[: self.order.index(end) + 1]
         layer = next((path for path in reversed(before) if self._own_tensors(path)), None)
         if layer is None:
@@ -293,21 +305,22 @@ class _Examination:
         try:
             once = self._run(self.block)
             for tensor in tensors:
-                tensor.mul_(MUCH)
-            much = self._run(self.block)
+                tensor.mul_(PROBE_FACTOR)
+            multiplied = self._run(self.block)
             for tensor in tensors:
-                tensor.div_(MUCH)
+                tensor.div_(PROBE_FACTOR)
         finally:
             set_multiplier(self.modules[end], 0.0)
+
         foldable = not shared & {id(tensor) for tensor in tensors}
-        return Branch(name, end, layer, foldable and self._is_multiplied(once - self.x, much - self.x))
+        return Branch(name, end, layer, foldable and self._is_multiplied(once - self.x, multiplied - self.x))
 
     def _own_tensors(self, path: str) -> list[nn.Parameter]:
         return [q for q in self.modules[path].parameters(recurse=False) if q.requires_grad]
 
 
 def _short(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, and as many before it as tell it from the others and are no numbers."""
+    """The shortest end of each path that no other path has and that does not begin with a number."""
 
     def short(path: str) -> str:
         parts = path.split(".")

@@ -1,9 +1,9 @@
-"""From what is known about a tensor to its role.
+"""From what was observed of a tensor to its role.
 
-What counts, in this order: what the user specified; what the tensor's dimensions are summed over when the model
-runs (`trace.py`), or, where it was not seen running, which kind of layer holds it; which of them grow with
-width; whether it stands inside a stack of blocks. Names decide only that a layer's "bias" goes with its
-"weight".
+Evidence in the order of precedence: what the user specified; which of the tensor's dimensions are summed over
+when the model runs (`trace.py`), or, where the model could not be run, which kind of layer holds it; which
+dimensions grow with the width; whether it is inside a stack of blocks. Names only decide that a layer's
+"bias" belongs to its "weight".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transfer_bo.parametrization.trace import INPUT, Trace, Use
 __all__ = ["MATRICES", "TensorObservations", "infer_roles"]
 
 MATRICES = frozenset({Role.HIDDEN_WEIGHT, Role.EXPERT_UP, Role.EXPERT_DOWN, Role.CONV_KERNEL})
-"""Hidden weights proper: they map the width to the width."""
+"""Hidden weights: they map the width to the width."""
 
 _BIAS_OF = {
     Role.INPUT_EMBEDDING: Role.INPUT_BIAS,
@@ -40,20 +40,25 @@ _BIAS_OF = {
     Role.TIED_EMBEDDING: Role.OUTPUT_BIAS,
     Role.FIXED: Role.FIXED,
 }
+"""Role of a layer's bias by the role of its weight."""
 
 
 @dataclass(frozen=True)
 class TensorObservations:
-    """What is known about the tensors of the target; everything by name."""
+    """What was observed of the tensors of the target; everything by name."""
 
     modules: Mapping[str, nn.Module]
+    """Of the target, by path."""
     shapes: Mapping[str, tuple[int, ...]]
+    """Of the target's tensors."""
     growth: Mapping[str, tuple[bool, ...]]
-    """Per dimension: does it grow with width."""
+    """Per dimension: whether it grows with the width."""
     places: Mapping[str, Place]
+    """Stack and block of each tensor."""
     base_names: Mapping[str, str]
+    """The tensor of the base model that each corresponds to."""
     trace: Trace
-    """Of the base model, so by its names."""
+    """Of the base model, by the base model's names."""
     not_run: str
     """Why the base model could not be called; "" if it was."""
 
@@ -62,15 +67,15 @@ class TensorObservations:
         return self.modules[name.rpartition(".")[0]]
 
     def uses(self, name: str) -> tuple[Use, ...]:
-        """How the tensor was seen being used; () if it was not."""
+        """How the tensor was used when the base model ran; () if it was not."""
         return self.trace.uses.get(self.base_names[name], ())
 
     def is_gate(self, name: str) -> bool:
-        """Whether its product goes into a softmax, sigmoid or top-k."""
+        """Whether its product is the input of a softmax, sigmoid or top-k."""
         return self.base_names[name] in self.trace.gates
 
     def weight_of(self, bias: str) -> str | None:
-        """Name of the weight that a layer has beside a bias; the weight may be tied, and so another's too."""
+        """Name of the weight that a layer has beside a bias; a tied one has the name of its first layer."""
         path, _, last = bias.rpartition(".")
         weight = getattr(self.modules[path], last.replace("bias", "weight"), None)
         if "bias" not in last or weight is None:
@@ -86,7 +91,7 @@ class TensorObservations:
         return next((u.module for u in self.uses(name) if u.how == "matmul"), None)
 
     def axes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Dimensions that are fan-in and fan-out; None if the tensor is not multiplied with."""
+        """Dimensions that are fan-in and fan-out; None if the tensor is in no matrix product."""
         how = {use.how for use in self.uses(name)}
         if "composed" in how:
             return None
@@ -96,6 +101,7 @@ class TensorObservations:
         if len(seen) > 1:  # used both ways: all dimensions are both
             every = tuple(range(len(self.shapes[name])))
             return every, every
+
         owner = self.owner(name)
         if (
             isinstance(owner, nn.RNNBase)
@@ -114,10 +120,17 @@ class TensorObservations:
         return None
 
     def ratios(self, name: str, ratios: tuple[float, ...], otherwise: float) -> tuple[float, float]:
-        """Width ratios of fan-in and fan-out, given the ratio of each dimension.
+        """Width ratios of fan-in and fan-out.
 
-        Where only one of them grows, or there is but one, it counts for both; where nothing grows, the
-        model's own ratio does.
+        Where only one of the two grows, or the tensor has only one dimension, that ratio is used for both.
+
+        Args:
+            name: Of the tensor.
+            ratios: Ratio target/base of each of its dimensions.
+            otherwise: Ratio of a tensor that does not grow: that of the scale's width.
+
+        Raises:
+            ParametrizationError: if its dimensions grow by different factors and fan-in is not known.
         """
         growing = [r for r, grows in zip(ratios, self.growth[name], strict=True) if grows]
         if not growing:
@@ -129,7 +142,7 @@ class TensorObservations:
                 return math.prod(ratios[d] for d in fan_in), math.prod(ratios[d] for d in fan_out)
         if len(set(growing)) > 1:
             raise ParametrizationError(
-                f"The fan-in of tensor {name!r} can't be told: its dimensions grow by different factors "
+                f"The fan-in of tensor {name!r} is not known, and its dimensions grow by different factors "
                 f"{', '.join(f'{r:g}' for r in sorted(set(growing)))}; make it the weight of an nn.Linear."
             )
         return growing[0], growing[0]
@@ -139,15 +152,16 @@ def infer_roles(observations: TensorObservations, given: Mapping[str, str]) -> d
     """The role of every tensor.
 
     Args:
-        observations: What is known.
-        given: Role by name pattern, first match wins.
+        observations: Of the tensors.
+        given: Role by name pattern; the first match is used.
 
     Raises:
-        ParametrizationError: for a tensor whose role is not clear, a role that does not exist, or a pattern that
-            matches nothing.
+        ParametrizationError: for a tensor whose role is not clear, a role that does not exist, or a pattern
+            that matches nothing.
     """
     roles = _given(observations, given)
     specified = frozenset(roles)
+
     vectors = []
     for name, grows in observations.growth.items():
         if name not in roles:
@@ -158,6 +172,7 @@ def infer_roles(observations: TensorObservations, given: Mapping[str, str]) -> d
                 vectors.append(name)
     _correct_ends(observations, roles, specified)
     _find_experts(observations, roles, specified)
+
     order = _Order(observations, roles)
     for name in vectors:
         role = _vector(observations, name, roles, order)
@@ -176,14 +191,16 @@ def _given(observations: TensorObservations, given: Mapping[str, str]) -> dict[s
             )
         matched = [name for name in observations.shapes if fnmatch.fnmatchcase(name, pattern)]
         if not matched:
-            raise ParametrizationError(f"roles: pattern {pattern!r} matches no tensor; mend it or leave it out.")
+            raise ParametrizationError(
+                f"roles: pattern {pattern!r} matches no tensor; correct it or leave it out."
+            )
         for name in matched:
             roles.setdefault(name, Role(role))
     return roles
 
 
 class _Order:
-    """What comes before, and what after every hidden weight: as seen, or else as the model lists it."""
+    """What comes before and after the hidden weights: in the trace, or else in the order of the model."""
 
     def __init__(self, observations: TensorObservations, roles: Mapping[str, Role]) -> None:
         self._observations = observations
@@ -194,7 +211,7 @@ class _Order:
         self._into = _upstream(observations, hidden)
 
     def is_before(self, name: str) -> bool:
-        """Whether what it is used with does not depend on any hidden weight."""
+        """Whether the inputs of the tensor's operations depend on no hidden weight."""
         if self._observations.uses(name):
             return not _upstream(self._observations, [name]) & self._hidden
         return not self._places or self._names.index(name) < min(self._places)
@@ -207,12 +224,14 @@ class _Order:
 
 
 def _upstream(observations: TensorObservations, names: Iterable[str]) -> frozenset[str]:
-    """Everything that what these tensors are used with depends on."""
+    """Names of the tensors that the inputs of these tensors' operations depend on."""
     return frozenset[str]().union(*(use.upstream for name in names for use in observations.uses(name)))
 
 
-def _correct_ends(observations: TensorObservations, roles: dict[str, Role], specified: frozenset[str]) -> None:
-    """Outside the blocks, what seems to read the inputs or give the outputs may stand in between."""
+def _correct_ends(
+    observations: TensorObservations, roles: dict[str, Role], specified: frozenset[str]
+) -> None:
+    """Correct input embeddings that read a hidden width, and unembeddings that other layers read."""
 
     def names(*wanted: Role) -> list[str]:
         return [name for name, role in roles.items() if role in wanted and name not in specified]
@@ -221,18 +240,19 @@ def _correct_ends(observations: TensorObservations, roles: dict[str, Role], spec
     for name in names(Role.INPUT_EMBEDDING):
         read = [use.upstream for use in observations.uses(name) if use.how in ("matmul", "conv")]
         if read and all(upstream & wide for upstream in read):
-            roles[name] = Role.NARROW_TO_WIDE  # a depthwise convolution, the way out of a bottleneck
+            roles[name] = Role.NARROW_TO_WIDE  # a depthwise convolution, the second half of a bottleneck
+
     into = _upstream(observations, [n for n, r in roles.items() if r in {Role.NARROW_TO_WIDE, *MATRICES}])
     readouts = names(Role.UNEMBEDDING)
     for name in readouts:
         if observations.base_names[name] in into:
             roles[name] = Role.ROUTER if observations.is_gate(name) else Role.WIDE_TO_NARROW
         elif observations.not_run and len(readouts) > 1:
-            raise _unknown(observations, name)  # the last of them or not: only a run can tell
+            raise _unknown(observations, name)  # only a run shows which of them is the last
 
 
 def _weight(observations: TensorObservations, name: str, grows: tuple[bool, ...]) -> Role | None:
-    """The role of a tensor with two or more dimensions; None if it may be a vector in disguise."""
+    """The role of a tensor with two or more dimensions; None if it is used like a vector."""
     inside = observations.places[name].stack is not None
     how = {use.how for use in observations.uses(name)}
     axes = observations.axes(name)
@@ -240,6 +260,7 @@ def _weight(observations: TensorObservations, name: str, grows: tuple[bool, ...]
         if axes is not None:
             return Role.TIED_EMBEDDING if not inside and grows == (False, True) else None
         return _table(observations, name, grows, inside)
+
     if axes is not None:
         fan_in, fan_out = (any(grows[d] for d in dims) for dims in axes)
         if fan_in and fan_out:
@@ -251,14 +272,15 @@ def _weight(observations: TensorObservations, name: str, grows: tuple[bool, ...]
             if not inside:
                 return Role.UNEMBEDDING
             if not how:
-                raise _unknown(observations, name)  # a router or not: only a run can tell
+                raise _unknown(observations, name)  # only a run shows whether it is a router
             return Role.ROUTER if observations.is_gate(name) else Role.WIDE_TO_NARROW
         if any(grows):
             return Role.NARROW_TO_WIDE if inside else Role.INPUT_EMBEDDING
         return Role.SHARED if inside else Role.FIXED
+
     if sum(grows) >= 2:
         if len(grows) == 2:
-            return Role.HIDDEN_WEIGHT  # not seen as it is, but whatever is done to it, it maps width to width
+            return Role.HIDDEN_WEIGHT  # its own use was not observed, but it can only map width to width
         raise _unknown(observations, name)
     return None
 
@@ -276,7 +298,9 @@ def _table(observations: TensorObservations, name: str, grows: tuple[bool, ...],
     return Role.POSITION_EMBEDDING if by_position else Role.INPUT_EMBEDDING
 
 
-def _vector(observations: TensorObservations, name: str, roles: Mapping[str, Role], order: _Order) -> Role | None:
+def _vector(
+    observations: TensorObservations, name: str, roles: Mapping[str, Role], order: _Order
+) -> Role | None:
     """The role of a tensor that is added or multiplied element by element; None if it is not clear."""
     how = {use.how for use in observations.uses(name)}
     inside = observations.places[name].stack is not None
@@ -287,9 +311,11 @@ def _vector(observations: TensorObservations, name: str, roles: Mapping[str, Rol
         if not grows:
             return Role.FIXED if how else None
         return _gain(name, order)
+
     weight = observations.weight_of(name)
     if weight is not None and roles.get(weight) in _BIAS_OF:
         return _BIAS_OF[roles[weight]]
+
     if not how or "composed" in how or sum(observations.growth[name]) > 1:
         return None
     if inside:
@@ -299,7 +325,7 @@ def _vector(observations: TensorObservations, name: str, roles: Mapping[str, Rol
     if not grows:
         return Role.OUTPUT_BIAS if how == {"add"} and order.is_after(name) else Role.FIXED
     if how <= {"add", "join", "data"} and how != {"add"}:
-        return Role.INPUT_EMBEDDING  # tokens of the model's own, beside or instead of those it is called with
+        return Role.INPUT_EMBEDDING  # tokens that the model itself learns, such as a class token
     if how == {"add"} and len(observations.shapes[name]) > 1 and order.is_before(name):
         return Role.POSITION_EMBEDDING
     return _gain(name, order) if how <= {"add", "multiply"} else None
@@ -312,7 +338,9 @@ def _gain(name: str, order: _Order) -> Role:
     return Role.INPUT_BIAS if order.is_before(name) else Role.NORM_GAIN
 
 
-def _find_experts(observations: TensorObservations, roles: dict[str, Role], specified: frozenset[str]) -> None:
+def _find_experts(
+    observations: TensorObservations, roles: dict[str, Role], specified: frozenset[str]
+) -> None:
     """Hidden weights in a block with a router are experts if they are fused in one tensor, or numbered."""
     routed = {observations.places[name].block_path for name, role in roles.items() if role is Role.ROUTER}
     experts = {
@@ -341,15 +369,14 @@ def _unknown(observations: TensorObservations, name: str) -> ParametrizationErro
         for size, g in zip(observations.shapes[name], observations.growth[name], strict=True)
     )
     where = "inside" if observations.places[name].stack is not None else "outside"
-    seen = ", ".join(sorted({use.how for use in observations.uses(name)})) or "not seen when the model ran"
-    ask = ""
+    use = ", ".join(sorted({use.how for use in observations.uses(name)})) or "not used when the model ran"
+    remedy = ""
     if observations.not_run:
-        seen, ask = (
-            f"not seen, as {observations.not_run}",
-            "give inputs=(tensor, ...) that it can be called with, or ",
-        )
+        use = f"not known, as {observations.not_run}"
+        remedy = "give inputs=(tensor, ...) that it can be called with, or "
+
     return ParametrizationError(
         f"The role of tensor {name!r} ({sizes or 'a scalar'}; in a {type(observations.owner(name)).__name__} "
-        f"{where} the blocks; use: {seen}) can't be inferred; "
-        f"{ask}say it with roles={{{name!r}: ...}}, one of {', '.join(Role)}."
+        f"{where} the blocks; use: {use}) cannot be inferred; "
+        f"{remedy}state it with roles={{{name!r}: ...}}, one of {', '.join(Role)}."
     )

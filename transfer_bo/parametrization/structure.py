@@ -1,9 +1,9 @@
-"""How a model is built up: its stacks of blocks, and which tensor of the base a tensor of the target is.
+"""The structure of a model: its stacks of blocks, and which tensors of base and target correspond.
 
 A stack is a container with numbered children (nn.ModuleList, nn.Sequential) that gets more of them when the
 model gets deeper. Children are compared by their *kind*: their tensors' names and shapes at two widths. In a
-plain nn.Sequential the first and the last layer are children too; they are told from blocks by that their
-kind does not repeat, and are found again in a deeper model although their numbers shift.
+plain nn.Sequential the first and the last layer are children too; they differ from blocks in that their kind
+does not repeat, and are recognised in a deeper model although their numbers shift.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from transfer_bo.scale import Scale
 __all__ = ["PROBE", "Place", "Stack", "base_name_of", "find_stacks", "module_types", "place_of"]
 
 PROBE = 2
-"""The wider and the deeper build are this many times the base: the least that keeps head counts dividing."""
+"""Size of the wider and the deeper build in units of the base: whole, so that head counts divide it."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of each tensor by name."""
 Kind = frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]]
 """Tensors of a child: name inside it, shape at the base width, shape at the wider one."""
 
@@ -40,11 +41,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a name stands: its stack and block number, and the rest of the path."""
+    """The stack and block that hold a tensor or module."""
 
     stack: str | None
+    """Path of the stack; None outside stacks."""
     block: int | None
+    """Number of the block."""
     inner: str
+    """Path inside the block; the whole path outside stacks."""
 
     @property
     def block_path(self) -> str | None:
@@ -83,12 +87,12 @@ def _maps_width_to_width(kind: Kind) -> bool:
 def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -> dict[str, Stack]:
     """The stacks of the target by path.
 
-    Without a depth axis, the outermost containers of two or more children of like structure count.
+    Without a depth axis, stacks are the outermost containers of two or more children of the same structure.
 
     Args:
         shapes: Names and shapes of the model's tensors at a scale.
         base: Has the axis `width`.
-        target: Same axes as the base.
+        target: Has the same axes.
 
     Raises:
         ParametrizationError: if the model has a depth but nothing in it repeats.
@@ -98,11 +102,12 @@ def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -
     def containers(scale: Scale) -> dict[str, dict[int, Kind]]:
         return _containers(shapes(scale.replace(width=base.width)), shapes(scale.replace(width=wider)))
 
-    # An axis of the user's own (a number of experts) would make all blocks of the target another kind.
-    own = [axis for axis in base if axis not in ("width", "depth", "batch", "tokens")]
-    if any(base[axis] != target[axis] for axis in own):
+    # Another axis (a number of experts) would make all blocks of the target another kind.
+    other_axes = [axis for axis in base if axis not in ("width", "depth", "batch", "tokens")]
+    if any(base[axis] != target[axis] for axis in other_axes):
         target = base.replace(depth=target.depth) if "depth" in base else base
     in_base, in_target = containers(base), containers(target)
+
     if "depth" not in base:
         alike = [
             path
@@ -139,10 +144,12 @@ def find_stacks(shapes: Callable[[Scale], Shapes], base: Scale, target: Scale) -
 def _stack(base: Mapping[int, Kind], target: Mapping[int, Kind], base_blocks: set[int]) -> Stack:
     block_kinds = {base[number] for number in base_blocks}
     target_blocks = [n for n, kind in target.items() if kind in block_kinds or _maps_width_to_width(kind)]
+
     # Norms between the layers of an nn.Sequential repeat as well, but they do not make it deeper.
     in_base = [n for n in base_blocks if _maps_width_to_width(base[n])] or sorted(base_blocks)
     in_target = [n for n in target_blocks if _maps_width_to_width(target[n])] or target_blocks
     matched = _match(base, target)
+
     return Stack(
         depth=len(in_target) / len(in_base),
         blocks={n: matched[n] for n in target_blocks},
@@ -154,15 +161,16 @@ def _match(base: Mapping[int, Kind], target: Mapping[int, Kind]) -> dict[int, in
     """Each child of the target -> the child of its kind in the base that covers its middle."""
     matched: dict[int, int | None] = {}
     for kind in set(target.values()):
-        mine = [number for number, k in target.items() if k == kind]
-        theirs = [number for number, k in base.items() if k == kind]
-        for rank, number in enumerate(mine):
-            matched[number] = theirs[int((rank + 0.5) / len(mine) * len(theirs))] if theirs else None
+        in_target = [number for number, k in target.items() if k == kind]
+        in_base = [number for number, k in base.items() if k == kind]
+        for rank, number in enumerate(in_target):
+            middle = int((rank + 0.5) / len(in_target) * len(in_base))
+            matched[number] = in_base[middle] if in_base else None
     return matched
 
 
 def _in_container(name: str, path: str) -> tuple[int | None, str]:
-    """Number of the child of a container that a name lies in, None if in none, and the rest of the name."""
+    """Number of the child of a container that holds a name (None if none does), and the path inside it."""
     prefix = f"{path}." if path else ""
     number, _, inner = name.removeprefix(prefix).partition(".")
     return (int(number), inner) if name.startswith(prefix) and number.isdigit() else (None, name)
@@ -178,7 +186,7 @@ def place_of(name: str, stacks: Mapping[str, Stack]) -> Place:
 
 
 def base_name_of(name: str, stacks: Mapping[str, Stack]) -> str | None:
-    """The name in the base of what a name of the target corresponds to, None if there is nothing."""
+    """The name in the base that a name of the target corresponds to; None if there is none."""
     for path, stack in stacks.items():
         number, inner = _in_container(name, path)
         if number is not None:
@@ -188,10 +196,11 @@ def base_name_of(name: str, stacks: Mapping[str, Stack]) -> str | None:
 
 
 def module_types(names: Iterable[str], stacks: Mapping[str, Stack]) -> dict[str, str]:
-    """A layer's shortest name that no other kind of layer has: "q", "attn.c_proj" where mlp has one too.
+    """The module type of each tensor: the shortest name of its layer that no other kind of layer has.
 
-    Names are taken from the base, so that they are the same at every scale. Numbers are dropped (the experts
-    of a layer are of one type) unless they are the layer's own name.
+    E.g. "q", or "attn.c_proj" where the MLP has a "c_proj" too. Names are taken from the base, so that they
+    are the same at every scale. Numbers are left out (the experts of a layer are of one type) unless they are
+    the layer's own name.
     """
     paths: dict[str, tuple[str, ...]] = {}
     for name in names:
@@ -203,6 +212,7 @@ def module_types(names: Iterable[str], stacks: Mapping[str, Stack]) -> dict[str,
         if len(full) > 1 and full[-1] in ("weight", "bias"):
             full.pop()
         paths[name] = tuple(p for i, p in enumerate(full) if not p.isdigit() or i == len(full) - 1)
+
     distinct = set(paths.values())
 
     def shortest(path: tuple[str, ...]) -> str:

@@ -1,9 +1,9 @@
-"""How each tensor is used when the model runs: what its dimensions mean, and what its product flows into.
+"""How each tensor is used when the model runs: what its dimensions mean, and what its product is input to.
 
-Shapes do not say it: GPT-2 keeps (in, out), nn.Linear (out, in), experts are fused into one tensor, a router
-looks like an unembedding. So the base model is run once, small and real (routing depends on values), below
-autograd, where every layer has become one of few operations. A tensor's dimensions are followed through
-views by their strides.
+Shapes do not show it: GPT-2 stores (in, out), nn.Linear (out, in), experts are fused into one tensor, a
+router has the shape of an unembedding. So a small build of the model is run once (with values, as routing
+depends on them) and observed below autograd, where every layer has become one of few operations. The
+dimensions of a tensor are followed through views by their strides.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from transfer_bo.parametrization.builds import modules_of, parameters_of
 
-__all__ = ["Trace", "Use", "like", "trace_uses"]
+__all__ = ["Trace", "Use", "most_similar", "trace_uses"]
 
 INPUT = "<input>"
-"""Stands among the names of tensors for what the model was called with."""
+"""Among the names of tensors: what the model was called with."""
 
-# What an operation does with the tensors it is given, by the name of the operation.
+# What an operation does with its arguments, by the name of the operation; numbers are positions of arguments.
 _MATMUL = {"mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "addmv": (1, 2)}
 _MATMUL |= {"_grouped_mm": (0, 1), "dot": (0, 1)}
 _CONV = {"convolution", "_convolution"}
@@ -46,43 +46,51 @@ class Use:
     """One way in which a tensor is used."""
 
     how: str
-    """matmul, conv, lookup, norm, multiply, add, join; data where it is what a layer is applied to; composed
-    where it is multiplied with another tensor of the model into one; other."""
+    """matmul, conv, lookup, norm, multiply, add, join; data where a layer is applied to it; composed where
+    its product with another tensor of the model is used as one weight; other."""
     module: str
     """Path of the innermost module that was running."""
     order: int
-    """When: a number that grows."""
+    """Position in the sequence of all operations."""
     fan_in: tuple[int, ...] = ()
     """Dimensions of the tensor that are summed over (matmul, conv)."""
     fan_out: tuple[int, ...] = ()
-    """Dimensions that its product has; what is in neither is a batch of weights, such as experts."""
+    """Dimensions that its product has; dimensions in neither are a batch of weights, such as experts."""
     upstream: frozenset[str] = frozenset()
-    """Tensors that what it is multiplied with depends on; `INPUT` for the model's input."""
+    """Tensors that the operation's other arguments depend on; `INPUT` for the model's input."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one run of a model showed."""
+    """What was observed in one run of a model."""
 
     uses: dict[str, tuple[Use, ...]]
-    """By tensor; layers that were not reached (an expert no token chose) take those of their like."""
+    """By tensor; a layer that did not run (an expert that no token chose) takes the uses of a similar one."""
     gates: frozenset[str]
-    """Tensors whose product goes, element by element, into a softmax, sigmoid or top-k: routers."""
+    """Tensors whose product is, element by element, input to a softmax, sigmoid or top-k: routers."""
     selects: frozenset[str] = frozenset()
-    """Those of them whose product is ranked: its largest elements are taken."""
+    """Those of them whose product is ranked, such that only its largest elements are used."""
     attention: tuple[tuple[int, float], ...] = ()
-    """Size of the heads and what scores are multiplied by, of each fused attention, in the order of calls."""
+    """(size of the heads, factor on the scores) of each fused attention, in the order of calls."""
 
 
 @dataclass(frozen=True)
 class _Alias:
-    """A tensor that is a parameter seen another way: for each of its dimensions, the parameter's."""
+    """A view of a parameter."""
 
     name: str
+    """Of the parameter."""
     dims: tuple[int | None, ...]
+    """The parameter's dimension for each dimension of the view."""
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Observes every operation while it is active.
+
+    Args:
+        names: Names of the parameters by id.
+    """
+
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
@@ -91,7 +99,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.selects: set[str] = set()
         self.attention: list[tuple[int, float]] = []
         self.running: list[str] = [""]
-        self._alive: list[Any] = []  # an id is only a name as long as its object lives
+        self._alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
         self._aliases: dict[int, _Alias] = {}
         self._upstream: dict[int, frozenset[str]] = {}
         self._product: dict[int, frozenset[str]] = {}
@@ -116,6 +124,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self._alive += [*tensors, *results]
         self._count += 1
+
         if _ATTENTION.search(operation):
             size = args[0].shape[-1]
             scale = (kwargs or {}).get("scale")
@@ -127,7 +136,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _is_view(self, func: Any, operation: str, tensors: list[Any], results: list[Any]) -> bool:
-        """Whether the results are the first tensor seen another way; then their dimensions are noted."""
+        """Whether the results are views of the first tensor; then their dimensions are noted."""
         source = tensors[0]
         alias = self._alias(source)
         if alias is None:
@@ -149,7 +158,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return True
 
     def _note(self, operation: str, args: tuple[Any, ...], tensors: list[Any]) -> frozenset[str]:
-        """Note how parameters are used here; returns those whose product with something else this is."""
+        """Note how parameters are used by an operation; returns those whose matrix product it computes."""
         products: set[str] = set()
         flat = [a for a in args if not isinstance(a, list | tuple)]
         aliases = {i: alias for i, value in enumerate(flat) if (alias := self._alias(value)) is not None}
@@ -185,6 +194,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.uses[alias.name].append(
                 Use(how, self.running[-1], self._count, _known(fan_in), _known(fan_out), others)
             )
+
         for value in args:
             if isinstance(value, list | tuple) and operation in {"cat", "stack"}:
                 for item in value:
@@ -193,9 +203,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return frozenset(products)
 
     def _side(self, alias: _Alias, operands: list[_Alias]) -> str:
-        """What a tensor is in a product with others of the model's (`operands`, itself included).
+        """How a tensor is used in a product of the model's own tensors (`operands`, itself included).
 
-        Of two, that of the layer that is running is its weight, and the other one what it is applied to.
+        Of two, the one that belongs to the running layer is its weight, and the other is its input.
         """
         owned = [a for a in operands if a.name.rpartition(".")[0] == self.running[-1]]
         if len(operands) == 1 or owned == [alias]:
@@ -203,6 +213,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return "data" if len(owned) == 1 else "composed"
 
     def _flow(self, operation: str, tensors: list[Any], results: list[Any], products: frozenset[str]) -> None:
+        """Propagate what results depend on, and note gates."""
         upstream = frozenset[str]().union(*(self._upstream.get(id(t), frozenset()) for t in tensors))
         upstream |= {alias.name for t in tensors if (alias := self._alias(t)) is not None}
         product = frozenset[str]().union(*(self._product.get(id(t), frozenset()) for t in tensors))
@@ -226,7 +237,7 @@ def _layout(tensor: torch.Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _dim_of(stride: int, size: int, source: torch.Tensor, alias: _Alias) -> int | None:
-    """Which dimension of the parameter a dimension of a view walks along, by its stride."""
+    """The parameter's dimension that a dimension of a view runs along, by its stride."""
     if size == 1:
         return None
     for (step, length), dim in zip(_layout(source), alias.dims, strict=True):
@@ -235,35 +246,35 @@ def _dim_of(stride: int, size: int, source: torch.Tensor, alias: _Alias) -> int 
     return None
 
 
-def like(name: str, seen: Collection[str]) -> str | None:
-    """Of some tensors, the one most like another: the nearest in the same place; None if none is.
+def most_similar(name: str, seen: Collection[str]) -> str | None:
+    """The name most similar to another one; None if there is none.
 
-    Names that differ in numbers only; as few of them as possible, and the later the better: for an expert
-    that no token chose, another expert of its block.
+    Similar names differ in numbers only: in as few as possible, and as late as possible. For an expert that
+    no token chose it is another expert of its block.
     """
     parts = name.split(".")
 
     def distance(other: str) -> tuple[int, int] | None:
         pairs = list(zip(parts, other.split("."), strict=False))
-        apart = [i for i, (mine, theirs) in enumerate(pairs) if mine != theirs]
-        same = len(parts) == len(other.split(".")) and all(
-            parts[i].isdigit() and pairs[i][1].isdigit() for i in apart
+        differing = [i for i, (part, other_part) in enumerate(pairs) if part != other_part]
+        is_similar = len(parts) == len(other.split(".")) and all(
+            parts[i].isdigit() and pairs[i][1].isdigit() for i in differing
         )
-        return (len(apart), -apart[0]) if same and apart else None
+        return (len(differing), -differing[0]) if is_similar and differing else None
 
     ranked = [(d, other) for other in seen if (d := distance(other)) is not None]
     return min(ranked)[1] if ranked else None
 
 
 def trace_uses(model: nn.Module, arguments: tuple[torch.Tensor, ...]) -> Trace:
-    """Run a model and see how each of its trainable tensors is used.
+    """Run a model and observe how each of its trainable tensors is used.
 
     Args:
         model: On the CPU; it is not changed.
         arguments: What it is called with.
 
     Raises:
-        Exception: what the model raises.
+        Exception: whatever the model raises.
     """
     parameters = parameters_of(model)
     recorder = _Recorder({id(p): name for name, p in parameters.items()})
@@ -274,25 +285,25 @@ def trace_uses(model: nn.Module, arguments: tuple[torch.Tensor, ...]) -> Trace:
     handles = []
     for path, module in modules_of(model).items():
         handles.append(module.register_forward_pre_hook(enter(path)))
-        handles.append(module.register_forward_hook(lambda *_: _drop(recorder.running), always_call=True))
+        handles.append(module.register_forward_hook(lambda *_: _leave(recorder.running), always_call=True))
     recorder.start(arguments)
     try:
-        # With gradients on, attention layers do not take the shortcut that hides their matrices.
+        # With gradients on, attention layers do not run as one fused operation that hides their matrices.
         with torch.enable_grad(), recorder:
             model(*arguments)
     finally:
         for handle in handles:
             handle.remove()
 
-    seen = {name: name if name in recorder.uses else like(name, list(recorder.uses)) for name in parameters}
+    observed = {n: n if n in recorder.uses else most_similar(n, list(recorder.uses)) for n in parameters}
     return Trace(
-        uses={name: () if of is None else tuple(recorder.uses[of]) for name, of in seen.items()},
-        gates=frozenset(name for name, of in seen.items() if of in recorder.gates),
-        selects=frozenset(name for name, of in seen.items() if of in recorder.selects),
+        uses={name: () if of is None else tuple(recorder.uses[of]) for name, of in observed.items()},
+        gates=frozenset(name for name, of in observed.items() if of in recorder.gates),
+        selects=frozenset(name for name, of in observed.items() if of in recorder.selects),
         attention=tuple(recorder.attention),
     )
 
 
-def _drop(running: list[str]) -> None:
+def _leave(running: list[str]) -> None:
     if len(running) > 1:
         running.pop()

@@ -1,0 +1,202 @@
+"""Where the multipliers of the forward pass live: folded into a tensor, or applied by a hook.
+
+A rule has multipliers of two kinds: m_L^-α on each residual branch (`Rule.residual`), and those of single
+tensors (`RoleExponents.forward`). Where that is exact they are folded into a tensor, so that the model runs
+unchanged; everywhere else a hook multiplies the output of a branch or the input of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from transfer_bo.errors import ParametrizationError
+from transfer_bo.parametrization.anatomy import Anatomy, Tensor
+from transfer_bo.parametrization.builds import modules_of
+from transfer_bo.parametrization.hp_values import HPs, value_of
+from transfer_bo.parametrization.residual import (
+    Branch,
+    find_branches,
+    set_input_multiplier,
+    set_multiplier,
+)
+from transfer_bo.parametrization.rules import Ratios, Role, Rule, ScalingFactors
+
+__all__ = ["ForwardMultipliers", "ResidualBranches", "find_residual_branches"]
+
+
+@dataclass(frozen=True)
+class ResidualBranches:
+    """The residual branches of the target."""
+
+    by_path: Mapping[str, Branch]
+    """Path of the branch -> the branch, whose own paths are inside its block."""
+    missing: str
+    """Why some branches were not found; "" if all were."""
+
+    def block_of(self, path: str) -> str:
+        """Path of the block that a branch lies in."""
+        return path.removesuffix(f".{self.by_path[path].path}")
+
+    def stack_of(self, path: str) -> str:
+        """Path of the stack that a branch lies in."""
+        return self.block_of(path).rpartition(".")[0]
+
+
+def find_residual_branches(anatomy: Anatomy) -> ResidualBranches:
+    """The branches of every block of the target: those of the base's block at the same relative depth."""
+    base_blocks, call = anatomy.base_blocks, anatomy.call
+    if not base_blocks:
+        return ResidualBranches({}, "it has no stack of blocks")
+    if call.arguments is None:
+        return ResidualBranches({}, call.reason)
+
+    found, missing = find_branches(call.model, _unique(base_blocks.values()), call.arguments)
+    by_path = {
+        f"{block}.{branch.path}": branch
+        for block, base_block in base_blocks.items()
+        for branch in found.get(base_block, ())
+    }
+    return ResidualBranches(by_path, missing)
+
+
+class ForwardMultipliers:
+    """The forward multipliers of a rule at one target, and where each of them lives.
+
+    Args:
+        anatomy: Of the target.
+        branches: Of the target.
+        rule: The rule.
+        alpha: α.
+        factors: The rule's factors by tensor.
+        base_modules: Modules of the base model by path.
+        fold: Whether to fold what can be folded exactly.
+
+    Raises:
+        ParametrizationError: if the rule multiplies residual branches that were not found, or a tied tensor
+            whose use as an unembedding is in no linear layer.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        branches: ResidualBranches,
+        rule: Rule,
+        alpha: float,
+        factors: Mapping[str, ScalingFactors],
+        base_modules: Mapping[str, nn.Module],
+        fold: bool,
+    ) -> None:
+        self._tensors: Mapping[str, Tensor] = anatomy.tensors
+        self._factors = factors
+        self._branches = branches
+        self._positions = {t.block: t.position for t in anatomy.tensors.values() if t.block is not None}
+        of_stack = {
+            stack: rule.residual.at(Ratios(depth=ratio), alpha) for stack, ratio in anatomy.stacks.items()
+        }
+        if branches.missing and any(multiplier != 1 for multiplier in of_stack.values()):
+            raise ParametrizationError(
+                f"Rule {rule.name!r} multiplies residual branches when depth grows, but they were not found "
+                f"({branches.missing}); let every block return its input plus outputs of its modules, "
+                "and give inputs=(tensor, ...) if the model needs more than token numbers."
+            )
+
+        self._of_branch = {path: of_stack[branches.stack_of(path)] for path in branches.by_path}
+        self._folded, self._hooked = self._place_branch_multipliers(fold)
+        self._readers = self._place_tensor_multipliers(fold, base_modules)
+
+    # ----------------------------------------------------------------------------------------- placement
+
+    def _place_branch_multipliers(self, fold: bool) -> tuple[dict[str, str], dict[str, str]]:
+        """Tensors of each branch's last layer -> the branch's path: folded multipliers, and hooked ones."""
+        folded: dict[str, str] = {}
+        hooked: dict[str, str] = {}
+        for path, branch in self._branches.by_path.items():
+            layer = f"{self._branches.block_of(path)}.{branch.layer}"
+            carriers = folded if fold and branch.foldable else hooked
+            carriers.update({name: path for name in self._tensors if name.startswith(f"{layer}.")})
+        return folded, hooked
+
+    def _place_tensor_multipliers(self, fold: bool, base_modules: Mapping[str, nn.Module]) -> dict[str, str]:
+        """Tensors whose own multiplier is applied by a hook -> path of the layer whose input it is on."""
+        readers: dict[str, str] = {}
+        for name, tensor in self._tensors.items():
+            forward = self._factors[name].forward
+            owner = tensor.base_name.rpartition(".")[0]
+            if tensor.role is Role.TIED_EMBEDDING and forward != 1:
+                reader = base_modules.get(tensor.reader or "")
+                if not isinstance(reader, nn.Linear):
+                    raise ParametrizationError(
+                        f"The tied tensor {name!r} needs a multiplier where it maps to the outputs, but "
+                        f"{tensor.reader or 'the model'!r} is no nn.Linear; let one hold the tied tensor."
+                    )
+                readers[name] = cast(str, tensor.reader)
+                continue
+
+            is_linear = name.endswith("weight") and isinstance(base_modules[owner], nn.Linear)
+            if not fold and forward != 1 and is_linear:
+                readers[name] = name.rpartition(".")[0]
+        return readers
+
+    # -------------------------------------------------------------------------------------------- values
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether any tensor lies in a block."""
+        return bool(self._positions)
+
+    @property
+    def folded(self) -> dict[str, float]:
+        """The rule's branch multiplier that is folded into a tensor, for tensors that have one."""
+        return {name: self._of_branch[path] for name, path in self._folded.items()}
+
+    def is_hooked(self, name: str) -> bool:
+        """Whether a multiplier that belongs to a tensor is applied by a hook."""
+        return name in self._hooked or name in self._readers
+
+    def branch_of(self, name: str) -> str | None:
+        """Path of the branch whose multiplier belongs to a tensor; None if there is none."""
+        return self._folded.get(name) or self._hooked.get(name)
+
+    def of_branch(self, path: str, hps: HPs) -> float:
+        """The multiplier a in x + a·F(x), for the branch at a path of the target."""
+        position = self._positions[self._branches.block_of(path)]
+        name = self._branches.by_path[path].name
+        return self._of_branch[path] * value_of("residual", [name], hps, position)
+
+    def of_constant(self, name: str, hps: HPs) -> float:
+        """The factor on a constant tensor (a gain of one, a bias of zero): its branch's multiplier."""
+        path = self._folded.get(name)
+        return 1.0 if path is None else self.of_branch(path, hps)
+
+    def thetas(self, hps: HPs) -> dict[str, float]:
+        """The folded multiplier θ of every tensor."""
+        of_branch = {path: self.of_branch(path, hps) for path in self._branches.by_path}
+        return {
+            name: (1.0 if name in self._readers else self._factors[name].forward)
+            * of_branch.get(self._folded.get(name, ""), 1.0)
+            for name in self._tensors
+        }
+
+    def norm_factors(self, hps: HPs) -> dict[str, float]:
+        """What each tensor's gradient is multiplied by in the total norm: see `clip_grad_norm_`."""
+        factors = {name: self.of_branch(path, hps) for name, path in self._folded.items()}
+        for name in self._readers:
+            if self._tensors[name].role is not Role.TIED_EMBEDDING:
+                factors[name] = factors.get(name, 1.0) / self._factors[name].forward
+        return factors
+
+    def set_hooks(self, model: nn.Module, hps: HPs) -> None:
+        """Register the multipliers that are not folded, in place of those registered earlier."""
+        modules = modules_of(model)
+        for path in self._branches.by_path.keys() - self._folded.values():
+            set_multiplier(modules[path], self.of_branch(path, hps))
+        for name, path in self._readers.items():
+            set_input_multiplier(modules[path], self._factors[name].forward)
+
+
+def _unique(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))
