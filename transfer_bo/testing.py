@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 from transfer_bo.parametrization import Parametrization, Rule, parametrize
 from transfer_bo.parametrization.builds import build_real, parameters_of
 from transfer_bo.parametrization.coordcheck import TOLERANCE, coordinate_check, random_classes

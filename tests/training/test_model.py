@@ -199,8 +199,8 @@ def test_bfloat16_autocast_gives_nearly_the_same_logits() -> None:
     [
         (lambda: build_transformer(Scale(width=40, depth=2)), "width = 40"),
         (lambda: build_transformer(Scale(width=8, depth=2)), "width = 8"),
-        (lambda: build_transformer(Scale(width=32)), "no depth"),
-        (lambda: build_transformer(Scale(depth=2)), "no width"),
+        (lambda: build_transformer(Scale(width=32)), "'depth'"),
+        (lambda: build_transformer(Scale(depth=2)), "'width'"),
         (lambda: build_transformer(Scale(width=32, depth=1.5)), "depth is 1.5"),
         (lambda: build_transformer(Scale(width=30, depth=1), head_size=15), "head_size = 15"),
         (lambda: TransformerConfig(width=32, depth=1, vocab_size=0), "vocab_size is 0"),
@@ -208,5 +208,7 @@ def test_bfloat16_autocast_gives_nearly_the_same_logits() -> None:
 )
 def test_impossible_sizes_are_named(build: object, word: str) -> None:
     """A size that makes no model is refused with its name and value."""
-    with pytest.raises(TransferError, match=word):
+    with pytest.raises(TransferError) as error:
         build()  # type: ignore[operator]
+
+    assert word in str(error.value)

@@ -10,7 +10,7 @@ import pytest
 import rank_job
 import torch
 
-from transfer_bo import TransferError
+from transfer_bo.errors import TrainingError
 from transfer_bo.training.ranks import Ranks
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -59,6 +59,8 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     ranks = Ranks()
     ranks.size = 4
 
-    with pytest.raises(TransferError, match="A batch of 6 can't be shared by 4 processes"):
+    with pytest.raises(TrainingError) as error:
         ranks.share(torch.zeros(6, 2))
+
+    assert all(part in str(error.value) for part in ("6", "4"))
     assert 2 == len(ranks.share(torch.zeros(8, 2)))

@@ -13,9 +13,11 @@ import torch
 from stand_in import StandIn
 from torch import nn
 
-from transfer_bo import Diverged, Scale, TransferError
+from transfer_bo import Diverged, Scale
+from transfer_bo.errors import ScaleError, TrainingError
 from transfer_bo.training import Corpus, TrainResult, Transformer, build_transformer, count_flops, train
-from transfer_bo.training.trainer import _DivergenceWatch, evaluate, lr_factor, merge_groups
+from transfer_bo.training.progress import Progress
+from transfer_bo.training.trainer import evaluate, lr_factor, merge_groups
 
 TINY = Scale(width=16, depth=1)
 
@@ -147,7 +149,7 @@ def test_final_loss_is_the_mean_over_the_heldout_windows(corpus: Corpus) -> None
 def test_a_run_that_blows_up_is_typed(corpus: Corpus, hps: dict[str, float]) -> None:
     """A learning rate or initial spread beyond reason ends as Diverged, before the run's end."""
     seen: list[float] = []
-    with pytest.raises(Diverged, match="loss is"):
+    with pytest.raises(Diverged):
         run(corpus, hps=hps, tokens=4 * 16 * 400, report=lambda progress, loss: seen.append(progress))
 
     assert all(progress < 1 for progress in seen)
@@ -155,10 +157,10 @@ def test_a_run_that_blows_up_is_typed(corpus: Corpus, hps: dict[str, float]) -> 
 
 def first_divergence(losses: list[float]) -> int | None:
     """The step at which a run with these train losses is ended."""
-    watch = _DivergenceWatch(256)
+    progress = Progress(256)
     for step, loss in enumerate(losses, 1):
         try:
-            watch.see(loss)
+            progress.see(loss)
         except Diverged:
             return step
     return None
@@ -239,23 +241,28 @@ def test_flops_are_six_per_weight_and_token_plus_attention() -> None:
     attention = depth * 2 * 2 * context * width
 
     assert count_flops(build_transformer, scale, context) == (6 * matrices + 3 * attention) * tokens
-    with pytest.raises(TransferError, match="no tokens"):
+    with pytest.raises(ScaleError):
         count_flops(build_transformer, TINY, context)
 
 
 @pytest.mark.parametrize("name", ["batch", "tokens", "context", "reports"])
 def test_impossible_settings_are_named(corpus: Corpus, name: str) -> None:
     """Zero of anything is refused with its name."""
-    with pytest.raises(TransferError, match=f"number of {name} but got 0"):
+    with pytest.raises(TrainingError) as error:
         run(corpus, **{name: 0})
+
+    assert name in str(error.value)
 
 
 def test_absent_device_and_negative_seed_are_named(corpus: Corpus) -> None:
-    """A device that is not there, or a seed below 0, is refused with its value."""
-    with pytest.raises(TransferError, match="'xpu:1' is not available"):
+    """A device that is not available, or a seed below 0, is refused with its value."""
+    with pytest.raises(TrainingError) as device:
         run(corpus, device="xpu:1")
-    with pytest.raises(TransferError, match="seed is -1"):
+    with pytest.raises(TrainingError) as seed:
         run(corpus, seed=-1)
+
+    assert "'xpu:1'" in str(device.value)
+    assert "-1" in str(seed.value)
 
 
 def test_dropout_is_off_in_evaluation_and_on_in_training(corpus: Corpus) -> None:

@@ -1,4 +1,11 @@
-"""What a study trains: the reference transformer, text, and a trainer for one device."""
+"""What a study trains: the reference transformer, text, and a trainer for one or more devices.
+
+- `model`: the reference transformer.
+- `data`: text to train on.
+- `trainer`, `progress`: one training run, and when it counts as diverged.
+- `ranks`: processes that train one model together.
+- `resume`, `checkpoint`: stop a run and continue it.
+"""
 
 from transfer_bo.training.data import Corpus, load_text
 from transfer_bo.training.model import Transformer, TransformerConfig, build_transformer

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, forced to the disk, then renamed.
+"""Checkpoints that are complete or absent: written to another file, flushed to the disk, then renamed.
 
-A checkpoint says which run it belongs to; one that can't be read, or belongs to another run, counts as
-absent, for starting anew is right and only slower. It is read with `weights_only=True`: a file can't run
-code.
+A checkpoint names the run it belongs to; one that cannot be read, or belongs to another run, is treated as
+absent: starting again is correct and only slower. Files are read with `weights_only=True`, so that they
+cannot run code.
 """
 
 from __future__ import annotations
@@ -22,36 +22,35 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-    """Write a checkpoint in the place of the one before, if there is room for it.
+    """Replace a run's checkpoint, if there is enough space.
 
     Args:
-        path: Where it goes; the folder is made.
-        run: What the run is: seed, HPs, ...; plain numbers and strings.
+        path: The file; its folder is created.
+        run: Identifies the run: seed, HPs, ...; plain numbers and strings.
         state: Tensors, numbers, strings, and lists and dictionaries of them.
 
     Returns:
-        Whether it was written. A disk that is full costs the checkpoint, not the run.
+        Whether it was written; a full disk does not end the run.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             torch.save({"run": dict(run), "state": dict(state)}, file)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
-        _force_names(path.parent)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError when a write falls short
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for an incomplete write
         logger.warning("No checkpoint was written to %s: %s", path, error)
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         return False
     return True
 
 
-def _force_names(folder: Path) -> None:
-    # A rename is only on the disk when its folder is; where folders can't be opened (Windows) there is no
-    # way.
+def _flush_folder(folder: Path) -> None:
+    # A rename is on the disk only when its folder is. Windows cannot open folders.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -61,29 +60,29 @@ def _force_names(folder: Path) -> None:
 
 
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state of exactly this run, on the CPU; None if there is none that can be read.
+    """The state of exactly this run, on the CPU; None if no file with it can be read.
 
     Args:
-        path: Where it is.
-        run: What the run is; the checkpoint of another one is left alone.
+        path: The file.
+        run: Identifies the run; the checkpoint of another run is not used.
     """
     try:
         with path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        known, state = content["run"], content["state"]
+        stored_run, state = content["run"], content["state"]
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged file can fail in any way
-        logger.warning("The checkpoint %s can't be read and is not used: %s", path, error)
+        logger.warning("The checkpoint %s cannot be read and is not used: %s", path, error)
         return None
-    if known != dict(run):
+    if stored_run != dict(run):
         logger.warning("The checkpoint %s belongs to another run and is not used.", path)
         return None
     return dict(state)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, and what processes that were killed have left beside it."""
+    """Remove a checkpoint, and the temporary files of processes that were killed while writing one."""
     for file in [path, *path.parent.glob(f"{path.name}.*")]:
         with contextlib.suppress(OSError):
             file.unlink()

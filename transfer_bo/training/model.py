@@ -3,8 +3,14 @@
 Every tensor that a parametrization treats on its own is a module with a name of its own: embedding, q, k, v,
 o, q_norm, k_norm, attn_norm, up, down, mlp_norm, final_norm, unembedding. None has a bias.
 
-Shapes, as suffixes: B sequences, T positions, D width, H heads, K head size (D = H K), F hidden width of the
-MLP, V vocabulary.
+Symbols, as suffixes of names (shapes):
+    B: Sequences.
+    T: Positions.
+    D: Width of the residual stream, D = H K.
+    H: Heads.
+    K: Size of a head.
+    F: Hidden width of the MLP.
+    V: Size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transfer_bo.errors import TrainingError
+from transfer_bo.errors import ScaleError, TrainingError
 from transfer_bo.scale import Scale
 
 __all__ = ["Transformer", "TransformerConfig", "build_transformer"]
@@ -23,7 +29,7 @@ __all__ = ["Transformer", "TransformerConfig", "build_transformer"]
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What a `Transformer` is built from.
+    """Sizes of a `Transformer`.
 
     Raises:
         TrainingError: for a size that is no positive whole number, an odd head size, or a width that is not a
@@ -37,7 +43,7 @@ class TransformerConfig:
     vocab_size: int = 256
     """V: 256 for text read as bytes."""
     head_size: int = 16
-    """K, the same at every width: wider models get more heads, and the QK-norm gains keep their shape."""
+    """K, the same at every width: wider models have more heads, and the QK-norm gains keep their shape."""
     mlp_ratio: int = 4
     """F / D."""
     rope_base: float = 10_000.0
@@ -78,8 +84,8 @@ class RMSNorm(nn.Module):
 def rope_tables(length: int, head_size: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the rotary angles, each T x K, on the device and in the dtype of `like`.
 
-    Computed anew in every forward pass: it costs microseconds, and a model built on the meta device has no
-    buffer that would stay empty.
+    Computed in every forward pass: it costs microseconds, and a model that was built on the meta device has
+    no buffer without values.
     """
     half = head_size // 2
     frequencies = base ** (-torch.arange(half, device=like.device, dtype=like.dtype) / half)
@@ -123,7 +129,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Up, GELU, down. ReLU² and SwiGLU of as many weights are no faster on a CPU and end at the same loss."""
+    """Up, GELU, down. ReLU² and SwiGLU of the same size are no faster on a CPU and reach the same loss."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -170,9 +176,10 @@ class Transformer(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Base initialization: gains 1, embedding std 1, every matrix std fan_in^-1/2.
 
-        Held-out loss at width 32, depth 2, 400k bytes of text, learning rate 2^-5 (mean of 2-6 seeds, of sd
-        .03): 2.05 as here; embedding std .5, .25, .1: 2.03, 2.11, 2.14; unembedding x .5, x .1, x 0: 2.05,
-        2.17, 2.26; o and down x .5, x 0: 2.02, 2.03. Only a small embedding or unembedding clearly loses.
+        Held-out loss at width 32, depth 2, 400k bytes of text, learning rate 2^-5 (mean of 2-6 seeds of
+        standard deviation .03): 2.05 as here; embedding std .5, .25, .1: 2.03, 2.11, 2.14; unembedding x .5,
+        x .1, x 0: 2.05, 2.17, 2.26; o and down x .5, x 0: 2.02, 2.03. Only a small embedding or unembedding
+        is clearly worse.
         """
         for module in self.modules():
             if isinstance(module, RMSNorm):
@@ -198,10 +205,13 @@ def build_transformer(
     """The reference transformer at a scale's width and depth; its other axes do not shape the model.
 
     Raises:
-        TrainingError: if the scale has no width or depth, or they do not make a model.
+        ScaleError: if the scale has no width or depth.
+        TrainingError: if they are unusable sizes.
     """
     for axis in ("width", "depth"):
         if axis not in scale:
-            raise TrainingError(f"{scale} has no {axis}; the reference transformer needs width and depth.")
+            raise ScaleError(
+                f"{scale} has no axis {axis!r}; the reference transformer needs width and depth."
+            )
     # A scale's whole numbers are integers; a fractional one reaches the config's check as it is.
     return Transformer(TransformerConfig(scale.width, scale.depth, vocab_size, head_size, mlp_ratio))

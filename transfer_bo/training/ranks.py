@@ -1,7 +1,10 @@
 """The processes that train one model together: each takes its share of every batch.
 
-Symbols: R ranks, r in 0..R-1 this one, B the global batch. A single process is R = 1 and needs no process
-group.
+A single process needs no process group.
+
+Symbols:
+    R: Number of ranks.
+    B: Sequences in a global batch.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ Parallel = Literal["ddp", "fsdp2"]
 
 
 class Ranks:
-    """Where this process stands among those that train together, and how the model is spread over them.
+    """The rank of this process among those that train together, and how the model is spread over them.
 
     Args:
-        parallel: "ddp": every rank holds the whole model; "fsdp2": each holds a shard of every tensor.
+        parallel: With "ddp" every rank holds the whole model, with "fsdp2" a shard of every tensor.
     """
 
     def __init__(self, parallel: Parallel = "ddp") -> None:
@@ -37,13 +40,13 @@ class Ranks:
     def spread(self, model: nn.Module) -> nn.Module:
         """The module to call in training; `model` itself keeps its tensors and their names.
 
-        With fsdp2 each block of a `ModuleList` is gathered by itself, then what is left over.
+        With fsdp2 each block of a `ModuleList` is gathered by itself, and all other tensors together.
         """
         if self.size == 1:
             return model
         if not self.is_sharded:
-            # Otherwise DDP regroups its gradients after the first step, sums are taken in another order from
-            # then on, and a resumed run, whose first step comes later, differs in the last bits.
+            # Without this option DDP regroups its gradients after the first step and sums them in another
+            # order from then on, so that a resumed run, whose first step comes later, differs by rounding.
             warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
             return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
         from torch.distributed.fsdp import fully_shard  # slow to load
@@ -59,17 +62,17 @@ class Ranks:
         """This rank's part of a global batch (B x ...): B / R rows.
 
         Raises:
-            TrainingError: if the batch can't be divided evenly; the mean of means would not be the mean.
+            TrainingError: if R does not divide B; the mean of the ranks' means would not be the mean.
         """
         if len(batch) % self.size:
             raise TrainingError(
-                f"A batch of {len(batch)} can't be shared by {self.size} processes; set it to a multiple."
+                f"A batch of {len(batch)} cannot be divided over {self.size} processes; set it to a multiple."
             )
         rows = len(batch) // self.size
         return batch[self.rank * rows : (self.rank + 1) * rows]
 
     def micro_batches(self, run: nn.Module, share: Tensor, parts: int) -> Iterator[tuple[Tensor, float]]:
-        """Pieces of the share with their weights; gradients are exchanged at the last one only."""
+        """Parts of the share with their weights; gradients are exchanged at the last part only."""
         pieces = torch.tensor_split(share, min(parts, len(share)))
         for i, piece in enumerate(pieces):
             is_last = i == len(pieces) - 1

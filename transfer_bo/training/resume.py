@@ -1,4 +1,4 @@
-"""Stop a training run and go on from where it stopped, to the same bits on a CPU."""
+"""Stop a training run and continue it later; on a CPU the result is bit-identical."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ from transfer_bo.training.ranks import Ranks
 
 __all__ = ["Resume"]
 
+_PROGRESS = "rest"
+"""Key of the stored progress, as in checkpoints of earlier versions."""
+
 
 class Resume:
-    """The checkpoint of one run: what it was, and when to write the next.
+    """The checkpoint of one run: its content, and when to write the next.
 
     Args:
         path: The file; None for a run that is never resumed.
         every: Seconds between two checkpoints.
-        run: What the run is (see `save_checkpoint`).
+        run: Identifies the run: seed, HPs, ...; plain numbers and strings.
         ranks: The processes that train together; the first one writes.
     """
 
     def __init__(self, path: Path | None, every: float, run: Mapping[str, Any], ranks: Ranks) -> None:
         self._path = path
         self._every = every
-        # A shard's checkpoint has other names than that of a whole model.
+        # The checkpoint of a sharded model has other names than that of a whole one.
         self._run = {**run, "sharded": ranks.is_sharded, "ranks": ranks.size}
         self._ranks = ranks
         self._last = time.monotonic()
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Put model, optimizer and random numbers back; what else was saved, or None to start anew."""
+        """Restore model, optimizer and random state; the stored progress, None without a checkpoint."""
         if self._path is None:
             return None
         state = load_checkpoint(self._path, self._run) if self._ranks.rank == 0 else None
         state = self._ranks.from_first(state)
         if state is None:
             return None
+
         if self._ranks.is_sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
@@ -56,23 +60,24 @@ class Resume:
         else:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+
         own = state["random"][self._ranks.rank]
         torch.set_rng_state(own["cpu"])
         if own["cuda"] is not None:
             torch.cuda.set_rng_state(own["cuda"])
-        return dict(state["rest"])
+        return dict(state[_PROGRESS])
 
     def is_due(self) -> bool:
         """Whether it is time for the next checkpoint, on this rank's clock."""
         return self._path is not None and time.monotonic() - self._last > self._every
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, rest: Mapping[str, Any]) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
         """Write a checkpoint; called by all ranks at the same step.
 
         Args:
             model: Before it was wrapped.
             optimizer: Its optimizer.
-            rest: What else is needed to go on: plain numbers, strings, lists and dictionaries.
+            progress: What else the run needs to continue: plain numbers, strings, lists and dictionaries.
         """
         if self._path is None:
             return
@@ -88,7 +93,8 @@ class Resume:
             weights, moments = get_state_dict(model, optimizer, options=options)
         else:
             weights, moments = model.state_dict(), optimizer.state_dict()
+
         if self._ranks.rank == 0:
-            state = {"model": weights, "optimizer": moments, "random": random, "rest": dict(rest)}
+            state = {"model": weights, "optimizer": moments, "random": random, _PROGRESS: dict(progress)}
             save_checkpoint(self._path, self._run, state)
         self._last = time.monotonic()
