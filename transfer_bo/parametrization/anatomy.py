@@ -223,9 +223,9 @@ def _base_name(name: str, stacks: Mapping[str, Stack], base_names: Collection[st
 
 
 def _refuse_tied(model: nn.Module) -> None:
-    seen: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = seen.setdefault(id(parameter), name)
+        first = first_names.setdefault(id(parameter), name)
         if first != name:
             raise ParametrizationError(
                 f"Tensors {first!r} and {name!r} are one tied tensor whose use is not known, as "

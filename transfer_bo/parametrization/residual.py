@@ -141,7 +141,7 @@ def find_branches(
         return {}, reason
 
     occurrences = Counter(id(q) for _, q in model.named_parameters(remove_duplicate=False))
-    shared = frozenset(key for key, count in occurrences.items() if count > 1)
+    tied = frozenset(key for key, count in occurrences.items() if count > 1)
     modules = modules_of(model)
     found: dict[str, list[Branch]] = {}
     reason = ""
@@ -150,7 +150,7 @@ def find_branches(
             reason = f"{path!r} is not called as a module"
             continue
         try:
-            found[path] = _BlockProbe(modules[path], calls[path]).branches(shared)
+            found[path] = _BlockProbe(modules[path], calls[path]).branches(tied)
         except _NotResidual as error:
             reason = f"{path!r} {error}"
         except Exception as error:
@@ -218,11 +218,11 @@ class _BlockProbe:
         times = Counter(finished)
         return [path for path in finished if times[path] == 1 and path in tensors]
 
-    def branches(self, shared: frozenset[int]) -> list[Branch]:
+    def branches(self, tied: frozenset[int]) -> list[Branch]:
         """The branches of the block.
 
         Args:
-            shared: Ids of tensors that other layers use too.
+            tied: Ids of tensors that other layers use too.
 
         Raises:
             _NotResidual: if there are none, or something else changes the input.
@@ -260,7 +260,7 @@ class _BlockProbe:
                 raise _NotResidual(f"changes its input by more than outputs of its modules (found {outputs})")
 
             names = _short([self._weights_of(end, ends) for end in ends])
-            found = [self._branch(name, end, shared) for name, end in zip(names, ends, strict=True)]
+            found = [self._branch(name, end, tied) for name, end in zip(names, ends, strict=True)]
             return found[::-1]
         finally:
             for end in ends:
@@ -294,7 +294,7 @@ class _BlockProbe:
                 return path
         return end
 
-    def _branch(self, name: str, end: str, shared: frozenset[int]) -> Branch:
+    def _branch(self, name: str, end: str, tied: frozenset[int]) -> Branch:
         """A branch with its last layer; foldable if multiplying the layer's tensors multiplies the branch."""
         before = self.order[: self.order.index(end) + 1]
         layer = next((path for path in reversed(before) if self._own_tensors(path)), None)
@@ -312,7 +312,7 @@ class _BlockProbe:
         finally:
             set_multiplier(self.modules[end], 0.0)
 
-        foldable = not shared & {id(tensor) for tensor in tensors}
+        foldable = not tied & {id(tensor) for tensor in tensors}
         return Branch(name, end, layer, foldable and self._is_multiplied(once - self.x, multiplied - self.x))
 
     def _own_tensors(self, path: str) -> list[nn.Parameter]:

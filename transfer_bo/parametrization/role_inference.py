@@ -95,10 +95,10 @@ class TensorObservations:
         how = {use.how for use in self.uses(name)}
         if "composed" in how:
             return None
-        seen = {(u.fan_in, u.fan_out) for u in self.uses(name) if u.how in ("matmul", "conv")}
-        if len(seen) == 1:
-            return seen.pop()
-        if len(seen) > 1:  # used both ways: all dimensions are both
+        axes = {(u.fan_in, u.fan_out) for u in self.uses(name) if u.how in ("matmul", "conv")}
+        if len(axes) == 1:
+            return axes.pop()
+        if len(axes) > 1:  # used both ways: all dimensions are both
             every = tuple(range(len(self.shapes[name])))
             return every, every
 

@@ -246,7 +246,7 @@ def _dim_of(stride: int, size: int, source: torch.Tensor, alias: _Alias) -> int 
     return None
 
 
-def most_similar(name: str, seen: Collection[str]) -> str | None:
+def most_similar(name: str, names: Collection[str]) -> str | None:
     """The name most similar to another one; None if there is none.
 
     Similar names differ in numbers only: in as few as possible, and as late as possible. For an expert that
@@ -262,7 +262,7 @@ def most_similar(name: str, seen: Collection[str]) -> str | None:
         )
         return (len(differing), -differing[0]) if is_similar and differing else None
 
-    ranked = [(d, other) for other in seen if (d := distance(other)) is not None]
+    ranked = [(d, other) for other in names if (d := distance(other)) is not None]
     return min(ranked)[1] if ranked else None
 
 
