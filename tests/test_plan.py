@@ -115,7 +115,7 @@ def test_command_line_in_three_units() -> None:
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:1e-4:1e-2"], "lr:1e-4"),
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:0:1"], "low"),
         (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:2:1"], "lr:log:2:1"),
-        (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:2:inf"], "finite"),
+        (["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:2:inf"], "inf"),
         (
             [
                 *["--budget", "2", "--unit", "runs", "--target", "n_params=1e9", "--hp", "lr:log:1:2"],

@@ -154,7 +154,7 @@ def test_command_on_a_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             )
             study.add_trial(trial)
     monkeypatch.setattr(
-        "transfer_bo.cli.diagnose.load_study_file", lambda path: SimpleNamespace(out=tmp_path)
+        "transfer_bo.cli.opened.load_study_file", lambda path: SimpleNamespace(out=tmp_path)
     )
     monkeypatch.setattr("transfer_bo.store.open_study.open_study", lambda study_file: study)
     result = CliRunner().invoke(app, ["diagnose", "study.toml"])
@@ -168,7 +168,7 @@ def test_command_on_a_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "Give either a study file or --runs"),
+        ([], "none is given"),
         (["--runs", "nowhere.csv"], "nowhere.csv"),
         (["--runs", "x.csv", "--picture", "p.xyz"], "no known ending"),
         (["nowhere.toml"], "nowhere.toml"),

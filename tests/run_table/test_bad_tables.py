@@ -243,7 +243,7 @@ def test_the_command_shows_its_guesses_and_takes_flags(tmp_path: Path) -> None:
         (["--target", "tokens=1e9", "--drift", "lr=1"], "--drift lr=1"),
         (["--target", "tokens=1e9", "--target", "tokens=2e9"], "--target is given twice for 'tokens'"),
         (["--target", "tokens=1e9", "--hp", "lr:log", "--hp", "lr:linear"], "--hp is given twice for 'lr'"),
-        (["study.toml"], "either"),
+        (["study.toml"], "--runs and a study"),
     ],
 )
 def test_flags_that_say_too_little(tmp_path: Path, flags: list[str], word: str) -> None:

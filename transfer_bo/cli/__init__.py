@@ -1,11 +1,21 @@
-"""The command line: `transfer-bo run | worker | suggest | verify | report | status | plan | ...`.
+"""The command line `transfer-bo`, one module for each group of commands.
 
-Bad input ends with one sentence on standard error and exit code 2; Ctrl-C with 130. Heavy imports wait until
-a command needs them, so that help and mistakes in a study file are quick. A file per group of commands; each
-adds its own to `common.app`, in the order of the imports below.
+    study           run, verify, report, status
+    worker          worker
+    suggest         suggest
+    diagnose        diagnose
+    plan            plan
+    coord_check     coord-check
+    common          the application, shared options, errors and interruptions
+    parsing         values of options
+    opened          the study that a command reads
+
+Bad input ends with one sentence on standard error and exit code 2, Ctrl-C with 130. Options are checked, and
+help and version printed, before any heavy import. Each module adds its commands to `common.app`, in the order
+of the imports below, which is their order in the help.
 """
 
-from transfer_bo.cli import study, worker, suggest, coord_check, diagnose, plan  # isort: skip
+from transfer_bo.cli import study, worker, suggest, diagnose, plan, coord_check  # isort: skip
 from transfer_bo.cli.common import app
 
 __all__ = ["app", "coord_check", "diagnose", "main", "plan", "study", "suggest", "worker"]
@@ -13,4 +23,4 @@ __all__ = ["app", "coord_check", "diagnose", "main", "plan", "study", "suggest",
 
 def main() -> None:
     """Entry point of the `transfer-bo` command."""
-    app()
+    app(prog_name="transfer-bo")

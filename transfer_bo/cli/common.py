@@ -1,4 +1,4 @@
-"""What all commands share: the application, its flags, how mistakes and interruptions are spoken of."""
+"""What all commands share: the application, options, how errors and interruptions are reported."""
 
 from __future__ import annotations
 
@@ -7,67 +7,98 @@ import functools
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 
+from transfer_bo import __version__
 from transfer_bo.errors import TransferError
 
 __all__ = [
+    "STORAGE",
     "AxisOption",
     "HpOption",
     "JsonOption",
     "LossOption",
-    "MaximiseOption",
+    "MaximizeOption",
+    "OptionalStudyArgument",
     "RunsOption",
+    "StorageOption",
     "StudyArgument",
     "StudyOption",
-    "StudyOrRuns",
     "app",
-    "console",
     "interruptible",
-    "kind_of",
-    "once",
-    "quiet",
-    "scale_of",
-    "spoken",
+    "output_console",
+    "reports_errors",
+    "silence_libraries",
 ]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-V = TypeVar("V")
+
+PIPE_WIDTH = 160
+"""Columns where the output is no terminal: nobody's window is too narrow, so rows are not folded."""
+STORAGE = "TRANSFER_BO_STORAGE"
+"""Environment variable in the place of `--storage`, which other users of a machine can see."""
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: the longest one fits a screen
     help="What to set on the large model, before its one expensive run.",
 )
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
 
-# Of the commands that take a study file or a table of past runs.
-StudyOrRuns = Annotated[
-    Path | None, typer.Argument(metavar="[STUDY.toml]", help="The study file; without it give --runs.")
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
+OptionalStudyArgument = Annotated[
+    Path | None, typer.Argument(metavar="STUDY.toml", help="The study file, if there is one.")
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Storage of a study made in Python, e.g. sqlite:///study.db.", envvar=STORAGE, metavar="URL"
+    ),
+]
+StudyOption = Annotated[
+    str | None, typer.Option(help="Name of the study, if the storage holds several.", metavar="NAME")
 ]
 RunsOption = Annotated[
-    str | None, typer.Option(help="Past runs: CSV, Parquet, or an Optuna storage URL.", metavar="RUNS")
+    str | None,
+    typer.Option(help="Runs of any origin: CSV, Parquet, or an Optuna storage URL.", metavar="RUNS"),
 ]
-StudyOption = Annotated[str | None, typer.Option(help="Name of the Optuna study in that storage.")]
-AxisOption = Annotated[list[str] | None, typer.Option(help="Column that is an axis of scale.")]
+AxisOption = Annotated[
+    list[str] | None, typer.Option(help="Column of RUNS that is an axis of scale.", metavar="COLUMN")
+]
 HpOption = Annotated[
     list[str] | None,
-    typer.Option(help="Column that is an HP: NAME:log, :linear, :one_minus or :categorical."),
+    typer.Option(help="HP in RUNS; kinds: log, linear, one_minus, categorical.", metavar="COLUMN:KIND"),
 ]
-LossOption = Annotated[str | None, typer.Option(help="Column of the metric.")]
-MaximiseOption = Annotated[bool, typer.Option("--maximize", help="Larger metrics are better.")]
+LossOption = Annotated[str | None, typer.Option(help="Column of RUNS with the metric.", metavar="COLUMN")]
+MaximizeOption = Annotated[bool, typer.Option("--maximize", "--maximise", help="Larger metrics are better.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def spoken(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a `TransferError` into its sentence and exit code 2, without a traceback."""
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"transfer-bo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """What to set on the large model, before its one expensive run."""
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a `TransferError` into its sentence on standard error and exit code 2, without a traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -81,57 +112,30 @@ def spoken(command: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextlib.contextmanager
-def interruptible(command: str, study: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command in order: what is finished is kept, and how to go on is said."""
+def interruptible(command: str) -> Iterator[None]:
+    """End a command in order on Ctrl-C or SIGTERM, and print how to go on.
+
+    Args:
+        command: What to type after `transfer-bo` to go on.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"Stopped. Finished trials are kept; go on with: transfer-bo {command} {study}", err=True)
+        typer.echo(f"Stopped. Finished trials are kept; go on with: transfer-bo {command}", err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def console() -> Console:
-    """Where results are printed."""
-    # Where nobody looks at a window, lines must not be wrapped at its supposed width.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+def output_console() -> Console:
+    """The console for results, on standard output."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
-def quiet() -> None:
-    """Warnings of libraries are not for the user of a command; what matters is in `Suggestion.warnings`."""
+def silence_libraries() -> None:
+    """Hide the warnings of libraries; what matters to the user is in `Suggestion.warnings`."""
     import optuna
 
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def kind_of(text: str) -> tuple[str, str]:
-    """A flag's HP:KIND."""
-    name, colon, kind = text.rpartition(":")
-    if not colon or not name:
-        raise TransferError(f"--hp {text} names no kind; write e.g. --hp {text.strip(':') or 'lr'}:log.")
-    return name, kind
-
-
-def once(pairs: Sequence[tuple[str, V]], flag: str) -> dict[str, V]:
-    """What a flag said of each name; refused where it spoke of one name twice."""
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise TransferError(f"{flag} is given twice for {twice!r}; give it once.")
-    return dict(pairs)
-
-
-def scale_of(texts: Sequence[str], flag: str) -> dict[str, float]:
-    """A flag's AXIS=NUMBER, once for each axis."""
-    return once([_pair(text, flag) for text in texts], flag)
-
-
-def _pair(text: str, flag: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        raise TransferError(f"{flag} {text} is no AXIS=NUMBER; write e.g. {flag} n_params=1.07e9.") from None

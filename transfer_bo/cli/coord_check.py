@@ -4,40 +4,49 @@ from __future__ import annotations
 
 import typer
 
-from transfer_bo.cli.common import StudyArgument, app, console, quiet, spoken
+from transfer_bo.cli.common import StudyArgument, app, output_console, reports_errors, silence_libraries
 from transfer_bo.study_file import load_study_file
 
 __all__: list[str] = []
 
+MIN_DEPTH = 4
+"""Blocks of the smallest model: with one, nothing shows of how changes grow with depth."""
+FACTORS = (1, 2, 4)
+"""Multiples of the base's width and depth that are compared."""
+
 
 @app.command("coord-check")
-@spoken
+@reports_errors
 def coord_check(study: StudyArgument) -> None:
-    """Do layers change alike in wider and deeper models under the study's rule? Exit code 1 if not."""
-    study_file = load_study_file(study)
-    quiet()
-    from rich.table import Table
+    """Check that layers change alike at all sizes.
 
+    Wider and deeper models are trained a few steps under the study's rule. Exit code 1 if they differ.
+    """
+    study_file = load_study_file(study)
+    silence_libraries()
+    from transfer_bo.display.tables import make_table
+    from transfer_bo.display.text import octaves_text
     from transfer_bo.parametrization.coordcheck import coordinate_check
     from transfer_bo.runners.task import StudyTask
 
     task, rule = StudyTask(study_file), study_file.parametrization
-    base = study_file.base.replace(depth=max(4, study_file.base.depth))  # one block shows nothing of depth
+    base = study_file.base.replace(depth=max(MIN_DEPTH, study_file.base.depth))
     check = coordinate_check(
-        task.build, base, rule.rule, rule.alpha, hps=task.space.defaults, factors=(1, 2, 4)
+        task.build, base, rule.rule, rule.alpha, hps=task.space.defaults, factors=FACTORS
     )
     study_file.out.mkdir(parents=True, exist_ok=True)
     picture = study_file.out / "coord_check.png"
     check.plot().savefig(picture)
-    out = console()
-    table = Table(
-        "axis", "layer", "change", "growth exponent", "95% interval", "verdict", title=f"Rule {check.rule}"
-    )
-    for g in check.growths:
-        table.add_row(
-            g.axis, g.module, g.measure, f"{g.exponent:+.2f}", f"{g.low:+.2f} to {g.high:+.2f}", g.verdict
-        )
-    out.print(table)
-    out.print(f"{'Passed' if check.passed else 'Failed'}. Picture: {picture}", soft_wrap=True, markup=False)
+
+    rows = []
+    for growth in check.growths:
+        interval = f"{octaves_text(growth.low)} to {octaves_text(growth.high)}"
+        exponent = octaves_text(growth.exponent)
+        rows.append([growth.axis, growth.module, growth.measure, exponent, interval, growth.verdict])
+    head = ["axis", "layer", "change", "exponent", "95% interval", "verdict"]
+    console = output_console()
+    console.print(make_table(head, rows, title=f"Growth of changes with scale under {check.rule}"))
+    verdict = "Passed" if check.passed else "Failed"
+    console.print(f"{verdict}. Picture: {picture}", soft_wrap=True, markup=False)
     if not check.passed:
         raise typer.Exit(1)

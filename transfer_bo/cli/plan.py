@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import enum
 import json
-import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from transfer_bo.cli.common import app, console, once, quiet, scale_of, spoken
-from transfer_bo.errors import TransferError
+from transfer_bo.cli.common import JsonOption, app, output_console, reports_errors, silence_libraries
+from transfer_bo.cli.parsing import parse_hp_ranges, parse_rates, parse_scale
+from transfer_bo.errors import BudgetError, ScaleError
+from transfer_bo.quantities import parse_number
+from transfer_bo.scale import Scale, default_cost
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from transfer_bo.plan import Plan
 
 __all__: list[str] = []
+
+SECONDS_PER_HOUR = 3600.0
+FEWEST_FLOPS = 1e9
+"""A budget below this without a unit is no number of FLOPs: not even one step of a tiny model."""
 
 
 class _Unit(enum.StrEnum):
@@ -22,94 +33,110 @@ class _Unit(enum.StrEnum):
 
 
 @app.command()
-@spoken
+@reports_errors
 def plan(
-    budget: Annotated[float, typer.Option(help="For tuning, without the final run.")],
-    target: Annotated[list[str], typer.Option(help="AXIS=VALUE, once for each axis, e.g. n_params=1e9.")],
+    budget: Annotated[
+        str, typer.Option(help="Compute for tuning, without the final run, e.g. 4 or 1e21.", metavar="NUMBER")
+    ],
+    target: Annotated[
+        list[str], typer.Option(help="One axis of the target, e.g. n_params=7B.", metavar="AXIS=VALUE")
+    ],
     hp: Annotated[
         list[str],
-        typer.Option(help="NAME:KIND:LOW:HIGH, e.g. lr:log:1e-4:1e-2; kind log, linear or one_minus."),
+        typer.Option(help="E.g. lr:log:1e-4:1e-2; log, linear or one_minus.", metavar="NAME:KIND:LOW:HIGH"),
     ],
-    unit: Annotated[_Unit, typer.Option(help="Of the budget; runs are runs at the target.")] = _Unit.FLOP,
+    unit: Annotated[
+        _Unit | None,
+        typer.Option(help="Unit of the budget: FLOPs, GPU-hours, or runs at the target."),
+    ] = None,
     flops_per_second: Annotated[
-        float, typer.Option(help="What one GPU achieves in training, for gpu-hours.")
-    ] = 2e14,
+        str, typer.Option(help="What one GPU achieves in training, for gpu-hours.", metavar="NUMBER")
+    ] = "2e14",
     smallest: Annotated[
-        list[str] | None, typer.Option(help="AXIS=VALUE of the smallest proxy that trains like the target.")
+        list[str] | None,
+        typer.Option(help="Smallest proxy that trains like the target.", metavar="AXIS=VALUE"),
     ] = None,
     coordinates: Annotated[str, typer.Option(help="raw, or base under a parametrization.")] = "raw",
     rates: Annotated[
         str | None,
-        typer.Option(
-            help="ALPHA,BETA of loss gap and HP gap over width, as `diagnose` finds: adds the theory."
-        ),
+        typer.Option(help="Rates that `diagnose` found: adds the theory.", metavar="ALPHA,BETA"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Which ladder and how many trials, or none: what a budget buys, before anything is trained."""
-    quiet()
-    from rich.table import Table
+    """Tell which ladder and how many trials a budget buys.
 
+    Nothing is trained. Options that take AXIS=VALUE, and --hp, may be repeated.
+    """
+    goal = Scale(parse_scale(target, "--target"))
+    hps = parse_hp_ranges(hp)
+    floor = parse_scale(smallest or [], "--smallest")
+    exponents = None if rates is None else parse_rates(rates)
+    speed = parse_number(flops_per_second, "--flops-per-second")
+    if speed <= 0:
+        raise BudgetError(f"--flops-per-second {flops_per_second} is not positive; write e.g. 2e14.")
+    flops = _budget_in_flops(parse_number(budget, "--budget"), unit, goal, speed)
+
+    silence_libraries()
     from transfer_bo.plan import make_plan, useful_transfer
-    from transfer_bo.scale import Scale, default_cost
 
-    goal = Scale(scale_of(target, "--target"))
-    if not flops_per_second > 0:
-        raise TransferError(f"--flops-per-second {flops_per_second:g} is not positive; write e.g. 2e14.")
-    if unit is _Unit.FLOP and not ({"n_params", "width"} & set(goal) and "tokens" in goal):
-        raise TransferError(f"FLOPs of a run need n_params (or width) and tokens, but the target is {goal}.")
-    floor = scale_of(smallest or [], "--smallest")
-    per = {_Unit.FLOP: 1.0, _Unit.GPU_HOURS: 3600 * flops_per_second, _Unit.RUNS: default_cost(goal)}
     made = make_plan(
-        budget * per[unit],
+        flops,
         goal,
-        once([_range(text) for text in hp], "--hp"),
+        hps,
         smallest=goal.replace(**floor) if floor else None,
         coordinates=coordinates,
     )
-    theory = None if rates is None else useful_transfer(*_rates(rates), hps=len(hp))
+    theory = None if exponents is None else useful_transfer(*exponents, hps=len(hps))
     if as_json:
-        said = made.to_json() | ({} if theory is None else {"theory": theory})
-        typer.echo(json.dumps(said, indent=2))
+        typer.echo(json.dumps(made.to_json() | ({} if theory is None else {"theory": theory}), indent=2))
         return
-    out = console()
-    out.print(made.advice, soft_wrap=True)
+
+    console = output_console()
+    console.print(made.advice, soft_wrap=True)
     if theory is not None:
-        out.print(
+        console.print(
             f"By theory the loss gap falls with the compute F as F^{theory['direct']:.2f} when tuning "
             f"directly, as F^{theory['transfer']:.2f} with proxies whose width grows as "
-            f"F^{theory['width']:.2f}: at last, proxies {'gain' if theory['useful'] else 'gain nothing'}.",
+            f"F^{theory['width']:.2f}: in the limit, proxies gain{'' if theory['useful'] else ' nothing'}.",
             soft_wrap=True,
         )
+    _show_ladder(made, console)
+
+
+def _budget_in_flops(budget: float, unit: _Unit | None, target: Scale, flops_per_second: float) -> float:
+    """The budget in the unit of `default_cost`; without a unit, a small number is one of target runs.
+
+    Raises:
+        ScaleError: If a budget in FLOPs is given for a target whose FLOPs are unknown.
+    """
+    has_flops = bool({"n_params", "width"} & set(target)) and "tokens" in target
+    if unit is None:
+        unit = _Unit.FLOP if budget >= FEWEST_FLOPS else _Unit.RUNS
+        if unit is _Unit.RUNS:
+            typer.echo(
+                f"Note: --budget {budget:g} is read as {budget:g} runs at the target; "
+                "for GPU-hours or FLOPs add --unit.",
+                err=True,
+            )
+
+    if unit is _Unit.RUNS:
+        return budget * default_cost(target)
+    if unit is _Unit.GPU_HOURS:
+        return budget * (SECONDS_PER_HOUR * flops_per_second)
+    if not has_flops:
+        raise ScaleError(f"FLOPs of a run need n_params (or width) and tokens, but the target is {target}.")
+    return budget
+
+
+def _show_ladder(made: Plan, console: Console) -> None:
+    from transfer_bo.display.tables import make_table
+    from transfer_bo.display.text import scale_text
+
     best = made.transfer if made.use_proxies else made.direct
     if best is None:
         return
-    table = Table("rung", "trials", "cost, target runs", box=None, pad_edge=False)
-    for scale, n in zip(best.ladder, best.trials, strict=True):
-        shown = ", ".join(f"{axis} {value:.3g}" for axis, value in scale.items())
-        table.add_row(shown, str(n), f"{n * default_cost(scale) / made.run_cost:.2g}")
-    out.print(table)
-
-
-def _rates(text: str) -> tuple[float, float]:
-    try:
-        alpha, beta = (float(part) for part in text.split(","))
-    except ValueError:
-        raise TransferError(f"--rates {text} is no ALPHA,BETA; write e.g. --rates 0.5,0.4.") from None
-    return alpha, beta
-
-
-def _range(text: str) -> tuple[str, tuple[str, float, float]]:
-    parts = text.rsplit(":", 3)
-    try:
-        name, kind, low, high = parts
-        bounds = float(low), float(high)
-    except ValueError:
-        raise TransferError(
-            f"--hp {text} is no NAME:KIND:LOW:HIGH; write e.g. --hp lr:log:1e-4:1e-2."
-        ) from None
-    if kind not in ("log", "linear", "one_minus") or not -math.inf < bounds[0] < bounds[1] < math.inf:
-        raise TransferError(
-            f"--hp {text}: the kind is log, linear or one_minus, the ends are finite, the lower one first."
-        )
-    return name, (kind, *bounds)
+    rows = [
+        [scale_text(scale), n, n * default_cost(scale) / made.run_cost]
+        for scale, n in zip(best.ladder, best.trials, strict=True)
+    ]
+    console.print(make_table(["rung", "trials", "cost, target runs"], rows, digits=2))

@@ -1,92 +1,126 @@
-"""Commands that work on a study file: run, verify, report, status."""
+"""Commands that work on a study: run, verify, report, status."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from transfer_bo.cli.common import StudyArgument, app, console, interruptible, quiet, spoken
+from transfer_bo.cli.common import (
+    OptionalStudyArgument,
+    StorageOption,
+    StudyArgument,
+    StudyOption,
+    app,
+    interruptible,
+    output_console,
+    reports_errors,
+    silence_libraries,
+)
+from transfer_bo.cli.opened import find_study
 from transfer_bo.runners import forkserver
-from transfer_bo.secrets import hide_passwords
-from transfer_bo.study_file import load_study_file
+from transfer_bo.study_file import StudyFile, load_study_file
 
 __all__: list[str] = []
 
 
 @app.command()
-@spoken
+@reports_errors
 def run(study: StudyArgument) -> None:
-    """Search on the proxies until the budget is spent. The same command again goes on where it stopped."""
+    """Search on the proxies until the budget is spent.
+
+    The same command again goes on where it stopped.
+    """
     study_file = load_study_file(study)
     if study_file.run.runner == "local":
         forkserver.prepare()
-    quiet()
+    silence_libraries()
     from transfer_bo.runners.worker_pool import run_search
 
-    out = console()
-    with interruptible("run", study):
-        if not run_search(study_file, out):
-            out.print("The budget is spent; there is nothing left to search.")
-    out.print(f"Results are in {study_file.out}\nNext: transfer-bo verify {study}", soft_wrap=True)
+    console = output_console()
+    with interruptible(f"run {study}"):
+        if not run_search(study_file, console):
+            console.print("The budget is spent; there is nothing left to search.")
+    console.print(f"Results are in {study_file.out}\nNext: transfer-bo verify {study}", soft_wrap=True)
 
 
 @app.command()
-@spoken
+@reports_errors
 def verify(
     study: StudyArgument,
     replicate: Annotated[
-        int, typer.Option(min=0, help="Run suggestion and controls again, with so many new seeds, and test.")
+        int, typer.Option(min=0, help="Repeat suggestion and controls with so many new seeds, and test.")
     ] = 0,
 ) -> None:
-    """Run the suggestion at full size, beside the defaults, and compare with what was predicted."""
+    """Run the suggestion at full size and compare.
+
+    The defaults run beside it, unless the study file says otherwise; both are compared with the prediction.
+    """
     study_file = load_study_file(study)
-    quiet()
+    silence_libraries()
     from transfer_bo.runners.worker_pool import run_verification
 
-    out = console()
-    with interruptible("verify", study):
-        verification = run_verification(study_file, out, replicate=replicate)
-    out.print(verification.text, soft_wrap=True, markup=False)
+    console = output_console()
+    with interruptible(f"verify {study}"):
+        verification = run_verification(study_file, console, replicate=replicate)
+    console.print(verification.text, soft_wrap=True, markup=False)
 
 
 @app.command()
-@spoken
-def report(study: StudyArgument) -> None:
-    """Write everything the study knows into one HTML file."""
-    study_file = load_study_file(study)
-    quiet()
-    from transfer_bo.report import tensor_settings, write_report
+@reports_errors
+def report(
+    study_file: OptionalStudyArgument = None,
+    storage: StorageOption = None,
+    study: StudyOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write; default: report.html in the study's folder, or here."),
+    ] = None,
+) -> None:
+    """Write all that a study knows into one HTML file."""
+    source = find_study(study_file, storage, study, "report --storage sqlite:///study.db")
+    silence_libraries()
+    from transfer_bo.report import write_report
+
+    opened = source.open()
+    folder = Path()
+    options: dict[str, Any] = {"provenance": {"storage": source.storage}}
+    if source.file is not None:
+        folder, options = source.file.out, _known(source.file)
+    path = write_report(opened, out or folder / "report.html", title=opened.study_name, **options)
+    output_console().print(f"Report: {path}", soft_wrap=True, markup=False)
+
+
+def _known(study_file: StudyFile) -> dict[str, Any]:
+    """What a study file adds to a report: where results come from, and the settings of every tensor."""
+    from transfer_bo.report import tensor_settings
     from transfer_bo.runners.task import StudyTask
-    from transfer_bo.store.open_study import open_study
 
-    opened, task, target = open_study(study_file), StudyTask(study_file), study_file.target
-    path = write_report(
-        opened,
-        study_file.out / "report.html",
-        title=study_file.name,
-        provenance={
+    task, target = StudyTask(study_file), study_file.target
+    return {
+        "provenance": {
             "seed": study_file.seed,
-            "storage": hide_passwords(study_file.storage_url),
-            "study file": hide_passwords(study_file.path.read_text(encoding="utf-8")),
+            "storage": study_file.storage_url,
+            "study file": study_file.path.read_text(encoding="utf-8"),
         },
-        tensor_table=lambda hps: tensor_settings(task.parametrization(target), task.build(target), hps),
-    )
-    console().print(f"Report: {path}", soft_wrap=True, markup=False)
+        "tensor_table": lambda hps: tensor_settings(task.parametrization(target), task.build(target), hps),
+    }
 
 
 @app.command()
-@spoken
-def status(study: StudyArgument) -> None:
-    """Trials by outcome and the best loss, per rung; compute spent."""
-    study_file = load_study_file(study)
-    quiet()
+@reports_errors
+def status(
+    study_file: OptionalStudyArgument = None, storage: StorageOption = None, study: StudyOption = None
+) -> None:
+    """Show trials and best loss per rung, and compute spent."""
+    source = find_study(study_file, storage, study, "status --storage sqlite:///study.db")
+    silence_libraries()
     from transfer_bo.display.tables import rung_table, spent_text, summarise
     from transfer_bo.records import read_runs
-    from transfer_bo.store.open_study import open_study
 
-    opened = open_study(study_file)
+    opened = source.open()
     runs = read_runs(opened)
-    out = console()
-    out.print(rung_table(summarise(runs)))
-    out.print(spent_text(opened, runs))
+    console = output_console()
+    console.print(rung_table(summarise(runs, maximize=opened.direction.name == "MAXIMIZE")))
+    console.print(spent_text(opened, runs))

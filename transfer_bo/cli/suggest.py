@@ -1,4 +1,4 @@
-"""The command `suggest`: what to set at the target, from a study or from a table of past runs."""
+"""The command `suggest`: what to set at the target, from a study or from a table of runs."""
 
 from __future__ import annotations
 
@@ -12,163 +12,176 @@ from transfer_bo.cli.common import (
     HpOption,
     JsonOption,
     LossOption,
-    MaximiseOption,
+    MaximizeOption,
+    OptionalStudyArgument,
     RunsOption,
+    StorageOption,
     StudyOption,
-    StudyOrRuns,
     app,
-    console,
-    kind_of,
-    once,
-    quiet,
-    scale_of,
-    spoken,
+    output_console,
+    reports_errors,
+    silence_libraries,
 )
-from transfer_bo.errors import TransferError
-from transfer_bo.study_file import StudyFile, load_study_file
+from transfer_bo.cli.opened import StudySource, find_study_or_runs
+from transfer_bo.cli.parsing import parse_drift, parse_hp_kinds, parse_scale
+from transfer_bo.errors import ParametrizationError, ScaleError, TransferError
+from transfer_bo.quantities import parse_number
 
 __all__: list[str] = []
 
 
 @app.command()
-@spoken
+@reports_errors
 def suggest(
-    study_file: StudyOrRuns = None,
-    runs: RunsOption = None,
+    study_file: OptionalStudyArgument = None,
+    storage: StorageOption = None,
     study: StudyOption = None,
+    runs: RunsOption = None,
     axis: AxisOption = None,
     hp: HpOption = None,
     loss: LossOption = None,
-    status: Annotated[str | None, typer.Option(help="Column that says how a run ended.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="AXIS=VALUE, once for each axis.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Column of RUNS that says how a run ended.", metavar="COLUMN")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="One axis of the target, e.g. n_params=7B.", metavar="AXIS=VALUE")
+    ] = None,
     coordinates: Annotated[
-        str | None, typer.Option(help="Of the HPs in --runs: raw (default), or base (default with --model).")
+        str | None, typer.Option(help="Of the HPs in RUNS: raw, or base (default with --model).")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="FILE.py:FUNCTION or MODULE:FUNCTION that builds it; say what each tensor gets."),
+        typer.Option(help="Function that builds the model, for settings per tensor.", metavar="FILE.py:NAME"),
     ] = None,
     base: Annotated[
-        list[str] | None, typer.Option(help="AXIS=VALUE of the model that base HPs refer to, once each.")
+        list[str] | None, typer.Option(help="One axis of the model's base scale.", metavar="AXIS=VALUE")
     ] = None,
-    rule: Annotated[str | None, typer.Option(help="Parametrization of --model; complete_d_p.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Parametrization of --model [complete_d_p].")] = None,
     drift: Annotated[
-        list[str] | None, typer.Option(help="Own drift prior, HP:AXIS=MEAN,SD in octaves per doubling.")
+        list[str] | None,
+        typer.Option(help="Drift prior, octaves per doubling.", metavar="HP:AXIS=MEAN,SD"),
     ] = None,
-    maximize: MaximiseOption = False,
+    maximize: MaximizeOption = False,
     diverged_above: Annotated[
-        float | None, typer.Option(help="Loss from which a run counts as diverged.")
+        str | None, typer.Option(help="Loss from which a run counts as diverged.", metavar="LOSS")
     ] = None,
-    held_out: Annotated[bool, typer.Option(help="Test on the largest scales, which takes two fits.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    held_out: Annotated[bool, typer.Option(help="Test on the largest scales: two more fits.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """What to set at the target, with intervals, from the trials of a study or from past runs."""
-    if (runs is None) == (study_file is None):
-        raise TransferError("Give either a study file or --runs, as in: transfer-bo suggest --runs runs.csv.")
-    if study_file is not None:
-        given: dict[str, Any] = {
-            "--axis": axis,
-            "--hp": hp,
-            "--loss": loss,
-            "--target": target,
-            "--study": study,
-        }
-        given |= {"--status": status, "--drift": drift, "--diverged-above": diverged_above}
-        given |= {"--coordinates": coordinates, "--model": model, "--base": base, "--rule": rule}
-        for flag, value in given.items():
-            if value is not None:
-                raise TransferError(f"{flag} goes with --runs; a study file says these things itself.")
-        _from_study(load_study_file(study_file), as_json)
+    """Tell what to set at the target, with intervals.
+
+    From a study, or from a table of runs. Options that take COLUMN or AXIS=VALUE may be repeated.
+    """
+    source = find_study_or_runs(study_file, storage, study, runs, "suggest --runs runs.csv")
+    if source is not None:
+        _refuse_options_of_runs(
+            {
+                "--axis": axis,
+                "--hp": hp,
+                "--loss": loss,
+                "--status": status,
+                "--coordinates": coordinates,
+                "--model": model,
+                "--base": base,
+                "--rule": rule,
+                "--drift": drift,
+                "--diverged-above": diverged_above,
+                "--target": target if study_file is not None else None,
+            }
+        )
+        _from_study(source, parse_scale(target or [], "--target"), as_json)
         return
-    quiet()
+
+    hps = parse_hp_kinds(hp or [])
+    options: dict[str, Any] = {
+        "target": parse_scale(target or [], "--target"),
+        "coordinates": coordinates,
+        "drift_prior": parse_drift(drift or []),
+        "maximize": maximize,
+        "seed": seed,
+        "status": status,
+    }
+    if diverged_above is not None:
+        options["diverged_above"] = parse_number(diverged_above, "--diverged-above")
+    options |= _model_options(model, base, rule)
+    _from_runs(str(runs), study, axis or [], hps, loss or "", options, held_out=held_out, as_json=as_json)
+
+
+def _refuse_options_of_runs(given: dict[str, Any]) -> None:
+    flag = next((flag for flag, value in given.items() if value is not None), None)
+    if flag is not None:
+        raise TransferError(f"{flag} goes with --runs; a study holds this itself.")
+
+
+def _from_study(source: StudySource, target: dict[str, float], as_json: bool) -> None:
+    silence_libraries()
+    from transfer_bo.projection import suggest
+    from transfer_bo.scale import Scale
+
+    scale = source.file.target if source.file is not None else Scale(target) if target else None
+    suggestion = suggest(source.open(), target=scale)
+    if as_json:
+        typer.echo(json.dumps(suggestion.to_json(), indent=2))
+        return
+
+    from transfer_bo.display.tables import projection_table
+
+    console = output_console()
+    console.print(projection_table(suggestion))
+    for warning in suggestion.warnings:
+        console.print(f"Note: {warning}", soft_wrap=True, markup=False)
+
+
+def _from_runs(
+    runs: str,
+    study: str | None,
+    axes: list[str],
+    hps: dict[str, str],
+    loss: str,
+    options: dict[str, Any],
+    *,
+    held_out: bool,
+    as_json: bool,
+) -> None:
+    silence_libraries()
     from transfer_bo.run_table.columns import guess_columns
     from transfer_bo.run_table.read import read_table
     from transfer_bo.run_table.suggest import fit_runs
 
     table = read_table(runs, study, loss or "loss")
-    hps = once([kind_of(text) for text in hp or []], "--hp")
-    columns = guess_columns(table, axis or [], hps, loss or "")
-    if not (axis and hps and loss):
+    columns = guess_columns(table, axes, hps, loss)
+    if not (axes and hps and loss):
         flags = [f"--axis {name}" for name in columns.axes]
         flags += [f"--hp {name}:{kind}" for name, kind in columns.hps.items()] + [f"--loss {columns.loss}"]
-        typer.echo(f"Columns guessed; to say so yourself: {' '.join(flags)}", err=True)
-    if not target:
-        raise TransferError(f"Say where to: {' '.join(f'--target {name}=...' for name in columns.axes)}.")
-    fit = fit_runs(
-        table,
-        columns.axes,
-        columns.hps,
-        columns.loss,
-        target=scale_of(target, "--target"),
-        coordinates=coordinates,
-        drift_prior=_drift_prior(drift or []),
-        maximize=maximize,
-        seed=seed,
-        status=status,
-        diverged_above=diverged_above,
-        **_model(model, base, rule),
-    )
+        typer.echo(f"Columns guessed; to name them yourself: {' '.join(flags)}", err=True)
+    if not options["target"]:
+        raise ScaleError(f"Name the target: {' '.join(f'--target {name}=...' for name in columns.axes)}.")
+
+    fit = fit_runs(table, columns.axes, columns.hps, columns.loss, **options)
     suggestion = fit.suggest(held_out)
     if as_json:
         typer.echo(json.dumps(suggestion.to_json(), indent=2))
         return
     from transfer_bo.display.runs_suggestion import show
 
-    show(fit, suggestion, console())
+    show(fit, suggestion, output_console())
 
 
-def _from_study(study_file: StudyFile, as_json: bool) -> None:
-    quiet()
-    suggestion = _suggestion(study_file)
-    if as_json:
-        typer.echo(json.dumps(suggestion.to_json(), indent=2))
-        return
-    from transfer_bo.display.tables import projection_table
-
-    out = console()
-    out.print(projection_table(suggestion))
-    for warning in suggestion.warnings:
-        out.print(f"Note: {warning}", soft_wrap=True, markup=False)
-
-
-def _suggestion(study_file: StudyFile) -> Any:
-    from transfer_bo.projection import suggest
-    from transfer_bo.store.open_study import open_study
-
-    return suggest(open_study(study_file), target=study_file.target)
-
-
-def _model(model: str | None, base: list[str] | None, rule: str | None) -> dict[str, Any]:
-    """The options of `fit_runs` that speak of a model."""
+def _model_options(model: str | None, base: list[str] | None, rule: str | None) -> dict[str, Any]:
+    """The options of `fit_runs` about a model."""
     if model is None:
         for flag, value in {"--base": base, "--rule": rule}.items():
             if value is not None:
-                raise TransferError(f"{flag} goes with --model FILE.py:FUNCTION.")
+                raise ParametrizationError(f"{flag} goes with --model FILE.py:FUNCTION.")
         return {}
     if not base:
-        raise TransferError(
+        raise ParametrizationError(
             "--model needs the scale its base HPs refer to, e.g. --base width=64 --base depth=4."
         )
+    scale = parse_scale(base, "--base")
+
     from transfer_bo.run_table.tensor_settings import load_build_model
 
-    options: dict[str, Any] = {
-        "build_model": load_build_model(model),
-        "base": scale_of(base, "--base"),
-    }
+    options: dict[str, Any] = {"build_model": load_build_model(model), "base": scale}
     return options | ({} if rule is None else {"rule": rule})
-
-
-def _drift_prior(texts: list[str]) -> dict[str, dict[str, tuple[float, float]]]:
-    prior: dict[str, dict[str, tuple[float, float]]] = {}
-    for text in texts:
-        place, _, numbers = text.partition("=")
-        hp, _, axis = place.rpartition(":")
-        mean, _, sd = numbers.partition(",")
-        try:
-            prior.setdefault(hp, {})[axis] = float(mean), float(sd)
-        except ValueError:
-            raise TransferError(
-                f"--drift {text} is no HP:AXIS=MEAN,SD; write e.g. --drift lr:n_params=-0.4,0.2."
-            ) from None
-    return prior
