@@ -46,7 +46,8 @@ def transfer(problem: Problem, budget: float, seed: int, **options: Any) -> Para
 
 def _scaled_prior(problem: Problem, mean: float, spread: float) -> dict[str, Any]:
     """The package's own drift prior with its spread multiplied and its means moved by so many spreads."""
-    from transfer_bo.surrogate.priors import drift_prior, hp_kind
+    from transfer_bo.surrogate.priors import drift_prior
+    from transfer_bo.synonyms import hp_kind
 
     free = any(hp_kind(name) == "batch" for name in problem.space)
     axes = [axis for axis in problem.target if len({scale[axis] for scale in problem.runs}) > 1]

@@ -33,6 +33,7 @@ from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.gp import LandscapeGP
 from transfer_bo.surrogate.landscape import Drift, Landscape
+from transfer_bo.synonyms import axis_kind
 
 __all__ = ["Plan", "Tuning", "make_plan", "useful_transfer"]
 
@@ -193,7 +194,7 @@ def make_plan(
         raise TransferError("No HP is named; give at least one, with its range.")
     if coordinates not in ("raw", "base"):
         raise TransferError(f"coordinates is {coordinates!r}; use 'raw' or 'base'.")
-    shrunk = {a: v / (1 if priors.axis_kind(a) == "batch" else SHRINK) for a, v in target.items()}
+    shrunk = {a: v / (1 if axis_kind(a) == "batch" else SHRINK) for a, v in target.items()}
     smallest = Scale(shrunk) if smallest is None else smallest
     if any(ratio > 0 for ratio in smallest.log2_ratio(target).values()) or smallest == target:
         raise TransferError(f"The smallest proxy {smallest} is not smaller than the target {target}.")

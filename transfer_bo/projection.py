@@ -25,9 +25,9 @@ from transfer_bo.scale import Ladder, Scale
 from transfer_bo.space import is_multiplier, split_name
 from transfer_bo.surrogate.gp import TOLERANCE
 from transfer_bo.surrogate.posterior_sampling import PosteriorSamples
-from transfer_bo.surrogate.priors import axis_kind
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.synonyms import axis_kind
 
 __all__ = ["PredictedLoss", "Projection", "Suggestion", "fit_study", "suggest"]
 

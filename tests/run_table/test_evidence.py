@@ -15,7 +15,8 @@ from transfer_bo.run_table import RunsSuggestion, fit_runs
 from transfer_bo.run_table.cleaning import read_rows
 from transfer_bo.run_table.published_laws import LAWS, compare
 from transfer_bo.run_table.rank_correlation import rank_preservation
-from transfer_bo.surrogate.priors import axis_kind, drift_prior, drift_priors
+from transfer_bo.surrogate.priors import drift_prior, drift_priors
+from transfer_bo.synonyms import axis_kind
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from transfer_bo.run_table.published_laws import LAWS
 from transfer_bo.run_table.suggest import RunsFit, RunsSuggestion
-from transfer_bo.surrogate.priors import axis_kind, hp_kind
+from transfer_bo.synonyms import axis_kind, hp_kind
 
 __all__ = ["show"]
 

@@ -22,9 +22,10 @@ import pandas as pd
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome, Run
-from transfer_bo.run_table.columns import STATUS_NAMES, Columns, numbers
+from transfer_bo.run_table.columns import Columns, numbers
 from transfer_bo.run_table.read import STATUS
 from transfer_bo.scale import Scale, default_cost
+from transfer_bo.synonyms import STATUSES
 
 __all__ = ["MAX_ROWS", "RunTable", "read_rows"]
 
@@ -255,7 +256,7 @@ def _outcomes(table: pd.DataFrame, columns: Columns, loss: _Array) -> pd.Series[
                 f"use one of {', '.join(words[0] for words in _STATUS.values())}."
             )
     else:
-        for name in STATUS_NAMES:
+        for name in STATUSES:
             if name in table.columns and name not in (*columns.axes, *columns.hps, columns.loss):
                 said = table[name].map(lambda cell: str(cell).strip().lower().replace(" ", "_"))
                 if said.isin(list(_OUTCOMES)).all():

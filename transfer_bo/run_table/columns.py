@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,28 +11,13 @@ import pandas as pd
 
 from transfer_bo.dimension import TRANSFORMS
 from transfer_bo.errors import TransferError
-from transfer_bo.surrogate.priors import hp_kind
+from transfer_bo.synonyms import AXES, LOSSES, TOO_SHORT_TO_GUESS, hp_kind
 
 __all__ = ["Columns", "guess_columns", "numbers"]
 
-STATUS_NAMES = ("status", "state", "outcome")
-"""Columns that are taken for the status when none is named, if all their words are known."""
-
-_LOSS_NAMES = (
-    "loss", "val_loss", "valid_loss", "validation_loss", "eval_loss", "final_loss", "test_loss",
-    "train_loss", "value",
-)  # fmt: skip
-# Each group is one axis under several names; the first that varies is taken. The number of parameters says
-# what width and depth say, so these are axes only where it is absent.
-_SIZE_NAMES = ("n_params", "num_params", "params", "parameters", "non_embedding_params", "model_size")
-_SHAPE_NAMES = (
-    ("width", "d_model", "hidden_size", "hidden", "n_embd", "dim"),
-    ("depth", "n_layers", "num_layers", "n_layer", "layers"),
-)
-_DURATION_NAMES = (
-    ("tokens", "n_tokens", "train_tokens", "num_tokens", "total_tokens", "steps", "num_steps", "epochs"),
-    ("data_fraction", "fraction"),
-)
+_ALTERNATIVES = (("n_params",), ("width", "depth"))
+"""The number of parameters tells what width and depth tell, so these are axes only where it is absent."""
+_DURATIONS = ("tokens", "data_fraction")
 
 
 @dataclass(frozen=True)
@@ -130,12 +115,11 @@ def guess_columns(
         return next(iter([*varying, *found]), None)
 
     held = ", ".join(map(str, table.columns[:12]))
-    loss = loss or first(_LOSS_NAMES) or ""
+    loss = loss or first(LOSSES) or ""
     if not loss:
         raise TransferError(f"No column looks like a loss; name it. The columns are {held}.")
     if not axes:
-        groups = [_SIZE_NAMES] if first(_SIZE_NAMES) else [*_SHAPE_NAMES]
-        axes = [name for names in (*groups, *_DURATION_NAMES) if (name := first(names)) is not None]
+        axes = _guess_axes(first)
         if not axes:
             raise TransferError(
                 f"No column looks like an axis of scale; name one or more. The columns are {held}."
@@ -145,6 +129,17 @@ def guess_columns(
         if not hps:
             raise TransferError(f"No column looks like an HP; name one or more. The columns are {held}.")
     return Columns(tuple(axes), dict(hps), loss)
+
+
+def _guess_axes(first: Callable[[Sequence[str]], str | None]) -> list[str]:
+    """One column for each kind of axis that the table has, as `first` finds it."""
+    found = {
+        kind: column
+        for kind, names in AXES.items()
+        if (column := first([name for name in names if name not in TOO_SHORT_TO_GUESS])) is not None
+    }
+    size = next((kinds for kinds in _ALTERNATIVES if any(kind in found for kind in kinds)), ())
+    return [found[kind] for kind in (*size, *_DURATIONS) if kind in found]
 
 
 def _guess_hps(table: pd.DataFrame, taken: set[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate.priors import axis_kind, hp_kind
+from transfer_bo.synonyms import axis_kind, hp_kind
 
 __all__ = ["LAWS", "Law", "compare"]
 

@@ -31,11 +31,12 @@ from transfer_bo.attributes import (
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome, Run, StudySettings, read_runs
 from transfer_bo.run_table.cleaning import MAX_CHOICES, UNIT_GAP, RunTable, read_rows
-from transfer_bo.run_table.columns import STATUS_NAMES, Columns, numbers
+from transfer_bo.run_table.columns import Columns, numbers
 from transfer_bo.run_table.read import STATUS, read_table
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
+from transfer_bo.synonyms import STATUSES
 
 __all__ = ["MOST_RUNS", "PastRuns", "add_past_runs", "is_added", "read_past_runs"]
 
@@ -293,7 +294,7 @@ def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[st
     finished = np.isfinite(numbers(table, loss))
     found = {}
     for column in table.columns if kinds is None else kinds:
-        if column in (*axes, loss, STATUS) or (kinds is None and column.lower() in STATUS_NAMES):
+        if column in (*axes, loss, STATUS) or (kinds is None and column.lower() in STATUSES):
             continue
         is_number = pd.api.types.is_numeric_dtype(table[column]) and table[column].dtype != bool
         if is_number and is_multiplier(column):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.priors import hp_kind
+from transfer_bo.synonyms import hp_kind
 
 __all__ = ["FeasibilityModel"]
 

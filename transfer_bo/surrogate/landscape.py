@@ -29,6 +29,7 @@ from torch import Tensor
 from transfer_bo.scale import Scale
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.synonyms import hp_kind
 
 __all__ = ["FLATTEN", "Drift", "Landscape"]
 
@@ -130,7 +131,7 @@ class Landscape:
             )
             return pairs[:, 0], pairs[:, 1]
 
-        kinds = [priors.hp_kind(dim.name) for dim in coordinates.numeric]
+        kinds = [hp_kind(dim.name) for dim in coordinates.numeric]
         one = torch.ones(())
         add("l0", torch.tensor([level]), one)
         add("e", torch.zeros(1), one)  # logit of the irreducible share: 12% to 88% within 2 sd

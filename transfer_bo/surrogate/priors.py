@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from transfer_bo.synonyms import axis_kind, hp_kind
+
 __all__ = [
     "ASYMMETRY",
     "BOWL",
@@ -16,60 +18,14 @@ __all__ = [
     "CURVATURE",
     "LAW_EXPONENT",
     "MULTIPLIES",
-    "axis_kind",
     "drift_correlation",
     "drift_prior",
     "drift_priors",
-    "hp_kind",
     "is_unknown",
     "optimum_spread",
 ]
 
 Normal = tuple[float, float]
-
-# How a raw HP name is read. The first match of a word in the name decides; anything else is "other".
-_WORDS: dict[str, tuple[str, ...]] = {
-    "lr": ("lr", "learning_rate", "eta"),
-    "weight_decay": ("weight_decay", "wd", "decay"),
-    "batch": ("batch", "bs"),
-    "beta": ("beta", "beta1", "beta2", "momentum"),
-    "eps": ("eps", "epsilon"),
-    "init_std": ("init_std", "init"),
-    "residual": ("residual",),
-}
-
-
-def hp_kind(name: str) -> str:
-    """The kind of a freely named HP: "peak_lr" -> "lr", "batch_tokens" -> "batch", "dropout" -> "other"."""
-    lowered = name.lower()
-    parts = set(lowered.replace(".", "_").replace("-", "_").split("_"))
-    for kind, words in _WORDS.items():
-        if any(word in parts or ("_" in word and word in lowered) for word in words):
-            return kind
-    return "other"
-
-
-# How a free axis name is read; anything else is itself.
-_AXES: dict[str, tuple[str, ...]] = {
-    "n_params": (
-        *("n", "params", "num_params", "n_parameters", "parameters", "non_embedding_params"),
-        *("model_size", "size"),
-    ),
-    "tokens": (
-        *("d", "n_tokens", "num_tokens", "train_tokens", "total_tokens"),
-        *("steps", "n_steps", "num_steps", "iterations", "epochs", "duration", "samples"),
-    ),
-    "width": ("d_model", "n_embd", "hidden", "hidden_size", "hidden_dim", "dim", "channels"),
-    "depth": ("n_layers", "n_layer", "num_layers", "num_hidden_layers", "layers"),
-    "batch": ("batch_size", "bs", "batch_tokens", "global_batch_size"),
-}
-
-
-def axis_kind(name: str) -> str:
-    """The kind of a freely named axis: "d_model" -> "width"; a name of no known kind stays as it is."""
-    lowered = name.lower().replace("-", "_")
-    return next((kind for kind, names in _AXES.items() if lowered in names), lowered)
-
 
 # g: ln of the common scale of the bowl's curvature, ln loss per octave² of a learning rate. Over 20 sweeps of
 # small models (`studies/transfer_curves`) it is .016, within a factor of 1.5; larger models are flatter.
