@@ -1,0 +1,170 @@
+"""What README and documentation show works: examples run, commands parse, links and paths lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from transfer_bo.cli import app
+from transfer_bo.study_file import load_study_file
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+FENCE = re.compile(
+    r"^(?:<!-- (?P<mark>runnable[^>]*?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+)
+"""A fenced block, with the comment before it that says it can be run."""
+
+FEW_TRIALS = 6
+"""Examples run with so many trials."""
+
+FOLDERS = "transfer_bo|tests|docs|studies|benchmarks|examples|scripts"
+
+
+def blocks(language: str) -> Iterator[tuple[str, str | None, str]]:
+    """Yield page and number, mark and code of each block in a language."""
+    for page, name in zip(PAGES, NAMES, strict=True):
+        for number, block in enumerate(FENCE.finditer(page.read_text()), start=1):
+            if block["language"] == language:
+                yield f"{name}:{number}", block["mark"], block["code"]
+
+
+def commands() -> Iterator[tuple[str, str | None, list[str]]]:
+    """Yield page and number, mark and arguments of each `transfer-bo` command in a console block."""
+    for name, mark, code in blocks("console"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["transfer-bo"]:
+                yield name, mark, [word for word in words[1:] if word != "..."]
+
+
+def write_runs(path: Path) -> None:
+    """Write a table of runs whose best learning rate falls with size."""
+    random = np.random.default_rng(0)
+    sizes = [(5e7, 1e9), (1e8, 2e9), (2e8, 4e9)]
+    n_params, tokens = np.repeat(sizes, 8, axis=0).T
+    lr, batch_tokens = 2 ** random.uniform(-12, -6, 24), 2 ** random.uniform(16, 20, 24)
+    off = np.log2(lr) + 9 + 0.4 * np.log2(n_params / 5e7)
+    loss = 1.8 + (n_params / 1e6) ** -0.3 + 0.01 * off**2 + 0.002 * (np.log2(batch_tokens) - 18) ** 2
+    columns = {"n_params": n_params, "tokens": tokens, "lr": lr, "batch_tokens": batch_tokens, "loss": loss}
+    pd.DataFrame(columns).to_csv(path, index=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with the files that examples read."""
+    monkeypatch.chdir(tmp_path)
+    write_runs(tmp_path / "runs.csv")
+    (tmp_path / "text").mkdir()
+    for name in "ab":
+        (tmp_path / "text" / f"{name}.txt").write_text(f"{name}: the cat sat on the mat. " * 100)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=name) for name, mark, code in blocks("python") if mark is not None]
+)
+@pytest.mark.usefixtures("folder", "no_open_connections")
+def test_examples_in_python_run(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A runnable example ends without an error and prints something."""
+    code = re.sub(r"n_trials=\d+", f"n_trials={FEW_TRIALS}", code)
+
+    exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+    assert "" != capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=name) for name, _, code in blocks("python") if "..." not in code]
+)
+def test_examples_in_python_compile(code: str) -> None:
+    """Every example is valid Python."""
+    compile(code, "example", "exec")
+
+
+@pytest.mark.parametrize(
+    ("code", "mark"), [pytest.param(code, mark, id=name) for name, mark, code in blocks("toml")]
+)
+def test_study_files_can_be_read(code: str, mark: str | None, folder: Path) -> None:
+    """Every TOML example is valid, and a whole study file passes all checks."""
+    path = folder / "study.toml"
+    path.write_text(code)
+
+    assert {} != tomllib.loads(code)
+    if mark is not None:
+        assert path.parent == load_study_file(path).path.parent
+
+
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(words, id=f"{name} {' '.join(words)}") for name, _, words in commands()]
+)
+def test_commands_parse(arguments: list[str]) -> None:
+    """Every documented command exists and has the options that are shown."""
+    group = typer.main.get_command(app)
+    assert hasattr(group, "commands")
+    command = group.commands[arguments[0]]
+
+    context = command.make_context(arguments[0], arguments[1:])
+
+    assert {} != context.params
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(words, id=f"{name} {words[0]}") for name, mark, words in commands() if mark is not None],
+)
+@pytest.mark.usefixtures("folder")
+def test_runnable_commands_run(arguments: list[str]) -> None:
+    """A runnable command ends with exit code 0."""
+    result = CliRunner().invoke(app, arguments)
+
+    assert 0 == result.exit_code, result.output
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub and MkDocs give a heading."""
+    text = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of the repository, and a heading in it."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+
+        name, _, wanted = link.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        headings = (
+            re.findall(r"^#+ (.*)$", file.read_text(), re.M) if file.suffix == ".md" and file.exists() else []
+        )
+        if not file.exists() or (wanted and wanted not in map(anchor, headings)):
+            missing.append(link)
+
+    assert [] == missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_named_files_exist(page: Path) -> None:
+    """Every path of the repository that the text or a command names is there."""
+    paths = set(re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*\w", page.read_text()))
+
+    assert [] == sorted(path for path in paths if not (ROOT / path).exists())
