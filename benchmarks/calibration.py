@@ -1,4 +1,4 @@
-"""Do the intervals hold what they promise? Coverage on made-up problems whose truth is known.
+"""Do the intervals hold what they promise? Coverage on synthetic problems whose truth is known.
 
 Each draw is a problem (`generators.py`: 1 to 4 HPs, 1 to 3 axes, raw or base coordinates, the target 1 to 4
 doublings beyond the runs on each axis) with 24 to 60 logged runs at random HPs. The fit of
@@ -89,8 +89,8 @@ def one(kind: str, seed: int) -> list[dict[str, Any]]:
     suggested = np.array([problem.octaves(n, np.float64(suggestion.params[n])) for n in problem.hps])
     median = np.array([np.median(draws[name]) for name in problem.hps])
     new = np.log(problem.run(suggested[None], problem.target, rng)[0])
-    floor = float(problem.smooth(best[None], problem.target)[0])
-    gaps = problem.smooth(np.stack([suggested, median]), problem.target) - floor
+    least = float(problem.smooth(best[None], problem.target)[0])
+    gaps = problem.smooth(np.stack([suggested, median]), problem.target) - least
     loss = {"quantity": "loss", "excess": _short(gaps[0]), "excess_median": _short(gaps[1])}
     rows.append(common | loss | _judge(np.log(suggestion.predicted_loss.draws), float(new)))
     return rows

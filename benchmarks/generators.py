@@ -1,14 +1,14 @@
-"""Made-up problems whose truth is known: a loss over HPs and scale, drawn from a stated distribution.
+"""Synthetic problems whose truth is known: a loss over HPs and scale, drawn from a stated distribution.
 
 The distribution is written down here and not taken from the package, so that a change of what the package
 believes shows as a loss of coverage. Symbols: z = HPs in octaves from the middle of their range, s =
-doublings of the axes from the base, psi = optimum, t = HPs as seen from the optimum.
+doublings of the axes from the base, psi = optimum, t = HPs relative to the optimum.
 
     ln loss = L(s) + A ln(1 + b / A) + r(z - psi(s), s) + w(s)           A = .3
     b       = e^(g + gamma s) sum_i c_i q(t_i),  q(t) = 2 (e^(kt) - kt - 1) / k^2,  t = (I + N) M (z - psi(s))
     L(s)    = l0 + ln(e + (1 - e) sum_a omega_a 2^(-alpha_a s_a))
     psi(s)  = u + B s + j(s)
-    a run   = ln loss + sigma N(0, 1) + .15 excess N(0, 1); it diverges with logistic(b0 + a M z + m s)
+    a run   = ln loss + sigma N(0, 1) + .15 excess loss N(0, 1); it diverges with logistic(b0 + a M z + m s)
 
     bowl        g ~ N(ln .01, 1); ln c ~ N(0, .8) for lr and batch, N(-1.5, 1.2) for others; gamma ~ N(0, .25)
                 k ~ N(.4, .6) for lr, N(0, .3) for others; M adds log lr to log weight decay
@@ -18,8 +18,8 @@ doublings of the axes from the base, psi = optimum, t = HPs as seen from the opt
                 j ~ N(0, tau^2), correlated over .7 doublings, ln tau ~ N(ln .2, .4)
     level       logit e ~ N(0, 1); omega = softmax N(0, .7); alpha ~ N(.4, .25)
                 w a random walk along each axis, ln step ~ N(ln .01, .7)
-    residual    r Matern-5/2 in z, reach range / 2 times e^N(0, .7), squared-exponential in s, 4 doublings;
-                ln size ~ N(ln .004, 1.2)
+    residual    r Matern-5/2 in z, lengthscale range / 2 times e^N(0, .7), squared-exponential in s with
+                4 doublings; ln size ~ N(ln .004, 1.2)
     noise       ln sigma ~ N(ln .003, 1.5)
     divergence  b0 ~ N(-4, 2), a ~ N(1, .7) for lr and N(0, .5) for others, m ~ N(0, .5)
 
@@ -204,8 +204,8 @@ def _right(
     expected = np.array([_believed(hp, axes, coordinates, hps)[0] for hp in hps])
     u = rng.normal(-expected @ target / 2, 2 * half / 12**0.5)
     B = np.array([_drift(hp, axes, coordinates, hps, rng) for hp in hps])
-    apart = ((places[:, None] - places[None]) ** 2).sum(-1)
-    half_jitter = np.linalg.cholesky(np.exp(-0.5 * apart / 0.7**2) + 1e-9 * np.eye(len(places)))
+    squared_distances = ((places[:, None] - places[None]) ** 2).sum(-1)
+    half_jitter = np.linalg.cholesky(np.exp(-0.5 * squared_distances / 0.7**2) + 1e-9 * np.eye(len(places)))
     jitter = rng.lognormal(np.log(0.2), 0.4) * half_jitter @ rng.normal(size=(len(places), d))
     drift = path or (lambda B, s: B @ s)
 
@@ -237,16 +237,16 @@ def _right(
         np.linalg.cholesky(walks + 1e-9 * np.eye(len(places))) @ rng.normal(size=len(places))
     )
     size = rng.lognormal(np.log(0.004), 1.2)
-    reach = half * rng.lognormal(0.0, 0.7, d)
+    lengthscales = half * rng.lognormal(0.0, 0.7, d)
     # The frequencies of Matern-5/2 are Student's t with 5 degrees of freedom.
     tails = np.sqrt(5 / rng.chisquare(5, FEATURES))
-    in_z = rng.normal(size=(FEATURES, d)) * tails[:, None] / reach
+    in_z = rng.normal(size=(FEATURES, d)) * tails[:, None] / lengthscales
     in_s = rng.normal(size=(FEATURES, a)) / 4.0
     phase = rng.uniform(0, 2 * np.pi, FEATURES)
 
     def smooth(z: Array, s: Array) -> Array:
-        seen = z - (u + drift(B, s))
-        residual = size * np.sqrt(2 / FEATURES) * np.cos(seen @ in_z.T + in_s @ s + phase).sum(-1)
+        from_optimum = z - (u + drift(B, s))
+        residual = size * np.sqrt(2 / FEATURES) * np.cos(from_optimum @ in_z.T + in_s @ s + phase).sum(-1)
         b = bowl(z, s)
         return np.asarray(level(s) + walk[where(s)] + FLATTEN * np.log1p(b / FLATTEN) + residual)
 
@@ -255,8 +255,8 @@ def _right(
     slope = np.where(is_lr, rng.normal(1, 0.7, d), rng.normal(0, 0.5, d))
 
     def noise(b: Array, rng: np.random.Generator) -> Array:
-        excess = FLATTEN * np.log1p(b / FLATTEN)
-        return np.asarray(sigma * rng.normal(size=len(b)) + TOLERANCE * excess * rng.normal(size=len(b)))
+        excess_loss = FLATTEN * np.log1p(b / FLATTEN)
+        return np.asarray(sigma * rng.normal(size=len(b)) + TOLERANCE * excess_loss * rng.normal(size=len(b)))
 
     def chance(z: Array, s: Array) -> Array:
         return np.asarray(1 / (1 + np.exp(-(b0 + z @ mix.T @ slope + m @ s))))
@@ -292,8 +292,8 @@ def _heavy_noise(rng: np.random.Generator) -> Problem:
 
     def noise(b: Array, rng: np.random.Generator) -> Array:
         odd = (rng.random(len(b)) < 0.05) * rng.exponential(30 * sigma, len(b))
-        excess = FLATTEN * np.log1p(b / FLATTEN)
-        both = sigma * rng.standard_t(2, len(b)) + TOLERANCE * excess * rng.standard_t(2, len(b))
+        excess_loss = FLATTEN * np.log1p(b / FLATTEN)
+        both = sigma * rng.standard_t(2, len(b)) + TOLERANCE * excess_loss * rng.standard_t(2, len(b))
         return np.asarray(both.clip(-1, 1) + odd)
 
     return dataclasses.replace(problem, noise=noise)
@@ -308,17 +308,17 @@ def _moved_cliff(rng: np.random.Generator) -> Problem:
     lr = problem.hps.index("lr")
     at_base, at_target = rng.uniform(1.5, 3.0), rng.uniform(0.3, 1.5)
 
-    def beyond(z: Array, s: Array) -> Array:
+    def past_the_edge(z: Array, s: Array) -> Array:
         share = s.sum() / problem.target.sum()
         edge = at_base + (at_target - at_base) * share
         return np.asarray(z[:, lr] - problem.optimum(s)[lr] - edge)
 
     def smooth(z: Array, s: Array) -> Array:
-        wall = 0.3 * 0.1 * np.logaddexp(0, beyond(z, s) / 0.1)
+        wall = 0.3 * 0.1 * np.logaddexp(0, past_the_edge(z, s) / 0.1)
         return np.asarray(problem.smooth(z, s) + wall)
 
     def chance(z: Array, s: Array) -> Array:
-        return np.where(beyond(z, s) > 0.2, 1.0, 0.0)
+        return np.where(past_the_edge(z, s) > 0.2, 1.0, 0.0)
 
     return dataclasses.replace(problem, smooth=smooth, chance=chance)
 

@@ -1,11 +1,12 @@
-"""What a past study is worth to a new one, and what a misleading one costs.
+"""What a source study is worth to a new one, and what a misleading one costs.
 
     OMP_NUM_THREADS=1 python benchmarks/past_studies.py --seeds 10
 
-Made-up problems with three HPs and two axes of scale; the optimum drifts with both. The new study is searched
-alone, with 40 runs of a past one whose optimum lies near (.3 octaves off in each HP), and with 40 of one that
-misleads (3 octaves off in each); the past study's losses have a level of their own. Printed: the excess loss,
-in %, of the setting suggested for the target after some own runs, as mean and median over seeds.
+Synthetic problems with three HPs and two axes of scale; the optimum drifts with both. The new study is
+searched alone, with 40 runs of a source study whose optimum is similar (.3 octaves off in each HP), and with
+40 of one that misleads (3 octaves off in each); the source study's losses have a level of their own. Printed:
+the excess loss, in %, of the setting suggested for the target after some own runs, as mean and median over
+seeds.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ KINDS: dict[str, Shift | None] = {
     "near": lambda rng: rng.normal(0, 0.3, 3),
     "misleading": lambda rng: rng.choice([-3.0, 3.0], 3),
 }
-"""How far the optimum of the past study lies off, in octaves of each HP."""
+"""How far the optimum of the source study lies off, in octaves of each HP."""
 
 
 @dataclass(frozen=True)

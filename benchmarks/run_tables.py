@@ -84,11 +84,11 @@ class PowerLaw:
         y = np.log(done["loss"].to_numpy(dtype=float))
         start = np.array([y.mean(), -0.05, -0.05, 0.01, 0.01, 0.0, *np.zeros(6)])
         self.best = self._fit(start, s, z, y, 5000)
-        self.left = y - self.value(self.best, s, z)
+        self.residuals = y - self.value(self.best, s, z)
         rng = np.random.default_rng(seed)
         samples = [rng.integers(len(y), size=len(y)) for _ in range(BOOTSTRAPS)]
         self.fits = [self._fit(self.best, s[i], z[i], y[i], 50) for i in samples]
-        self.noise = rng.choice(self.left, (BOOTSTRAPS,))
+        self.noise = rng.choice(self.residuals, (BOOTSTRAPS,))
 
     def _fit(self, start: Array, s: Array, z: Array, y: Array, steps: int) -> Array:
         return np.asarray(least_squares(lambda p: self.value(p, s, z) - y, start, max_nfev=steps).x)

@@ -233,14 +233,14 @@ def _random_proxy_runs(
     study: optuna.Study, problem: Problem, budget: float, rng: np.random.Generator, most: int
 ) -> tuple[list[tuple[Params, tb.Scale]], list[float]]:
     """Random settings at random affordable proxies, until budget or number is used up; ln losses."""
-    left, rows, losses = budget, [], []
+    remaining, rows, losses = budget, [], []
     while len(rows) < most:
-        affordable = [s for s in problem.proxies if problem.costs[s] <= left + 1e-9]
+        affordable = [s for s in problem.proxies if problem.costs[s] <= remaining + 1e-9]
         if not affordable:
             break
         scale = affordable[rng.integers(len(affordable))]
         params = _ask(study.ask(), problem)
-        left -= problem.costs[scale]
+        remaining -= problem.costs[scale]
         rows.append((params, scale))
         losses.append(math.log(problem.observe(scale, params, rng)))
     return rows, losses
@@ -271,7 +271,7 @@ def _gp(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _oracle(problem: Problem, budget: float, seed: int) -> Params:
-    """This package, told the true drift (from the full tables) almost exactly."""
+    """This package, given the true drift (from the full tables) almost exactly."""
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for name, dist in problem.space.items():
         if isinstance(dist, optuna.distributions.CategoricalDistribution):

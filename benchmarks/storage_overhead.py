@@ -50,7 +50,7 @@ def train(trial: optuna.Trial) -> float:
 
 
 def search(startup: int = 10**9) -> tb.TransferSampler:
-    """A sampler that makes start-up draws only, unless told otherwise."""
+    """A sampler that makes start-up draws only, unless asked otherwise."""
     return tb.TransferSampler(ladder=tb.Ladder(LADDER), target=TARGET, seed=0, n_startup_trials=startup)
 
 
@@ -73,7 +73,7 @@ def our_loop(url: str, trials: int, sampler: optuna.samplers.BaseSampler) -> Non
             ladder.suggest(trial)
         return train(trial)
 
-    work(study, scaled, is_over=lambda seen: len(seen) >= trials, owner=owner)
+    work(study, scaled, is_over=lambda ended: len(ended) >= trials, owner=owner)
 
 
 def milliseconds(function: Callable[[], None], trials: int) -> tuple[float, float]:
@@ -84,7 +84,7 @@ def milliseconds(function: Callable[[], None], trials: int) -> tuple[float, floa
 
 
 def fill(url: str, trials: int) -> None:
-    """A study of many finished trials, written to the tables in one go: told one by one it takes long."""
+    """A study of many finished trials, written to the tables in one go: one by one it takes long."""
     storage = open_storage(url, create=True)
     study = optuna.create_study(study_name="large", storage=storage, sampler=search())
     study.sampler.before_trial(study, None)  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def _run(job: tuple[str, int, str, str, int]) -> list[object]:
     amount = float(budget.split()[0]) * (problem.costs[problem.target] if name in DIRECT else 1.0)
     params = SEARCHES[name](problem, amount, seed)
     seconds = time.perf_counter() - start
-    return [problem.name, name, budget, seed, f"{problem.excess(params):.5f}", f"{seconds:.1f}"]
+    return [problem.name, name, budget, seed, f"{problem.excess_loss(params):.5f}", f"{seconds:.1f}"]
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Problem:
         seeds = [column for column in self.runs[scale] if column.startswith("seed")]
         return float(self.runs[scale][seeds].to_numpy()[self.row(scale, params), rng.integers(len(seeds))])
 
-    def excess(self, params: Mapping[str, Any]) -> float:
+    def excess_loss(self, params: Mapping[str, Any]) -> float:
         """Loss of these HPs at the target above the best there, percent or points; mean over seeds."""
         table = self.runs[self.target]
         mean = table[[column for column in table if column.startswith("seed")]].mean(axis=1).to_numpy()

@@ -32,9 +32,9 @@ NAMES = {
     "_settle": "find_map",
     "surprise": "residual",
     "whiten": "chol",
-    "apart": "residual_scale_correlation",
-    "beyond": "residual_and_category_covariance",
-    "near": "warm_start or jitter_correlation",
+    "apart": "residual_scale_correlation; elsewhere e.g. distance",
+    "beyond": "residual_and_category_covariance; elsewhere e.g. extrapolation",
+    "near": "warm_start, jitter_correlation; elsewhere e.g. nearest",
     "still": "frozen",
     "told": "informative",
     "nil": "unimportant",
@@ -62,14 +62,14 @@ DEFINITIONS = {
     "Setting": "ScalingFactors",
     "Row": "RoleExponents",
     "Process": "ForkedWorker",
-    "floor": "noise_sd",
-    "reach": "lengthscale",
-    "shift": "source_shift_sd",
+    "floor": "noise_sd; elsewhere e.g. minimum",
+    "reach": "lengthscale; elsewhere e.g. span",
+    "shift": "source_shift_sd; elsewhere e.g. offset",
     "trade": "drift_mixing",
-    "shared": "level_covariance",
-    "rest": "residual_covariance",
-    "seen": "residual_inputs",
-    "left": "remaining_budget",
+    "shared": "level_covariance; elsewhere e.g. common",
+    "rest": "residual_covariance; elsewhere e.g. others, remainder",
+    "seen": "residual_inputs; elsewhere e.g. observed",
+    "left": "remaining_budget; elsewhere e.g. remaining, lower",
     "working": "drop_always_failing",
     "TIMES": "MIN_FAILURES",
 }
@@ -93,7 +93,12 @@ WORDS = {
 }
 """Regular expressions that no comment, string or document may match as whole words."""
 
-ALLOWED: dict[str, set[str]] = {}
+ALLOWED: dict[str, set[str]] = {
+    "benchmarks/calibration.py": {"excess"},
+    "benchmarks/curves.py": {"excess"},
+    "benchmarks/table_search.py": {"excess"},
+    "studies/transfer_curves/curves.py": {"excess"},
+}
 """Words that a file may use because existing studies, tables or study files hold them."""
 
 _WORDS = {re.compile(rf"(?<![\w-]){word}(?![\w-])", re.IGNORECASE): term for word, term in WORDS.items()}

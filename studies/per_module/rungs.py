@@ -1,4 +1,4 @@
-"""Runs of per-module HPs at dearer rungs: do multipliers keep their worth, and does knowing it help?
+"""Runs of per-module HPs at more expensive rungs: do multipliers keep their worth, and does knowing it help?
 
     OMP_NUM_THREADS=1 python studies/per_module/rungs.py --seeds 0 1 2
 
@@ -53,7 +53,7 @@ def left_in(params: Mapping[str, float], names: set[str]) -> dict[str, float]:
 
 
 def visit(rows: Rows, until: float) -> None:
-    """The runs at the dearer rungs."""
+    """The runs at the more expensive rungs."""
     whole = centre(rows)
     multipliers = sorted(name for name in whole if is_multiplier(name))
     for index, (where, scale) in enumerate(RUNGS.items()):
@@ -68,7 +68,7 @@ def visit(rows: Rows, until: float) -> None:
 
 @functools.cache
 def fit(*, with_rungs: bool) -> Any:
-    """The surrogate of the pooled staged searches, with runs at dearer rungs or without."""
+    """The surrogate of the pooled staged searches, with runs at more expensive rungs or without."""
     from transfer_bo.surrogate.surrogate import Surrogate
 
     found, rows = Rows("search.csv"), Rows("transfer.csv")

@@ -36,7 +36,7 @@ REPLICAS = 10
 TARGET = BASE.replace(width=128)
 FAILED = math.log(256)
 """What a diverged run is worth to rivals that know no divergence: the loss of knowing nothing."""
-Row = Mapping[str, Any]
+RunRow = Mapping[str, Any]
 
 
 def run_seed(seed: int, number: int) -> int:
@@ -52,7 +52,7 @@ def fresh_seed(seed: int, replica: int) -> int:
 # ---- arms: (rows so far) -> HPs of the next run -------------------------------------------------
 
 
-def transfer_sampler(space: Space, rows: Sequence[Row], seed: int, **options: Any) -> dict[str, float]:
+def transfer_sampler(space: Space, rows: Sequence[RunRow], seed: int, **options: Any) -> dict[str, float]:
     """The package's own sampler."""
     study = transfer_study(space, rows, seed, **options)
     trial = study.ask()
@@ -60,7 +60,7 @@ def transfer_sampler(space: Space, rows: Sequence[Row], seed: int, **options: An
     return space.suggest(trial)
 
 
-def transfer_study(space: Space, rows: Sequence[Row], seed: int, **options: Any) -> optuna.Study:
+def transfer_study(space: Space, rows: Sequence[RunRow], seed: int, **options: Any) -> optuna.Study:
     """An Optuna study that holds the rows."""
     sampler = tb.TransferSampler(
         ladder=tb.Ladder([BASE]),
@@ -105,9 +105,9 @@ def _inside(params: Mapping[str, float], space: Space) -> dict[str, float]:
 
 
 def with_optuna(
-    make: Callable[[int], optuna.samplers.BaseSampler], rows: Sequence[Row], seed: int
+    make: Callable[[int], optuna.samplers.BaseSampler], rows: Sequence[RunRow], seed: int
 ) -> dict[str, float]:
-    """A sampler of Optuna's that is told all runs so far."""
+    """A sampler of Optuna's that knows all runs so far."""
     space = per_module()
     study = optuna.create_study(sampler=make(1000 * seed + len(rows)))
     for row in rows:
@@ -137,7 +137,7 @@ def from_unit(x: np.ndarray[Any, Any]) -> dict[str, float]:
     }
 
 
-def random_region(rows: Sequence[Row], seed: int) -> dict[str, float]:
+def random_region(rows: Sequence[RunRow], seed: int) -> dict[str, float]:
     """Trust-region random search around the best run so far, in octaves.
 
     Rounds of 5 draws, each of which moves a random third of the HPs by N(0, step²); after a round with a new
@@ -159,30 +159,30 @@ def random_region(rows: Sequence[Row], seed: int) -> dict[str, float]:
     return _inside(moved, per_module())
 
 
-def cma_es(rows: Sequence[Row], seed: int) -> dict[str, float]:
+def cma_es(rows: Sequence[RunRow], seed: int) -> dict[str, float]:
     """Separable CMA-ES from the best global setting, replayed from its start."""
     from cmaes import SepCMA
 
     d = len(per_module().hps)
     best = min(rows[:FIRST], key=lambda row: row["loss"])["params"]
     optimizer = SepCMA(mean=unit(best), sigma=0.1, bounds=np.array([[0.0, 1.0]] * d), seed=seed)
-    told = list(rows[FIRST:])
+    finished = list(rows[FIRST:])
     while True:
         asked = [optimizer.ask() for _ in range(optimizer.population_size)]
-        if len(told) < len(asked):
-            return from_unit(asked[len(told)])
-        losses = [min(row["loss"], FAILED) for row in told[: len(asked)]]
+        if len(finished) < len(asked):
+            return from_unit(asked[len(finished)])
+        losses = [min(row["loss"], FAILED) for row in finished[: len(asked)]]
         optimizer.tell(list(zip(asked, losses, strict=True)))
-        told = told[len(asked) :]
+        finished = finished[len(asked) :]
 
 
-def staged(rows: Sequence[Row], seed: int, arm: str = "staged") -> dict[str, float]:
+def staged(rows: Sequence[RunRow], seed: int, arm: str = "staged") -> dict[str, float]:
     """Staged search with the package's sampler, over the HPs of an arm."""
     share = None if arm == "global" else FIRST / (FIRST + THEN)
     return transfer_sampler(per_module(arm), rows, seed, global_share=share)
 
 
-ARMS: dict[str, Callable[[Sequence[Row], int], dict[str, float]]] = {
+ARMS: dict[str, Callable[[Sequence[RunRow], int], dict[str, float]]] = {
     "staged": staged,
     "random": random_region,
     **{arm: functools.partial(staged, arm=arm) for arm in PARTS},
@@ -196,7 +196,7 @@ ARMS: dict[str, Callable[[Sequence[Row], int], dict[str, float]]] = {
 }
 
 
-def fit(arm: str, rows: Sequence[Row], seed: int) -> Any:
+def fit(arm: str, rows: Sequence[RunRow], seed: int) -> Any:
     """The package's surrogate of the runs of a search, over the HPs of its arm."""
     from transfer_bo.surrogate.surrogate import Surrogate
 
@@ -207,7 +207,7 @@ def fit(arm: str, rows: Sequence[Row], seed: int) -> Any:
     return Surrogate(read_runs(study), dimensions, settings)
 
 
-def suggestion(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
+def suggestion(arm: str, rows: Sequence[RunRow], seed: int) -> dict[str, float]:
     """What `transfer-bo suggest` would answer at the proxy: the least expected loss, wherever it lies."""
     import torch
 
@@ -218,7 +218,7 @@ def suggestion(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
     return dict(surrogate.coordinates.params(v, flags))
 
 
-def pick(arm: str, rows: Sequence[Row], seed: int) -> dict[str, float]:
+def pick(arm: str, rows: Sequence[RunRow], seed: int) -> dict[str, float]:
     """What an arm would set: its best run; for the surrogate's arms the run of the least posterior mean."""
     if arm != "staged" and arm not in PARTS:
         return dict(min(rows, key=lambda row: row["loss"])["params"])

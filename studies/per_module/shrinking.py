@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python studies/per_module/shrinking.py --seeds 10
 
-Made-up losses: a learning rate, multipliers of 8 groups whose best values are drawn with half an octave's sd,
-three axes. 60 runs at the base, then four runs at each of four dearer rungs as the second stage makes them
-(the centre whole, then with random halves of its multipliers); runs have .6% noise. The target is four times
-as wide, deep and long. Printed: excess ln loss of the suggestion there, in %, with the common rate
+Synthetic losses: a learning rate, multipliers of 8 groups whose best values are drawn with half an octave's
+sd, three axes. 60 runs at the base, then four runs at each of four more expensive rungs as the second stage
+makes them (the centre whole, then with random halves of its multipliers); runs have .6% noise. The target is
+four times as wide, deep and long. Printed: excess ln loss of the suggestion there, in %, with the common rate
 (`transfer_bo.surrogate.shrinkage`) and without, their difference with a 90% interval over draws of the
 problem, and what leaving all multipliers at 1 costs at the best learning rate.
 """
@@ -55,7 +55,7 @@ KEPT: dict[str, Callable[[float, Array], Array]] = {
 
 
 class Problem:
-    """A made-up loss.
+    """A synthetic loss.
 
     Args:
         kept: one of `KEPT`.
@@ -84,8 +84,8 @@ class Problem:
             + 0.8 * 2 ** (-0.35 * s["tokens"])
         )
         lr = z[0] - self.lr
-        excess = 0.03 * lr**2 + float((lr + z[1:] - self.best(scale)) ** 2 @ self.curvature)
-        return float(law * math.exp(0.3 * math.log1p(excess / 0.3)))
+        excess_loss = 0.03 * lr**2 + float((lr + z[1:] - self.best(scale)) ** 2 @ self.curvature)
+        return float(law * math.exp(0.3 * math.log1p(excess_loss / 0.3)))
 
     def run(self, z: Array, scale: Scale) -> None:
         """One noisy run."""
@@ -94,7 +94,7 @@ class Problem:
         self.runs.append(Run(len(self.runs), params, scale, Outcome.FINISHED, loss))
 
     def search(self) -> None:
-        """12 global runs, 48 about the best of them, and four at each dearer rung."""
+        """12 global runs, 48 about the best of them, and four at each more expensive rung."""
         for _ in range(12):
             self.run(np.r_[self.rng.uniform(-4, 4), np.zeros(GROUPS)], BASE)
         start = min(self.runs, key=lambda run: run.loss or math.inf).params["lr"]
@@ -107,7 +107,7 @@ class Problem:
                 left_in = self.rng.random(GROUPS) < 0.5 if number else np.ones(GROUPS)
                 self.run(np.r_[centre[0], centre[1:] * left_in], scale)
 
-    def excess(self, z: Array) -> float:
+    def excess_loss(self, z: Array) -> float:
         """What a setting costs at the target, in % of the loss."""
         return 100 * math.log(self.loss(z, TARGET) / self.loss(np.r_[self.lr, self.best(TARGET)], TARGET))
 
@@ -135,10 +135,14 @@ def main() -> None:
             costs = []
             for limit in (least, math.inf):
                 surrogate_module.LEAST_FALLBACK = limit
-                costs.append(problem.excess(setting(Surrogate(problem.runs, DIMENSIONS, SETTINGS), TARGET)))
+                costs.append(
+                    problem.excess_loss(setting(Surrogate(problem.runs, DIMENSIONS, SETTINGS), TARGET))
+                )
             surrogate_module.LEAST_FALLBACK = least
             pairs.append((costs[0], costs[1]))
-            at_one.append(min(problem.excess(np.r_[lr, np.zeros(GROUPS)]) for lr in np.linspace(-4, 4, 401)))
+            at_one.append(
+                min(problem.excess_loss(np.r_[lr, np.zeros(GROUPS)]) for lr in np.linspace(-4, 4, 401))
+            )
         gap = paired("with", "without", pairs)
         with_it, without = np.mean(pairs, axis=0)
         print(

@@ -77,9 +77,9 @@ def noise(runs: pd.DataFrame) -> float:
     for _, cell in runs[np.isfinite(runs.loss)].groupby(["series", "size", "rule"]):
         by_octave = complete(cell)
         if by_octave.shape[1] > 1:
-            _, rest = freed_of_levels(by_octave)
-            squares += float((rest**2).sum())
-            freedom += len(rest) - sum(by_octave.shape) + 1
+            _, residuals = freed_of_levels(by_octave)
+            squares += float((residuals**2).sum())
+            freedom += len(residuals) - sum(by_octave.shape) + 1
     return math.sqrt(squares / freedom) if freedom > 3 else ASSUMED
 
 

@@ -28,8 +28,8 @@ def width_sweep() -> pd.DataFrame:
     frame = frame.assign(lr=np.exp2(frame["octave"].astype(float)), width=frame["size"])
     rules = frame["rule"].unique()
     base = frame[frame["width"] == frame["width"].min()]
-    shared = [base.assign(rule=rule) for rule in rules if not (base["rule"] == rule).any()]
-    return pd.concat([frame, *shared], ignore_index=True)
+    common = [base.assign(rule=rule) for rule in rules if not (base["rule"] == rule).any()]
+    return pd.concat([frame, *common], ignore_index=True)
 
 
 def main() -> None:
