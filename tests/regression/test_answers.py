@@ -49,14 +49,22 @@ def test_answers_after_training_are_as_recorded(tmp_path: Path) -> None:
 
 
 def test_a_difference_is_found() -> None:
-    """A number in its last bit, a value that is gone, a number in a sentence; not the words around it."""
-    recorded = {"params": {"lr": 0.1}, "trials": [1, 2], "warnings": ["of 3 runs 2 count", "the 4 others"]}
+    """A number in its last bit, a value that is gone, a number in a sentence; not words nor layout."""
+    recorded = {
+        "params": {"lr": 0.1},
+        "trials": [1, 2],
+        "warnings": ["of 3 runs 2 count", "the 4 others"],
+        "printed": ["a", "b"],
+    }
     now = {
         "params": {"lr": 0.1 + 2e-17},
         "trials": [1],
         "warnings": ["2 of the 3 runs count", "the 5 others"],
+        "printed": ["a"],
     }
 
     paths = [line.partition(":")[0] for line in differences(recorded, now)]
+    with_words = [line.partition(":")[0] for line in differences(recorded, now, words=True)]
 
     assert ["/params/lr", "/trials", "/trials/1", "/warnings/1"] == paths
+    assert {"/warnings/0", "/printed"} <= set(with_words) - set(paths)
