@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from transfer_bo.deprecation import find_moved_modules
+
 if TYPE_CHECKING:
     from transfer_bo.errors import Diverged, TransferError
     from transfer_bo.parametrization import parametrize
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from transfer_bo.verification.jobs import verify
 
 __version__ = "0.1.0"
+
+find_moved_modules()
 
 _HOME = {
     "Diverged": "errors",

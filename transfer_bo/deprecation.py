@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import ParamSpec, TypeVar
 
-__all__ = ["renamed_argument", "warn_renamed"]
+__all__ = ["MOVED_MODULES", "find_moved_modules", "renamed_argument", "warn_renamed"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,3 +55,49 @@ def renamed_argument(old: str, new: str) -> Callable[[Callable[P, R]], Callable[
         return wrapped
 
     return decorate
+
+
+MOVED_MODULES = {
+    "history": "records",
+    "past": "run_table.warm_start",
+    "plots": "display.figures",
+    "reference_laws": "run_table.published_laws",
+    "runners.command": "runners.external_program",
+    "runners.loop": "runners.worker_loop",
+    "runners.outcomes": "runners.objective",
+    "runners.pruner": "search.pruner",
+    "runners.storage": "store.open_study",
+    "runners.verify": "verification.jobs",
+    "surrogate.dimension": "dimension",
+}
+"""Modules that programs may import under the name they had in version 0.1.0, and what they are called now."""
+
+_PACKAGE = "transfer_bo."
+
+
+class _MovedModuleFinder(MetaPathFinder, Loader):
+    """Finds a module of `MOVED_MODULES` under its old name, as a copy of its namespace."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for an old name; Python asks only when no file has that name."""
+        is_moved = fullname.startswith(_PACKAGE) and fullname.removeprefix(_PACKAGE) in MOVED_MODULES
+        return ModuleSpec(fullname, self) if is_moved else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave the module to Python."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fill the module with the names that the moved one has now."""
+        new = _PACKAGE + MOVED_MODULES[module.__name__.removeprefix(_PACKAGE)]
+        warn_renamed(f"The module {module.__name__}", new)
+
+        names = vars(importlib.import_module(new))
+        vars(module).update({name: value for name, value in names.items() if not name.startswith("__")})
+
+
+def find_moved_modules() -> None:
+    """Let `import` find modules under their old names, with a DeprecationWarning."""
+    if not any(isinstance(finder, _MovedModuleFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_MovedModuleFinder())

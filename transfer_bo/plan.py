@@ -29,7 +29,6 @@ import torch
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import TransferError
 from transfer_bo.scale import Scale, default_cost
-from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.gp import LandscapeGP
 from transfer_bo.surrogate.landscape import Drift, Landscape

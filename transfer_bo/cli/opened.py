@@ -36,7 +36,7 @@ class StudySource:
 
             return open_study(self.file)
 
-        from transfer_bo.records import SETTINGS_ATTR
+        from transfer_bo.attributes import SETTINGS_ATTR
         from transfer_bo.store.existing_study import open_existing_study
 
         study = open_existing_study(self.storage or "", self.name)
