@@ -10,16 +10,9 @@ from optuna.trial import TrialState
 
 from transfer_bo.attributes import OUTCOME_ATTR, PURPOSE_ATTR, RUNG, SCALE_ATTR, SECONDS_ATTR
 from transfer_bo.errors import TransferError
-from transfer_bo.records import (
-    Outcome,
-    Run,
-    StudySettings,
-    finished_runs,
-    measured_seconds,
-    read_dimensions,
-    read_runs,
-)
+from transfer_bo.records import Outcome, Run, StudySettings, finished_runs, read_dimensions, read_runs
 from transfer_bo.scale import Scale
+from transfer_bo.search.budget import measured_seconds
 
 
 def test_a_finished_trial_is_read_whole() -> None:
@@ -97,7 +90,7 @@ def test_an_outcome_of_a_later_release_is_read_from_the_state() -> None:
     assert [Outcome.ERROR] == [run.outcome for run in read_runs(study)]
 
 
-OUTCOME_PROPERTIES = ("is_open", "has_ended", "is_informative", "has_trained", "has_final_loss", "has_failed")
+OUTCOME_PROPERTIES = ("is_open", "has_ended", "is_informative", "has_trained", "has_final_loss", "is_failure")
 
 
 @pytest.mark.parametrize(
@@ -106,9 +99,9 @@ OUTCOME_PROPERTIES = ("is_open", "has_ended", "is_informative", "has_trained", "
         (Outcome.FINISHED, {"has_ended", "is_informative", "has_trained", "has_final_loss"}),
         (Outcome.PRUNED, {"has_ended", "is_informative", "has_trained"}),
         (Outcome.DIVERGED, set(OUTCOME_PROPERTIES) - {"is_open"}),
-        (Outcome.OUT_OF_MEMORY, {"has_ended", "is_informative", "has_failed"}),
+        (Outcome.OUT_OF_MEMORY, {"has_ended", "is_informative", "is_failure"}),
         (Outcome.PREEMPTED, set()),
-        (Outcome.ERROR, {"has_ended", "has_failed"}),
+        (Outcome.ERROR, {"has_ended", "is_failure"}),
         (Outcome.RUNNING, {"is_open"}),
         (Outcome.WAITING, {"is_open"}),
     ],

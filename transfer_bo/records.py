@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import enum
 import math
-import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -35,13 +34,10 @@ __all__ = [
     "StudySettings",
     "check_drift_prior",
     "finished_runs",
-    "measured_seconds",
     "read_dimensions",
     "read_run",
     "read_runs",
     "read_settings",
-    "spent",
-    "spent_so_far",
 ]
 
 
@@ -83,7 +79,7 @@ class Outcome(enum.StrEnum):
         return self in (Outcome.FINISHED, Outcome.DIVERGED)
 
     @property
-    def has_failed(self) -> bool:
+    def is_failure(self) -> bool:
         """Whether the same HPs at the same scale would most likely fail again."""
         return self.is_broken or self is Outcome.DIVERGED
 
@@ -260,55 +256,6 @@ def check_drift_prior(prior: Mapping[str, Mapping[str, Sequence[float]]], axes: 
                 )
 
 
-def spent(settings: StudySettings, runs: Iterable[Run], least: float = 0.0) -> float:
-    """Tuning compute used or reserved: a stopped or lost run counts as far as it got, a running one whole.
-
-    Args:
-        settings: of the study.
-        runs: all runs; only those of the search count.
-        least: what a whole run is charged at least, in the unit of the costs.
-    """
-    total = 0.0
-    for run in runs:
-        if run.scale is None or run.purpose != "search" or run.outcome is Outcome.WAITING:
-            continue
-        cost = max(settings.cost(run.scale), least)
-        reached = max(run.curve, default=0.0)
-        if run.outcome is Outcome.PREEMPTED or (
-            run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
-        ):
-            total += cost * min(1.0, reached)
-        else:
-            total += cost
-    return total
-
-
-def measured_seconds(
-    scales: Iterable[Scale], runs: Iterable[Run], guess: Callable[[Scale], float]
-) -> tuple[float, ...] | None:
-    """Seconds of one run at each scale: the median of its finished runs; None before any has finished.
-
-    A scale where none has costs in proportion to `guess`, as measured at the scale nearest to it by `guess`.
-
-    Args:
-        scales: to be priced.
-        runs: all runs; those of past studies do not count, for they ran elsewhere.
-        guess: cost of a run at a scale, any unit.
-    """
-    seconds: dict[Scale, list[float]] = {}
-    for run in runs:
-        if run.outcome is Outcome.FINISHED and run.seconds and run.scale and run.source is None:
-            seconds.setdefault(run.scale, []).append(run.seconds)
-    if not seconds:
-        return None
-
-    def price(scale: Scale) -> float:
-        near = min(seconds, key=lambda at: (at != scale, abs(math.log(guess(at) / guess(scale)))))
-        return statistics.median(seconds[near]) * guess(scale) / guess(near)
-
-    return tuple(map(price, scales))
-
-
 def read_settings(study: Any) -> StudySettings:
     """What the study's sampler left with it.
 
@@ -322,13 +269,6 @@ def read_settings(study: Any) -> StudySettings:
             "sampler=TransferSampler(ladder=..., target=...) and run at least one trial."
         )
     return StudySettings.from_json(plain)
-
-
-def spent_so_far(study: Any, runs: Iterable[Run]) -> float:
-    """Compute used or reserved by a study's search, in the unit of its costs; 0 before its first trial."""
-    if SETTINGS_ATTR not in study.user_attrs:
-        return 0.0
-    return spent(read_settings(study), runs)
 
 
 def read_dimensions(

@@ -1,4 +1,8 @@
-"""The Optuna adapter: `TransferSampler` proposes rung and HPs jointly; the maths is in `surrogate`."""
+"""The Optuna adapter: `TransferSampler` proposes rung and HPs jointly; `search` decides them.
+
+The sampler translates. It reads an Optuna study into records, asks `search.policy` for the next run, moves the
+answer onto Optuna's distributions, and keeps the settings with the study.
+"""
 
 from __future__ import annotations
 
@@ -31,34 +35,31 @@ from transfer_bo.attributes import (
     SOURCE_ATTR,
 )
 from transfer_bo.dimension import Dimension
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import BudgetError, ScaleError, SearchSpaceError, TransferError
 from transfer_bo.records import (
     Outcome,
     Run,
     StudySettings,
     check_drift_prior,
-    measured_seconds,
     read_dimensions,
     read_run,
-    spent,
 )
-from transfer_bo.scale import Ladder, Scale, default_cost
-from transfer_bo.search.exclusions import drop_always_failing, matches_failed_run, working_choices
+from transfer_bo.scale import Cost, Ladder, Scale, default_cost
+from transfer_bo.search.budget import CostModel, affordable_rungs, cheapest_rung
+from transfer_bo.search.exclusions import drop_failing_choices
 from transfer_bo.space import is_multiplier
 
 __all__ = ["TransferSampler"]
 
 JUDGE_EVERY = 20
-"""After so many trials it is judged anew which HPs are nil."""
-TRIES, ANOTHER = 32, 1009
-"""In place of a point that failed before so many start-up points are tried, so many numbers apart."""
-UNMEASURED = 64
-"""With a budget in seconds the cheapest run is taken for so small a part of it until one has finished."""
+"""After so many trials it is judged again which HPs are unimportant."""
+
 DriftPrior = Mapping[str, Mapping[str, tuple[float, float]]]
+"""`{hp: {axis: (mean, sd)}}`, octaves per doubling."""
 
 
-class _Space(dict[str, BaseDistribution]):
-    """A search space, and the trials it was read from: one look at the study for each proposal."""
+class _SearchSpace(dict[str, BaseDistribution]):
+    """A search space and the trials it was read from, so that a proposal reads the study once."""
 
     def __init__(self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial]) -> None:
         super().__init__(space)
@@ -80,14 +81,15 @@ class TransferSampler(optuna.samplers.BaseSampler):
     Args:
         ladder: the rungs; the target is registered in it.
         target: the scale whose optimum is wanted.
-        cost: cost of one run at a scale, any unit; by default training FLOPs up to a constant. "seconds" for
-            the seconds that finished runs took under `transfer_bo.objective`, told from FLOPs where none has.
-        budget: tuning compute in the unit of `cost`. When no rung is affordable any more, `study.optimize`
+        cost: cost of one run at a scale, any unit; by default training FLOPs up to a constant. With
+            "seconds", the seconds that finished runs took under `transfer_bo.objective`, and estimates in
+            proportion to FLOPs where none has finished.
+        budget: compute for tuning in the unit of `cost`. When no rung is affordable any more, `study.optimize`
             stops, and trials that other threads had begun by then are pruned; in ask/tell the cheapest rung
             is proposed and `exhausted` is true.
         coordinates: "base" if HPs are in base coordinates of a parametrization that claims transfer (the
             prior of the drift is 0), "raw" if not (its prior comes from the literature).
-        drift_prior: own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
+        drift_prior: your own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
         defaults: prior guess of the optimum, `{hp: value}`; by default the middle of each range.
         n_startup_trials: runs before the surrogate is used, spread by a low-discrepancy sequence over the
             cheaper rungs; by default one more than there are HPs, at least 4 and at most 12.
@@ -96,10 +98,14 @@ class TransferSampler(optuna.samplers.BaseSampler):
             region around the best setting, at the cheapest rung. For 20 multipliers or more.
         seed: the same seed gives the same proposals for the same history.
 
+    Attributes:
+        exhausted: whether the budget buys no further run at any rung.
+
     Raises:
-        TransferError: for a ladder without a target, coordinates of another name, a cost that is not
-            positive, no rung that is cheaper than the target, a budget that buys no run, or a seed or drift
-            prior that is none.
+        ScaleError: for a ladder without a target, or no rung that is cheaper than the target.
+        BudgetError: for a budget that buys no run, a cost that is not positive, or an invalid `global_share`.
+        PriorError: for an invalid drift prior.
+        TransferError: for invalid coordinates or an invalid seed.
     """
 
     def __init__(
@@ -107,7 +113,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         *,
         ladder: Ladder | None = None,
         target: Scale | None = None,
-        cost: Callable[[Scale], float] | Literal["seconds"] | None = None,
+        cost: Cost | Literal["seconds"] | None = None,
         budget: float | None = None,
         coordinates: str = "base",
         drift_prior: DriftPrior | None = None,
@@ -117,54 +123,33 @@ class TransferSampler(optuna.samplers.BaseSampler):
         seed: int | None = None,
     ) -> None:
         if (ladder is None) != (target is None):
-            raise TransferError(
-                "TransferSampler needs both a ladder and a target, or neither; give the other."
-            )
-        if isinstance(cost, str) and cost != "seconds":
-            raise TransferError(f'cost is {cost!r}; give a function of a scale, or "seconds".')
+            raise ScaleError("TransferSampler needs both a ladder and a target, or neither; give the other.")
         if coordinates not in ("base", "raw"):
             raise TransferError(f'coordinates is {coordinates!r}; set it to "base" or "raw".')
-        if budget is not None and not 0 < budget < np.inf:
-            raise TransferError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
         if seed is not None and seed < 0:
             raise TransferError(f"seed is {seed!r}; set it to a whole number from 0 on, or None.")
-        if global_share is not None and not (0 <= global_share < 1 and budget is not None):
-            raise TransferError(
-                f"global_share is {global_share!r} and budget {budget!r}; give a share from 0 to below 1, "
-                "and a budget."
-            )
-        self._global_share = global_share
-        self._found_nil: dict[int, frozenset[str]] = {}
-        self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
-        self._any_seed = seed is None
+        _check_budget(cost, budget, global_share)
+
+        self.exhausted = False
         self._ladder, self._target, self._budget = ladder, target, budget
-        self._in_seconds = cost == "seconds"
-        self._cost = cost if callable(cost) else default_cost
+        self._costs = CostModel(cost if callable(cost) else default_cost, cost == "seconds", budget)
         self._coordinates, self._drift_prior = coordinates, dict(drift_prior or {})
         self._defaults = dict(defaults or {})
-        self._n_startup_trials = n_startup_trials
+        self._n_startup_trials, self._global_share = n_startup_trials, global_share
+        self._has_own_seed = seed is not None
+        self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
+
         self._lock = threading.RLock()
         self._proposed: dict[int, Run] = {}  # by trial number
-        self.exhausted = False
-        startup = 10 if n_startup_trials is None else n_startup_trials
-        self._plain = (
-            optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup) if ladder is None else None
-        )
-        if ladder is not None and target is not None:
+        self._unimportant: dict[int, frozenset[str]] = {}  # by the number of trials they were judged by
+        self._plain: optuna.samplers.BaseSampler | None = None
+        if ladder is None or target is None:
+            startup = 10 if n_startup_trials is None else n_startup_trials
+            self._plain = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        else:
             ladder.register(target)
             check_drift_prior(self._drift_prior, target)
-            cheapest = min(ladder.proxies, key=self._price)
-            if self._price(cheapest) >= self._price(target):
-                raise TransferError(
-                    f"No rung is cheaper than the target {target} (the cheapest, {cheapest}, costs as much); "
-                    "add a smaller rung."
-                )
-            if budget is not None and not self._in_seconds and budget < self._price(cheapest):
-                raise TransferError(
-                    f"budget is {budget:g} and buys no run, for the cheapest costs "
-                    f"{self._price(cheapest):g}; give it in the unit of cost (n target runs are n times "
-                    f"{self._price(target):g})."
-                )
+            _check_costs(ladder, target, self._costs)
 
     @property
     def ladder(self) -> Ladder | None:
@@ -185,11 +170,12 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._plain.reseed_rng()
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Take over the study's rung indices and leave the settings with the study."""
+        """Take over the study's rung indices and keep the settings with the study."""
         self._raise_error_if_multi_objective(study)
         if self._plain is not None:
             self._plain.before_trial(study, trial)
             return
+
         with self._lock:
             self._share_settings(study, study.get_trials(deepcopy=False))
 
@@ -199,16 +185,18 @@ class TransferSampler(optuna.samplers.BaseSampler):
         """The union of all trials' HPs, whatever their state, and the rung."""
         if self._plain is not None:
             return self._plain.infer_relative_search_space(study, trial)
+
         space: dict[str, BaseDistribution] = {}
         trials = study.get_trials(deepcopy=False)
         for other in trials:
-            space.update((n, dist) for n, dist in other.distributions.items() if not dist.single())
+            space.update((name, dist) for name, dist in other.distributions.items() if not dist.single())
         if not space:
             return {}
+
         assert self._ladder is not None
         space.pop(RUNG, None)
         rung = IntDistribution(0, len(self._ladder) - 1)
-        return _Space({RUNG: rung, **dict(sorted(space.items()))}, trials)
+        return _SearchSpace({RUNG: rung, **dict(sorted(space.items()))}, trials)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -219,40 +207,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
             return self._plain.sample_relative(study, trial, search_space)
         if not search_space:
             return {}
-        from transfer_bo.search import policy  # torch loads when the first proposal is made
 
-        # Where another sampler stands between, as PartialFixedSampler, the space has lost its trials.
-        kept = search_space.trials if isinstance(search_space, _Space) else None
-        trials = study.get_trials(deepcopy=False) if kept is None else kept
         with self._lock:
-            if max(self._proposed, default=0) >= len(trials):  # another thread's trial began since that look
-                trials = study.get_trials(deepcopy=False)
-            settings = self._share_settings(study, trials)
-            runs = self._others(trials, trial)
-            typed = {other.number for other in trials if OUTCOME_ATTR in other.user_attrs}
-            told = [run for run in runs if run.number in typed and run.scale in settings.scales]
-            seen = [other.distributions for other in trials]
-            searched = read_dimensions([*seen, search_space], settings.defaults)
-            dimensions = working_choices(searched, told)
-            rung, params = policy.next_run(
-                settings=settings,
-                runs=runs,
-                dimensions=dimensions,
-                maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
-                rungs=self._rungs(study, trial, settings, runs, told),
-                n_startup=self._n_startup_trials,
-                number=trial.number,
-                still=self._nil(runs, dimensions) if self._global_share is not None else (),
-            )
-            here = [run for run in told if run.scale == settings.scales[rung]]
-            moved = [dim for dim in dimensions if self._global_share is None or not is_multiplier(dim.name)]
-            for k in range(1, TRIES + 1):
-                if not (moved and matches_failed_run(params, here, searched)):
-                    break
-                params = params | policy.startup_point(moved, settings, trial.number + k * ANOTHER)
-            self._proposed[trial.number] = replace(
-                read_run(trial), params=params, scale=settings.scales[rung], outcome=Outcome.RUNNING
-            )
+            rung, params = self._propose(study, trial, search_space)
         proposal = {RUNG: rung, **params}
         return {name: _on_grid(proposal[name], search_space[name]) for name in search_space}
 
@@ -267,17 +224,13 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._raise_error_if_multi_objective(study)
         if self._plain is not None:
             return self._plain.sample_independent(study, trial, param_name, param_distribution)
+
         if param_name == RUNG:
-            if not isinstance(param_distribution, IntDistribution):
-                raise TransferError(f"HP {RUNG!r} has the name of the ladder's rung; rename it.")
-            trials = study.get_trials(deepcopy=False)
-            settings = self._share_settings(study, trials)
-            affordable = self._affordable(settings, self._others(trials, trial))
-            return min(affordable, key=lambda index: settings.costs[index])
+            return self._first_rung(study, trial, param_distribution)
         if self._global_share and is_multiplier(param_name):
-            return self._defaults.get(
-                param_name, 1.0
-            )  # known from the second trial on, and at its default till then
+            # Known to the search from the second trial on; at its default until then.
+            return self._defaults.get(param_name, 1.0)
+
         own = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
         return optuna.samplers.RandomSampler(seed=int(own.integers(2**31))).sample_independent(
             study, trial, param_name, param_distribution
@@ -290,19 +243,69 @@ class TransferSampler(optuna.samplers.BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Stop the study when the budget is spent."""
+        """Stop the study when the budget is exhausted."""
         if self._plain is not None:
             self._plain.after_trial(study, trial, state, values)
             return
+
         with self._lock:
             trials = study.get_trials(deepcopy=False)
             settings = self._share_settings(study, trials)
-            self._affordable(settings, [*self._others(trials, trial), read_run(trial, state)])
+            runs = [*self._other_runs(trials, trial), read_run(trial, state)]
+            self.exhausted = not affordable_rungs(settings, runs)
         if self.exhausted:
             with contextlib.suppress(RuntimeError):  # ask/tell has no loop to stop; `exhausted` says it
                 study.stop()
 
-    def _others(self, trials: Sequence[FrozenTrial], own: FrozenTrial) -> list[Run]:
+    def _propose(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> tuple[int, dict[str, Any]]:
+        """Rung index and HPs of the next run."""
+        from transfer_bo.search import policy  # torch loads when the first proposal is made
+        from transfer_bo.search.state import SearchState
+
+        trials = self._read_trials(study, search_space)
+        settings = self._share_settings(study, trials)
+        state = SearchState(
+            settings=settings,
+            runs=self._other_runs(trials, trial),
+            dimensions=read_dimensions(
+                [*(other.distributions for other in trials), search_space], settings.defaults
+            ),
+            maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+            number=trial.number,
+            n_startup=self._n_startup_trials,
+            stored_outcomes={other.number for other in trials if OUTCOME_ATTR in other.user_attrs},
+        )
+        state = replace(state, dimensions=drop_failing_choices(state.dimensions, state.with_stored_outcome))
+        if self._global_share is not None:
+            state = replace(state, frozen=self._unimportant_hps(state.runs, state.dimensions))
+
+        rungs = self._enqueued_rung(trial, settings)
+        if not rungs:
+            self.exhausted = not affordable_rungs(settings, state.runs)
+            if self.exhausted and FIXED_PARAMS_ATTR not in trial.system_attrs:
+                _end(study)
+            rungs = policy.usable_rungs(state)
+
+        rung, params = policy.propose(state, rungs)
+        self._proposed[trial.number] = replace(
+            read_run(trial), params=params, scale=settings.scales[rung], outcome=Outcome.RUNNING
+        )
+        return rung, params
+
+    def _read_trials(
+        self, study: optuna.Study, search_space: Mapping[str, BaseDistribution]
+    ) -> Sequence[FrozenTrial]:
+        """The study's trials: those that the search space was read from, if no other has begun since."""
+        # Where another sampler stands between, as PartialFixedSampler, the space has lost its trials.
+        if isinstance(search_space, _SearchSpace):
+            trials = search_space.trials
+            if max(self._proposed, default=0) < len(trials):
+                return trials
+        return study.get_trials(deepcopy=False)
+
+    def _other_runs(self, trials: Sequence[FrozenTrial], own: FrozenTrial) -> list[Run]:
         """All other runs; one whose rung the storage does not know yet is where this process sent it."""
         runs = [read_run(trial) for trial in trials if trial.number != own.number]
         return [
@@ -312,67 +315,34 @@ class TransferSampler(optuna.samplers.BaseSampler):
             for run in runs
         ]
 
-    def _price(self, scale: Scale) -> float:
-        cost = float(self._cost(scale))
-        if not (np.isfinite(cost) and cost > 0):
-            raise TransferError(f"cost({scale}) is {cost!r}; make it a positive finite number.")
-        return cost
+    def _enqueued_rung(self, trial: FrozenTrial, settings: StudySettings) -> list[int]:
+        """The rung that the trial was enqueued with; empty without one, or with a number that is no rung.
 
-    def _costs(self, trials: Sequence[FrozenTrial]) -> tuple[float, ...]:
-        """Of one run at each scale of the ladder."""
-        assert self._ladder is not None
-        prices = tuple(map(self._price, self._ladder))
-        if not self._in_seconds:
-            return prices
-        seconds = measured_seconds(self._ladder, map(read_run, trials), self._price)
-        if seconds is None and self._budget is not None:  # nothing is known of seconds: a run is a small part
-            return tuple(price * self._budget / (UNMEASURED * min(prices)) for price in prices)
-        return seconds or prices
+        Such a number is refused by the ladder when the objective asks it for the rung.
+        """
+        rung: Any = (trial.system_attrs.get(FIXED_PARAMS_ATTR) or {}).get(RUNG)
+        return [int(rung)] if rung in range(len(settings.scales)) else []
 
-    def _nil(self, runs: Sequence[Run], dimensions: Sequence[Dimension]) -> frozenset[str]:
-        """HPs that the runs show to be nil; judged every `JUDGE_EVERY` trials, for it takes seconds."""
+    def _first_rung(self, study: optuna.Study, trial: FrozenTrial, distribution: BaseDistribution) -> int:
+        """The rung of a trial of which nothing else is known: the cheapest affordable one."""
+        if not isinstance(distribution, IntDistribution):
+            raise SearchSpaceError(f"HP {RUNG!r} has the name of the ladder's rung; rename it.")
+
+        trials = study.get_trials(deepcopy=False)
+        settings = self._share_settings(study, trials)
+        affordable = affordable_rungs(settings, self._other_runs(trials, trial))
+        self.exhausted = not affordable
+        return cheapest_rung(settings, affordable or settings.proxies)
+
+    def _unimportant_hps(self, runs: Sequence[Run], dimensions: Sequence[Dimension]) -> frozenset[str]:
+        """HPs that the runs show to be unimportant; judged every `JUDGE_EVERY` trials, as it takes seconds."""
         until = max((run.number for run in runs), default=0) // JUDGE_EVERY * JUDGE_EVERY
-        if until not in self._found_nil:
+        if until not in self._unimportant:
             from transfer_bo.diagnostics.importance import unimportant_hps
 
             judged = [run for run in runs if run.number < until and run.purpose == "search"]
-            self._found_nil[until] = frozenset(unimportant_hps(judged, dimensions, self._seed))
-        return self._found_nil[until]
-
-    def _rungs(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        settings: StudySettings,
-        runs: Sequence[Run],
-        told: Sequence[Run],
-    ) -> list[int]:
-        """Rungs that the trial may use: the one it was enqueued with, or those that are affordable and work.
-
-        Args:
-            study: ended if nothing is affordable, unless the trial was asked for.
-            trial: the one that is proposed for.
-            settings: of the study.
-            runs: all others.
-            told: those of them with typed outcomes, at scales of the ladder.
-        """
-        asked: dict[str, Any] | None = trial.system_attrs.get(FIXED_PARAMS_ATTR)
-        if asked is not None and asked.get(RUNG) in range(len(settings.scales)):
-            return [int(asked[RUNG])]
-        # A number that is no rung goes on from here, for the ladder to refuse.
-        rungs = self._affordable(settings, runs)
-        if self.exhausted and asked is None:
-            _end(study)
-        return drop_always_failing(rungs, lambda run: run.scale and settings.scales.index(run.scale), told)
-
-    def _affordable(self, settings: StudySettings, runs: Sequence[Run]) -> list[int]:
-        """Rungs whose cost fits into what is left; the cheapest one, and `exhausted`, if none does."""
-        if settings.budget is None:
-            return list(settings.proxies)
-        left = settings.budget - spent(settings, runs)
-        rungs = [index for index in settings.proxies if settings.costs[index] <= left * (1 + 1e-9)]
-        self.exhausted = not rungs
-        return rungs or [min(settings.proxies, key=lambda index: settings.costs[index])]
+            self._unimportant[until] = frozenset(unimportant_hps(judged, dimensions, self._seed))
+        return self._unimportant[until]
 
     def _share_settings(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> StudySettings:
         """Bring ladder and study to the same rung indices; write the settings if they changed."""
@@ -381,18 +351,20 @@ class TransferSampler(optuna.samplers.BaseSampler):
         stored = study.user_attrs.get(SETTINGS_ATTR)
         if stored is not None:
             self._ladder.align(StudySettings.from_json(stored).scales)
-            if self._any_seed:  # workers without a seed of their own share the study's
+            if not self._has_own_seed:  # workers without a seed of their own share the study's
                 self._seed = stored["seed"]
+
         for trial in trials:
             # Two processes that grow the ladder at once overwrite each other's settings; the trials remember.
-            # A past run's scale is no rung: nobody need be able to run there, or to say what it costs.
+            # The scale of a source study's run is no rung: nobody need be able to run there, or know its cost.
             if SCALE_ATTR in trial.user_attrs and SOURCE_ATTR not in trial.user_attrs:
                 self._ladder.register(Scale(trial.user_attrs[SCALE_ATTR]))
+
         settings = StudySettings(
             scales=tuple(self._ladder),
             proxies=tuple(self._ladder.index(scale) for scale in self._ladder.proxies),
             target=self._target,
-            costs=self._costs(trials),
+            costs=self._costs.prices(self._ladder, map(read_run, trials)),
             coordinates=self._coordinates,
             drift_prior=self._drift_prior,
             defaults=self._defaults,
@@ -400,13 +372,50 @@ class TransferSampler(optuna.samplers.BaseSampler):
             seed=self._seed,
             global_share=self._global_share,
         )
-        # Keys of a later release are kept. The round trip gives what comes back: JSON knows no tuples.
-        plain = {**(stored or {}), **json.loads(json.dumps(settings.to_json()))}
-        if stored != plain:
-            study.set_user_attr(SETTINGS_ATTR, plain)
-            if study.user_attrs.get(FORMAT_ATTR, 0) < FORMAT_VERSION:
-                study.set_user_attr(FORMAT_ATTR, FORMAT_VERSION)
+        _store_settings(study, settings, stored or {})
         return settings
+
+
+def _check_budget(
+    cost: Callable[[Scale], float] | str | None, budget: float | None, global_share: float | None
+) -> None:
+    """Refuse a cost, budget or share that is invalid by itself."""
+    if isinstance(cost, str) and cost != "seconds":
+        raise BudgetError(f'cost is {cost!r}; give a function of a scale, or "seconds".')
+    if budget is not None and not 0 < budget < np.inf:
+        raise BudgetError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
+    if global_share is not None and not (0 <= global_share < 1 and budget is not None):
+        raise BudgetError(
+            f"global_share is {global_share!r} and budget {budget!r}; give a share from 0 to below 1, "
+            "and a budget."
+        )
+
+
+def _check_costs(ladder: Ladder, target: Scale, costs: CostModel) -> None:
+    """Refuse a ladder without a rung that is cheaper than the target, and a budget that buys no run."""
+    cheapest = min(ladder.proxies, key=costs.price)
+    if costs.price(cheapest) >= costs.price(target):
+        raise ScaleError(
+            f"No rung is cheaper than the target {target} (the cheapest, {cheapest}, costs as much); "
+            "add a smaller rung."
+        )
+    if costs.budget is not None and not costs.in_seconds and costs.budget < costs.price(cheapest):
+        raise BudgetError(
+            f"budget is {costs.budget:g} and buys no run, because the cheapest costs "
+            f"{costs.price(cheapest):g}; give it in the unit of cost (n target runs are n times "
+            f"{costs.price(target):g})."
+        )
+
+
+def _store_settings(study: optuna.Study, settings: StudySettings, stored: Mapping[str, Any]) -> None:
+    """Keep the settings with the study, and what a later release stored among them."""
+    plain = json.loads(json.dumps(settings.to_json()))  # what comes back: JSON knows no tuples
+    if stored == {**stored, **plain}:
+        return
+
+    study.set_user_attr(SETTINGS_ATTR, {**stored, **plain})
+    if study.user_attrs.get(FORMAT_ATTR, 0) < FORMAT_VERSION:
+        study.set_user_attr(FORMAT_ATTR, FORMAT_VERSION)
 
 
 def _end(study: optuna.Study) -> None:
@@ -419,13 +428,14 @@ def _end(study: optuna.Study) -> None:
         study.stop()
     except RuntimeError:
         return
-    raise optuna.TrialPruned("The budget is spent.")
+    raise optuna.TrialPruned("The budget is exhausted.")
 
 
 def _on_grid(value: Any, distribution: BaseDistribution) -> Any:
     """A proposed value moved onto what the distribution contains."""
     if isinstance(distribution, CategoricalDistribution):
         return value
+
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
     value = min(max(value, low), high)

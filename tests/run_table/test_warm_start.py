@@ -21,7 +21,7 @@ from transfer_bo.attributes import PARAMS_ATTR, SOURCE_ATTR
 from transfer_bo.display.tables import rung_table, summarise
 from transfer_bo.errors import TransferError
 from transfer_bo.projection import fit_study
-from transfer_bo.records import Outcome, Run, read_runs, read_settings, spent
+from transfer_bo.records import Outcome, Run, read_runs, read_settings
 from transfer_bo.report.compute import runs_and_compute
 from transfer_bo.report.source_studies import source_studies
 from transfer_bo.report.state import read_state
@@ -30,6 +30,7 @@ from transfer_bo.runners.study_search import search_is_over
 from transfer_bo.runners.task import make_task
 from transfer_bo.runners.warm_start import read_new_past, refuse_missing_past
 from transfer_bo.runners.worker_loop import work
+from transfer_bo.search.budget import spent
 from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import load_study_file
 

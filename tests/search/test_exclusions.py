@@ -15,8 +15,8 @@ from transfer_bo.records import Outcome, Run, read_runs
 from transfer_bo.search.exclusions import (
     MIN_FAILURES,
     drop_always_failing,
+    drop_failing_choices,
     matches_failed_run,
-    working_choices,
 )
 
 RUNGS = [tb.Scale(width=32), tb.Scale(width=64), tb.Scale(width=128)]
@@ -57,7 +57,7 @@ def test_only_the_choice_that_never_worked_goes() -> None:
         + runs(Outcome.FINISHED, 1, kind="a")
     )
 
-    lr, kind = working_choices([LR, KIND], told)
+    lr, kind = drop_failing_choices([LR, KIND], told)
 
     assert LR == lr
     assert ("a",) == kind.choices

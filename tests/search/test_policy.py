@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import StudySettings
-from transfer_bo.search.policy import SPREAD_OUT, startup_point
+from transfer_bo.search.startup import SPREAD, startup_point
 
 BASE, TARGET = Scale(n_params=1e8, tokens=2e9), Scale(n_params=4e8, tokens=3.2e10)
 LR, DECAY = Dimension("lr", "log", 2**-14, 2**-6), Dimension("weight_decay", "log", 0.01, 1.0, 0.1)
@@ -23,7 +23,7 @@ def plan(coordinates: str, seed: int = 0) -> StudySettings:
 
 
 @given(st.sampled_from(["raw", "base"]), st.integers(0, 100))
-def test_the_first_run_is_at_the_believed_optimum(coordinates: str, seed: int) -> None:
+def test_the_first_run_is_at_the_expected_optimum(coordinates: str, seed: int) -> None:
     """At a default where there is one, else as far from the middle of the range as the prior says."""
     first = startup_point([LR, DECAY], plan(coordinates, seed), 0)
     moved = {"base": 0.0, "raw": 2 * 0.38 + 4 * 0.40}[coordinates]  # doublings times `priors.RAW_DRIFT`
@@ -37,12 +37,12 @@ def test_later_runs_keep_off_the_ends_of_the_range(number: int, seed: int) -> No
     """Those of an HP whose optimum nobody knows cover the middle of its range, and no more."""
     lr = math.log2(startup_point([LR, DECAY], plan("base", seed), number)["lr"])
 
-    assert abs(lr + 10) <= SPREAD_OUT * 4
+    assert abs(lr + 10) <= SPREAD * 4
 
 
 def test_later_runs_cover_the_middle_of_the_range() -> None:
     """Sixteen of them leave no gap of a quarter of it."""
     found = sorted(math.log2(startup_point([LR, DECAY], plan("base"), n)["lr"]) for n in range(1, 17))
-    ends = [-10 - SPREAD_OUT * 4, *found, -10 + SPREAD_OUT * 4]
+    ends = [-10 - SPREAD * 4, *found, -10 + SPREAD * 4]
 
-    assert max(b - a for a, b in itertools.pairwise(ends)) < 2 * SPREAD_OUT * 4 / 4
+    assert max(b - a for a, b in itertools.pairwise(ends)) < 2 * SPREAD * 4 / 4

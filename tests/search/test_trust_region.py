@@ -16,14 +16,15 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.search import trust_region
 from transfer_bo.search.policy import next_run
+from transfer_bo.search.state import SearchState
 from transfer_bo.search.trust_region import (
-    FIRST,
-    LARGEST,
-    Region,
-    propose_above,
-    propose_near,
-    rung_of,
-    side_of,
+    INITIAL_SIDE,
+    MAX_SIDE,
+    TrustRegion,
+    next_rung,
+    propose_at_larger_rung,
+    propose_inside,
+    trust_region_side,
 )
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.surrogate import Surrogate
@@ -57,15 +58,7 @@ def search(count: int, plan: StudySettings) -> list[Run]:
     """The runs that `next_run` proposes."""
     runs: list[Run] = []
     for number in range(count):
-        _, params = next_run(
-            settings=plan,
-            runs=runs,
-            dimensions=DIMENSIONS,
-            maximize=False,
-            rungs=[0],
-            n_startup=4,
-            number=number,
-        )
+        _, params = next_run(SearchState(plan, runs, DIMENSIONS, False, number, n_startup=4), [0])
         runs.append(Run(number, params, BASE, Outcome.FINISHED, loss(params)))
     return runs
 
@@ -80,24 +73,26 @@ def test_the_side_by_hand() -> None:
     """Doubled after three successes in a row, halved after as many failures as there are HPs, at least 4."""
     better = [1.9, 1.8, 1.7]
 
-    assert FIRST == side_of([], 2.0, 4)
-    assert FIRST == side_of([*better[:2], 1.9], 2.0, 4)
-    assert 2 * FIRST == side_of(better, 2.0, 4)
-    assert LARGEST == side_of([1.9 - 0.01 * i for i in range(9)], 2.0, 4)
-    assert FIRST / 2 == side_of([2.0, None, 1.999, 2.1], 2.0, 4)
-    assert FIRST == side_of([2.0] * 9, 2.0, 40)
-    assert FIRST / 2 == side_of([2.0] * 10, 2.0, 40)
-    assert FIRST == side_of([2.0] * 4 * 7, 2.0, 4)  # six halvings to 2^-7, the seventh begins anew
+    assert INITIAL_SIDE == trust_region_side([], 2.0, 4)
+    assert INITIAL_SIDE == trust_region_side([*better[:2], 1.9], 2.0, 4)
+    assert 2 * INITIAL_SIDE == trust_region_side(better, 2.0, 4)
+    assert MAX_SIDE == trust_region_side([1.9 - 0.01 * i for i in range(9)], 2.0, 4)
+    assert INITIAL_SIDE / 2 == trust_region_side([2.0, None, 1.999, 2.1], 2.0, 4)
+    assert INITIAL_SIDE == trust_region_side([2.0] * 9, 2.0, 40)
+    assert INITIAL_SIDE / 2 == trust_region_side([2.0] * 10, 2.0, 40)
+    assert INITIAL_SIDE == trust_region_side(
+        [2.0] * 4 * 7, 2.0, 4
+    )  # six halvings to 2^-7, the seventh begins anew
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0.1, 10.0)), max_size=60), st.integers(1, 100))
 def test_the_side_is_the_same_for_larger_is_better(losses: list[float | None], d: int) -> None:
     """Turning the sign of the metric changes nothing, and the side stays within its limits."""
     turned = [None if loss is None else -loss for loss in losses]
-    side = side_of(losses, 2.0, d)
+    side = trust_region_side(losses, 2.0, d)
 
-    assert side == side_of(turned, -2.0, d, maximize=True)
-    assert trust_region.SMALLEST <= side <= LARGEST
+    assert side == trust_region_side(turned, -2.0, d, maximize=True)
+    assert trust_region.MIN_SIDE <= side <= MAX_SIDE
 
 
 def test_global_hps_come_first_then_multipliers_near_the_best(staged: list[Run]) -> None:
@@ -110,13 +105,13 @@ def test_global_hps_come_first_then_multipliers_near_the_best(staged: list[Run])
 
 
 def test_proposals_lie_in_the_region_and_unimportant_hps_stay(staged: list[Run]) -> None:
-    """Each HP within half a side of the centre, however often asked; a nil one on it."""
+    """Each HP within half a side of the centre, however often asked; a frozen one on it."""
     surrogate = Surrogate(staged, DIMENSIONS, settings())
-    region = Region.of(surrogate, BASE, maximize=False)
+    region = TrustRegion.of(surrogate, BASE, maximize=False)
     half = region.side / 2 * (surrogate.coordinates.z_high - surrogate.coordinates.z_low)
     generator = torch.Generator().manual_seed(0)
     for greedy in (True, False, False, False):
-        params = propose_near(surrogate, BASE, generator, greedy=greedy, still=["eps.q"])
+        params = propose_inside(surrogate, BASE, generator, greedy=greedy, frozen=["eps.q"])
         moved = (surrogate.coordinates.z(params) - region.centre).abs()
 
         assert bool((moved <= half + 1e-9).all())
@@ -134,8 +129,8 @@ def test_proposals_keep_away_from_the_cliff() -> None:
         runs.append(Run(number, params, BASE, outcome, None if is_over else loss(params)))
     surrogate = Surrogate(runs, DIMENSIONS, settings())
     generator, coordinates = torch.Generator().manual_seed(0), surrogate.coordinates
-    proposed = [propose_near(surrogate, BASE, generator, greedy=False) for _ in range(10)]
-    centre = coordinates.mix @ Region.of(surrogate, BASE, maximize=False).centre
+    proposed = [propose_inside(surrogate, BASE, generator, greedy=False) for _ in range(10)]
+    centre = coordinates.mix @ TrustRegion.of(surrogate, BASE, maximize=False).centre
     rows = [torch.cat([centre, torch.zeros(1)]), *(coordinates.row(params, BASE) for params in proposed)]
     risk = surrogate.stability.probability(torch.stack(rows))
 
@@ -143,31 +138,31 @@ def test_proposals_keep_away_from_the_cliff() -> None:
     assert len({params["lr.up"] for params in proposed}) > 1
 
 
-def test_the_dearer_rungs_get_their_share_by_hand() -> None:
-    """A dearer rung comes when it fits into a quarter of what is spent; the first stage does not count."""
+def test_the_larger_rungs_get_their_share_by_hand() -> None:
+    """A larger rung comes when it fits into a quarter of what is spent; the first stage does not count."""
     plain = Run(0, {"lr": 2**-6, "lr.q": 1.0}, BASE, Outcome.FINISHED, 2.0)
-    near = Run(1, {"lr": 2**-6, "lr.q": 2.0}, BASE, Outcome.FINISHED, 2.0)
+    moved = Run(1, {"lr": 2**-6, "lr.q": 2.0}, BASE, Outcome.FINISHED, 2.0)
     costs = {BASE: 1.0, LARGER: 4.0}
 
-    assert BASE == rung_of({BASE: 1.0}, [near] * 50, DEFAULTS)
-    assert BASE == rung_of(costs, [plain] * 50, DEFAULTS)
-    assert BASE == rung_of(costs, [near] * 11, DEFAULTS)
-    assert LARGER == rung_of(costs, [near] * 12, DEFAULTS)
-    assert BASE == rung_of(costs, [*[near] * 12, replace(near, scale=LARGER)], DEFAULTS)
-    assert TARGET == rung_of(
-        {**costs, TARGET: 6.0}, [*[near] * 45, *[replace(near, scale=LARGER)] * 2], DEFAULTS
+    assert BASE == next_rung({BASE: 1.0}, [moved] * 50, DEFAULTS)
+    assert BASE == next_rung(costs, [plain] * 50, DEFAULTS)
+    assert BASE == next_rung(costs, [moved] * 11, DEFAULTS)
+    assert LARGER == next_rung(costs, [moved] * 12, DEFAULTS)
+    assert BASE == next_rung(costs, [*[moved] * 12, replace(moved, scale=LARGER)], DEFAULTS)
+    assert TARGET == next_rung(
+        {**costs, TARGET: 6.0}, [*[moved] * 45, *[replace(moved, scale=LARGER)] * 2], DEFAULTS
     )
 
 
-def test_at_a_dearer_rung_the_centre_runs_whole_then_with_half_its_multipliers(staged: list[Run]) -> None:
+def test_at_a_larger_rung_the_centre_runs_whole_then_with_half_its_multipliers(staged: list[Run]) -> None:
     """Multipliers are the centre's or at their defaults; of many proposals about half are."""
     surrogate = Surrogate(staged, DIMENSIONS, settings())
-    centre = Region.of(surrogate, BASE, maximize=False).centre
+    centre = TrustRegion.of(surrogate, BASE, maximize=False).centre
     generator = torch.Generator().manual_seed(0)
-    whole = propose_above(surrogate, LARGER, BASE, generator)
+    whole = propose_at_larger_rung(surrogate, LARGER, BASE, generator)
     again = Surrogate([*staged, Run(10, whole, LARGER, Outcome.FINISHED, 1.9)], DIMENSIONS, settings())
-    halves = [propose_above(again, LARGER, BASE, generator) for _ in range(30)]
-    here = Region.of(again, BASE, maximize=False).centre
+    halves = [propose_at_larger_rung(again, LARGER, BASE, generator) for _ in range(30)]
+    here = TrustRegion.of(again, BASE, maximize=False).centre
     at = np.array(
         [[abs(math.log2(params[dim.name])) for dim in DIMENSIONS if "." in dim.name] for params in halves]
     )

@@ -19,7 +19,8 @@ from rich.text import Text
 
 from transfer_bo.display.tables import projection_table, rung_table, summarise
 from transfer_bo.display.text import LOSS_DIGITS, duration_text, number_text, scale_text
-from transfer_bo.records import Outcome, Run, read_runs, spent_so_far
+from transfer_bo.records import Outcome, Run, read_runs
+from transfer_bo.search.budget import spent_so_far
 
 __all__ = ["Progress"]
 

@@ -24,8 +24,9 @@ from transfer_bo.display.text import (
     number_text,
     scale_text,
 )
-from transfer_bo.records import Outcome, Run, read_settings, spent
+from transfer_bo.records import Outcome, Run, read_settings
 from transfer_bo.scale import Scale, default_cost
+from transfer_bo.search.budget import spent
 
 __all__ = [
     "RungSummary",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from transfer_bo.attributes import ERROR_ATTR
 from transfer_bo.display.text import duration_text, scale_text
-from transfer_bo.records import Outcome, Run, StudySettings, spent
+from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.report import page
 from transfer_bo.report.state import State
 from transfer_bo.scale import Scale
+from transfer_bo.search.budget import spent
 
 __all__ = ["run_rows", "runs_and_compute", "search_effort"]
 

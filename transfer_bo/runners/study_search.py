@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from transfer_bo.attributes import RUNG
-from transfer_bo.records import Outcome, Run, spent_so_far
+from transfer_bo.records import Outcome, Run
 from transfer_bo.sampler import TransferSampler
+from transfer_bo.search.budget import spent_so_far
 
 if TYPE_CHECKING:
     from transfer_bo.runners.task import Task

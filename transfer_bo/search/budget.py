@@ -1,0 +1,144 @@
+"""What runs cost, what a search has spent, and which rungs it can still afford.
+
+These are queries: they read runs and settings and change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transfer_bo.attributes import SETTINGS_ATTR
+from transfer_bo.errors import BudgetError
+from transfer_bo.records import Outcome, Run, StudySettings, finished_runs, read_settings
+from transfer_bo.scale import Cost, Scale
+
+__all__ = [
+    "CostModel",
+    "affordable_rungs",
+    "cheapest_rung",
+    "measured_seconds",
+    "spent",
+    "spent_so_far",
+]
+
+UNMEASURED = 64
+"""With a budget in seconds, and before any run has finished, the cheapest run is taken to cost the budget
+divided by this."""
+
+ROUNDING = 1e-9
+"""A rung counts as affordable if it costs more than the remaining budget by at most this share of it."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What one run costs at each scale, in the unit of the budget.
+
+    Attributes:
+        cost: cost of one run at a scale; where seconds are wanted, what they are taken to be proportional to.
+        in_seconds: whether costs are the measured seconds of finished runs.
+        budget: compute for tuning, or None for no limit.
+    """
+
+    cost: Cost
+    in_seconds: bool = False
+    budget: float | None = None
+
+    def price(self, scale: Scale) -> float:
+        """Cost of one run at a scale by the cost function.
+
+        Raises:
+            BudgetError: if it is not positive and finite.
+        """
+        price = float(self.cost(scale))
+        if not (math.isfinite(price) and price > 0):
+            raise BudgetError(f"cost({scale}) is {price!r}; make it a positive finite number.")
+        return price
+
+    def prices(self, scales: Sequence[Scale], runs: Iterable[Run]) -> tuple[float, ...]:
+        """Cost of one run at each of the scales, given the runs so far."""
+        prices = tuple(map(self.price, scales))
+        if not self.in_seconds:
+            return prices
+
+        seconds = measured_seconds(scales, runs, self.price)
+        if seconds is None and self.budget is not None:
+            return tuple(price * self.budget / (UNMEASURED * min(prices)) for price in prices)
+        return seconds or prices
+
+
+def measured_seconds(
+    scales: Iterable[Scale], runs: Iterable[Run], guess: Callable[[Scale], float]
+) -> tuple[float, ...] | None:
+    """Seconds of one run at each scale: the median of its finished runs; None before any has finished.
+
+    A scale without a finished run costs in proportion to `guess`, starting from the measured scale that is
+    closest to it by `guess`.
+
+    Args:
+        scales: the scales to price.
+        runs: all runs; those of source studies do not count, because they ran on other machines.
+        guess: cost of a run at a scale, in any unit.
+    """
+    seconds: dict[Scale, list[float]] = {}
+    for run in finished_runs(runs):
+        if run.seconds and run.source is None:
+            seconds.setdefault(run.scale, []).append(run.seconds)
+    if not seconds:
+        return None
+
+    def price(scale: Scale) -> float:
+        closest = min(seconds, key=lambda other: (other != scale, abs(math.log(guess(other) / guess(scale)))))
+        return statistics.median(seconds[closest]) * guess(scale) / guess(closest)
+
+    return tuple(map(price, scales))
+
+
+def spent(settings: StudySettings, runs: Iterable[Run], min_cost: float = 0.0) -> float:
+    """Compute for tuning that is used or reserved.
+
+    A stopped, diverged or preempted run counts as far as it got, a running one in full.
+
+    Args:
+        settings: settings of the study.
+        runs: all runs; only those of the search count.
+        min_cost: what a whole run is charged at least, in the unit of the costs.
+    """
+    total = 0.0
+    for run in runs:
+        if run.scale is None or run.purpose != "search" or run.outcome is Outcome.WAITING:
+            continue
+
+        cost = max(settings.cost(run.scale), min_cost)
+        reached = max(run.curve, default=0.0)
+        if run.outcome is Outcome.PREEMPTED or (
+            run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
+        ):
+            total += cost * min(1.0, reached)
+        else:
+            total += cost
+    return total
+
+
+def spent_so_far(study: Any, runs: Iterable[Run]) -> float:
+    """Compute used or reserved by a study's search, in the unit of its costs; 0 before its first trial."""
+    if SETTINGS_ATTR not in study.user_attrs:
+        return 0.0
+    return spent(read_settings(study), runs)
+
+
+def cheapest_rung(settings: StudySettings, rungs: Iterable[int]) -> int:
+    """Index of the rung whose runs cost least."""
+    return min(rungs, key=lambda index: settings.costs[index])
+
+
+def affordable_rungs(settings: StudySettings, runs: Iterable[Run]) -> list[int]:
+    """Indices of the rungs whose cost fits into the remaining budget; none if it is exhausted."""
+    if settings.budget is None:
+        return list(settings.proxies)
+
+    remaining_budget = settings.budget - spent(settings, runs)
+    return [index for index in settings.proxies if settings.costs[index] <= remaining_budget * (1 + ROUNDING)]
