@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ridge_curves import BEST_AT_INFINITY, risk, risk_at_infinity
 
-from transfer_bo import TransferError
 from transfer_bo.diagnostics.curves import read_sweep
 from transfer_bo.diagnostics.laws import fit_gap, fit_law
 from transfer_bo.diagnostics.rates import Rates, transfer_rates
+from transfer_bo.errors import DiagnosticError, NoRunsError, TransferError
 
 SIZES = (16, 32, 64, 128, 256)
 
@@ -183,19 +183,21 @@ def test_gap_to_the_largest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "message"),
+    ("frame", "error", "value"),
     [
-        (bowls(sizes=(16, 32)), "at least 3 sizes"),
-        (bowls().drop(columns="lr"), "no column 'lr'"),
-        (bowls().assign(lr=0.1), "in every run"),
-        (bowls().assign(loss=np.nan), "No run has finished"),
-        (bowls().assign(loss="n/a"), "which is no number"),
-        (bowls().assign(width=-1), "sizes are positive"),
-        (bowls().query("lr < 0.003"), "near their best"),
-        (bowls().head(0), "No run has finished"),
+        (bowls(sizes=(16, 32)), DiagnosticError, "2 along 'width'"),
+        (bowls().drop(columns="lr"), DiagnosticError, "'lr'"),
+        (bowls().assign(lr=0.1), DiagnosticError, "0.1"),
+        (bowls().assign(loss=np.nan), NoRunsError, ""),
+        (bowls().assign(loss="n/a"), DiagnosticError, "'n/a'"),
+        (bowls().assign(width=-1), DiagnosticError, "-1"),
+        (bowls().query("lr < 0.003"), DiagnosticError, "Only 0"),
+        (bowls().head(0), NoRunsError, ""),
     ],
 )
-def test_bad_input_is_named(frame: pd.DataFrame, message: str) -> None:
-    """Each mistake has a sentence of its own."""
-    with pytest.raises(TransferError, match=message):
+def test_bad_input_is_named(frame: pd.DataFrame, error: type[TransferError], value: str) -> None:
+    """Each mistake has an error that names the value at fault."""
+    with pytest.raises(error) as caught:
         rates_of(frame)
+
+    assert value in str(caught.value)

@@ -69,7 +69,7 @@ def plan(
     """
     goal = Scale(parse_scale(target, "--target"))
     hps = parse_hp_ranges(hp)
-    floor = parse_scale(smallest or [], "--smallest")
+    cheapest = parse_scale(smallest or [], "--smallest")
     exponents = None if rates is None else parse_rates(rates)
     speed = parse_number(flops_per_second, "--flops-per-second")
     if speed <= 0:
@@ -83,7 +83,7 @@ def plan(
         flops,
         goal,
         hps,
-        smallest=goal.replace(**floor) if floor else None,
+        smallest=goal.replace(**cheapest) if cheapest else None,
         coordinates=coordinates,
     )
     theory = None if exponents is None else useful_transfer(*exponents, hps=len(hps))

@@ -16,19 +16,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from transfer_bo.dimension import Dimension
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import DiagnosticError, NoRunsError
 
 __all__ = ["Curve", "Optima", "Sweep", "read_sweep"]
 
 Array = npt.NDArray[np.float64]
 
 LOSS_FILTER = 1.35
-"""Points above this many times the best loss of their size say nothing about its bowl (2605.21486's code)."""
+"""Points above this many times the best loss of their size are not used: they lie off its bowl (2605.21486's
+code)."""
 MAX_DEGREE = 10
-"""Of the polynomial that is the curve; the degree that predicts left-out points best is taken."""
+"""Highest degree of the polynomial; the degree that predicts left-out points best is taken."""
 MIN_POINTS = 3
+"""Values of the HP that a size needs."""
 GRID = 1001
-"""Points of the fine grid on which curves are looked at."""
+"""Points of the fine grid on which curves are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ class Sweep:
     Draws are a parametric bootstrap: the fitted curve plus noise, fitted again.
 
     Args:
-        curves: one per size; they are put in ascending order.
-        hp: name of the HP.
-        dimension: its transform, to turn z back into values.
-        repeat_noise: standard deviation of one run (of ln y where all y are positive) about its cell's mean,
-            and the degrees of freedom behind it.
+        curves: One per size; they are sorted by size.
+        hp: Name of the HP.
+        dimension: The HP's transform, to turn z back into values.
+        repeat_noise: Standard deviation of one run (of ln y where all y are positive) about its cell's mean,
+            and its degrees of freedom.
     """
 
     def __init__(
@@ -98,15 +100,15 @@ class Sweep:
         self.in_log = all(bool((curve.y > 0).all()) for curve in self.curves)
         self.sizes = np.array([curve.size for curve in self.curves])
         self.centre = float(np.mean([curve.z.mean() for curve in self.curves]))
-        reach = max(float(np.abs(curve.z - self.centre).max()) for curve in self.curves)
-        self.reach = max(reach, 1e-9)
+        half_width = max(float(np.abs(curve.z - self.centre).max()) for curve in self.curves)
+        self.half_width = max(half_width, 1e-9)
         self.degree = self._choose_degree()
         repeated, freedom = repeat_noise
         self.noise = repeated if freedom >= len(self.curves) else self._residual_noise()
         """Standard deviation of one run, of ln y where the curves are in ln y."""
 
     def _work(self, y: Array) -> Array:
-        """Losses as the polynomial sees them."""
+        """Losses as the polynomial is fitted to them: their logarithm, if all are positive."""
         return np.asarray(np.log(y)) if self.in_log else y
 
     def _back(self, work: Array) -> Array:
@@ -114,7 +116,7 @@ class Sweep:
 
     def _basis(self, z: Array, degree: int) -> Array:
         """Chebyshev polynomials of z up to a degree (m x (degree + 1))."""
-        return np.asarray(np.polynomial.chebyshev.chebvander((z - self.centre) / self.reach, degree))
+        return np.asarray(np.polynomial.chebyshev.chebvander((z - self.centre) / self.half_width, degree))
 
     def _degree_at(self, curve: Curve, degree: int) -> int:
         """A curve of few points keeps a point free for its noise, but is never flatter than a parabola."""
@@ -177,6 +179,7 @@ class Sweep:
             self._lowest(curve, of_curve) for curve, of_curve in zip(self.curves, coefficients, strict=True)
         ]
         z, loss, curvature = (np.column_stack([part[i] for part in located]) for i in range(3))
+
         largest = coefficients[-1]
         at_largest = np.einsum(
             "bsk,bk->bs", self._basis(z.ravel(), largest.shape[1] - 1).reshape(*z.shape, -1), largest
@@ -194,18 +197,21 @@ class Sweep:
         fine = np.linspace(curve.z[0], curve.z[-1], GRID)
         values = coefficients @ self._basis(fine, coefficients.shape[1] - 1).T  # B x GRID
         rows, inner = np.arange(len(values)), values.argmin(1).clip(1, GRID - 2)
-        left, middle, right = (values[rows, inner + k] for k in (-1, 0, 1))
+
+        # The vertex of the parabola through the lowest point of the grid and its two neighbours.
+        before, middle, after = (values[rows, inner + k] for k in (-1, 0, 1))
         step = float(fine[1] - fine[0])
-        bend = left - 2 * middle + right
+        bend = before - 2 * middle + after
         with np.errstate(divide="ignore", invalid="ignore"):
-            shift = np.where(bend > 0, 0.5 * (left - right) / bend, np.sign(left - right))
-        shift = shift.clip(-1, 1)
-        lowest = middle + 0.5 * (right - left) * shift + 0.5 * bend * shift**2
-        return fine[inner] + step * shift, lowest, bend / step**2
+            offset = np.where(bend > 0, 0.5 * (before - after) / bend, np.sign(before - after))
+        offset = offset.clip(-1, 1)
+        lowest = middle + 0.5 * (after - before) * offset + 0.5 * bend * offset**2
+        return fine[inner] + step * offset, lowest, bend / step**2
 
     def _modes(self, curve: Curve) -> int:
-        """Minima of the measured points that are parted by a rise of more than three standard errors."""
+        """Minima of the measured points with a rise of more than three standard errors between them."""
         rise = 3 * math.sqrt(2) * self.noise / math.sqrt(float(np.median(curve.count)))
+
         count, low, high, falling = 0, math.inf, -math.inf, True
         for y in [*self._work(curve.y), math.inf]:
             if falling:
@@ -240,42 +246,32 @@ def read_sweep(
     """The sweep in a table of runs: a row per run, repeated rows (seeds) are averaged.
 
     Rows whose loss is missing or infinite count as diverged: tried, but no point of the curve. Points above
-    `LOSS_FILTER` times the best of their size are left out; sizes with fewer than three points too.
+    `LOSS_FILTER` times the best of their size are dropped, and sizes with fewer than three points.
 
     Args:
-        frame: the runs.
-        size: column of the size n; it may be infinite where theory knows the limit.
-        hp: column of the HP.
-        loss: column of the loss, smaller is better.
-        transform: of the HP, as in `Dimension`.
-        noise: standard deviation of a run (of ln loss where all losses are positive) and its degrees of
+        frame: The runs.
+        size: Column of the size n; it may be infinite where theory gives the limit.
+        hp: Column of the HP.
+        loss: Column of the loss, smaller is better.
+        transform: The HP's transform, as in `Dimension`.
+        noise: Standard deviation of a run (of ln loss where all losses are positive) and its degrees of
             freedom, where they are known better than from repeated rows.
 
     Raises:
-        TransferError: for a missing column, values that are no numbers, an HP that never changes, or fewer
+        DiagnosticError: For a missing column, values that are no numbers, an HP that never changes, or fewer
             than two sizes with three values.
+        NoRunsError: If no run has finished with a finite loss.
     """
-    for column in (size, hp, loss):
-        if column not in frame:
-            known = ", ".join(map(str, frame.columns))
-            raise TransferError(f"The table has no column {column!r}; it has {known}.")
-    numbers: dict[str, Any] = {}
-    for column in (size, hp, loss):
-        numbers[column] = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=float)
-        bad = np.flatnonzero(np.isnan(numbers[column]) & frame[column].notna().to_numpy())
-        if len(bad):
-            raise TransferError(
-                f"Column {column!r} holds {frame[column].iloc[bad[0]]!r}, which is no number; mend that row."
-            )
-    sizes, values, losses = numbers[size], numbers[hp], numbers[loss]
-    known_rows = ~np.isnan(sizes) & np.isfinite(values)
-    sizes, values, losses = sizes[known_rows], values[known_rows], losses[known_rows]
+    sizes, values, losses = _columns(frame, size, hp, loss)
+    known = ~np.isnan(sizes) & np.isfinite(values)
+    sizes, values, losses = sizes[known], values[known], losses[known]
     if len(values) == 0 or not np.isfinite(losses).any():
-        raise TransferError("No run has finished with a finite loss; there is nothing to diagnose.")
+        raise NoRunsError("No run has finished with a finite loss; there is nothing to diagnose.")
     if (sizes <= 0).any():
-        raise TransferError(f"Size {size!r} is {sizes.min():g} in one row; sizes are positive.")
+        raise DiagnosticError(f"Size {size!r} is {sizes.min():g} in one row; sizes are positive.")
     if values.min() == values.max():
-        raise TransferError(f"HP {hp!r} is {values[0]:g} in every run; sweep it over several values.")
+        raise DiagnosticError(f"HP {hp!r} is {values[0]:g} in every run; sweep it over several values.")
+
     dimension = Dimension(hp, transform, float(values.min()), float(values.max()))
     z = np.array([dimension.forward(float(value)) for value in values])
     finished = losses[np.isfinite(losses)]
@@ -291,6 +287,7 @@ def read_sweep(
         ys = pd.Series(work(losses[finite]))
         squares += float(((ys - ys.groupby(np.round(z[finite], 9)).transform("mean")) ** 2).sum())
         freedom += int((count - 1).sum())
+
         best = float(mean.min())
         kept = mean <= (LOSS_FILTER * best if best > 0 else math.inf)
         if int(kept.sum()) < MIN_POINTS:
@@ -305,10 +302,34 @@ def read_sweep(
                 (float(tried.min()), float(tried.max())),
             )
         )
+
     if len(curves) < 2:
-        raise TransferError(
+        raise DiagnosticError(
             f"Only {len(curves)} value(s) of {size!r} have {MIN_POINTS} or more finished values of {hp!r} "
-            "near their best; run more values of it at two or more sizes."
+            "close to their best; run more values of it at two or more sizes."
         )
     repeated = (math.sqrt(squares / freedom) if freedom else math.nan, freedom)
     return Sweep(curves, hp, dimension, noise or repeated)
+
+
+def _columns(frame: pd.DataFrame, *names: str) -> list[Array]:
+    """Columns as numbers, nan where a cell is empty.
+
+    Raises:
+        DiagnosticError: For a missing column, or a cell that is no number.
+    """
+    for name in names:
+        if name not in frame:
+            known = ", ".join(map(str, frame.columns))
+            raise DiagnosticError(f"The table has no column {name!r}; it has {known}.")
+
+    columns = []
+    for name in names:
+        numbers: Any = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=float)
+        bad = np.flatnonzero(np.isnan(numbers) & frame[name].notna().to_numpy())
+        if len(bad):
+            raise DiagnosticError(
+                f"Column {name!r} holds {frame[name].iloc[bad[0]]!r}, which is no number; correct that row."
+            )
+        columns.append(numbers)
+    return columns

@@ -4,7 +4,7 @@ The only module of the diagnostics that imports Optuna: its fANOVA and PED-ANOVA
 take a study, so one is made in memory from the runs of a scale. Scales are never mixed.
 
 Runs of an adaptive search crowd around good values, so what is measured is importance *where the search
-looked*; a sweep or random draws tell about the whole range.
+looked*; a sweep or random draws measure it over the whole range.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from transfer_bo.diagnostics.curves import Array
 from transfer_bo.diagnostics.intervals import Interval
 from transfer_bo.diagnostics.relief import relief
 from transfer_bo.dimension import Dimension
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import DiagnosticError, NoRunsError
 from transfer_bo.records import Outcome, Run
 from transfer_bo.scale import Scale
 
 __all__ = ["METHODS", "Importance", "hp_importance", "unimportant_hps"]
 
 METHODS = ("N-RReliefF", "fANOVA", "PED-ANOVA")
+"""Methods, in the order in which they are shown."""
 MIN_RUNS = 10
-"""Finished runs of a scale below which no method says anything."""
+"""Finished runs that a scale needs."""
 DRAWS = {"N-RReliefF": 100, "fANOVA": 0, "PED-ANOVA": 30}
 """Bootstrap draws of the rank correlation: fANOVA grows a forest for each, which would take minutes."""
-NIL_METHODS = ("N-RReliefF", "fANOVA")
-"""Both have to find an HP unimportant: one looks at neighbours, the other at averages over all the rest."""
+SHADOW_METHODS = ("N-RReliefF", "fANOVA")
+"""Both have to find an HP unimportant: one compares neighbours, the other averages over all other HPs."""
 RUNS_PER_HP = 2
 """Finished runs per HP below which none is called unimportant."""
 MIN_SHADOWS = 5
-"""HPs without influence that are made up for comparison; for many HPs, a third as many."""
+"""Shadow features, at least; for many HPs, a third as many."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Importance:
     """Importance of every HP at every scale with enough runs, and how alike the scales are.
 
     Attributes:
-        scales: those with enough runs, in the order first seen.
-        hps: the HPs that vary at all of them.
+        scales: The scales with enough runs, in the order in which they first occur.
+        hps: The HPs that vary at all of them.
         shares: `{method: array (scales x HPs)}`, each row summing to 1.
         agreement: `{method: Spearman correlation between the scales' importances}`, mean over pairs of scales
             with a 90% bootstrap interval (fANOVA: no interval); empty with one scale.
-        left_out: sentences about scales or HPs that could not be judged.
+        left_out: Sentences about scales or HPs without a result.
     """
 
     scales: tuple[Scale, ...]
@@ -89,16 +90,17 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
     """Importance of HPs per scale from the finished runs.
 
     Args:
-        runs: of any scales and outcomes.
-        dimensions: the searched HPs.
-        seed: of the bootstrap and of fANOVA's forest.
+        runs: Runs at any scales, with any outcomes.
+        dimensions: The searched HPs.
+        seed: Seed of the bootstrap and of fANOVA's forest.
 
     Raises:
-        TransferError: if only one HP varies, or no scale has enough finished runs.
+        NoRunsError: If no run has finished.
+        DiagnosticError: If only one HP varies, or no scale has enough finished runs.
     """
     by_scale = _finished_by_scale(runs)
     if not by_scale:
-        raise TransferError("No run has finished with a finite loss; there is nothing to diagnose.")
+        raise NoRunsError("No run has finished with a finite loss; there is nothing to diagnose.")
     if len(dimensions) < 2:
         raise _alone(dimensions)
     left_out = []
@@ -108,19 +110,15 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
             left_out.append(f"{scale} has {len(of)} finished runs, importance needs {MIN_RUNS}.")
     if not enough:
         most = max(map(len, by_scale.values()))
-        raise TransferError(
+        raise DiagnosticError(
             f"Importance needs {MIN_RUNS} finished runs at one scale, but no scale has more than {most}; "
             "run more trials."
         )
-    dimensions = [
-        dim
-        for dim in dimensions
-        if all(
-            len({run.params[dim.name] for run in of if dim.name in run.params}) > 1 for of in enough.values()
-        )
-    ]
+
+    dimensions = [dim for dim in dimensions if all(_varies(dim, of) for of in enough.values())]
     if len(dimensions) < 2:
         raise _alone(dimensions)
+
     tables = {
         scale: _table([r for r in of if _complete(r, dimensions)], dimensions) for scale, of in enough.items()
     }
@@ -129,6 +127,7 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
         method: np.array([_METHODS[method](t, dimensions, seed) for t in tables.values()])
         for method in METHODS
     }
+
     agreement = {}
     if len(tables) > 1:
         for method in METHODS:
@@ -145,46 +144,52 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
 def unimportant_hps(
     runs: Sequence[Run], dimensions: Sequence[Dimension], seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """HPs that matter no more than made-up ones without any influence, by N-RReliefF and fANOVA alike.
+    """HPs that matter no more than shadow features, by N-RReliefF and fANOVA alike.
 
-    Shares of importance have no zero: noise gives every HP some. So HPs are made up, shuffled copies of real
-    ones (shadow features: Kursa & Rudnicki, J. Stat. Softw. 36(11), 2010), and an HP is nil if both methods
-    give it no more than they give the made-up ones on average. The runs are those of the scale with the most
-    finished ones; scales are never mixed.
+    Shares of importance are never zero: noise gives every HP some. So shuffled copies of HPs are added, which
+    have no influence (shadow features: Kursa & Rudnicki, J. Stat. Softw. 36(11), 2010), and an HP is
+    unimportant if both methods give it no more than they give the shadow features on average. The runs are
+    those of the scale with the most finished ones; scales are never mixed.
 
     Args:
-        runs: of any scales and outcomes.
-        dimensions: the searched HPs.
-        seed: of the shuffles and of fANOVA's forest.
+        runs: Runs at any scales, with any outcomes.
+        dimensions: The searched HPs.
+        seed: Seed of the shuffles and of fANOVA's forest.
 
     Returns:
-        `{hp: {method: its share relative to the mean of the made-up ones}}` for the nil HPs; none where the
-        scale has less than `RUNS_PER_HP` finished runs per HP.
+        `{hp: {method: its share relative to the mean of the shadow features}}` for the unimportant HPs; empty
+        where the scale has less than `RUNS_PER_HP` finished runs per HP.
     """
     by_scale = _finished_by_scale(run for run in runs if _complete(run, dimensions))
     at = max(by_scale.values(), key=len, default=[])
     varying = [dim for dim in dimensions if len({run.params[dim.name] for run in at}) > 1]
     if len(varying) < 2 or len(at) < max(MIN_RUNS, RUNS_PER_HP * len(varying)):
         return {}
+
     table = _table(at, varying)
     rng = np.random.default_rng(seed)
     copied = rng.choice(len(varying), max(MIN_SHADOWS, len(varying) // 3))
-    shadows = [replace(varying[i], name=f"made up {n}") for n, i in enumerate(copied)]
+    shadows = [replace(varying[i], name=f"shadow {n}") for n, i in enumerate(copied)]
     X = np.hstack([table.X, *[rng.permutation(table.X[:, [i]]) for i in copied]])
+
     relative = {}
-    for method in NIL_METHODS:
+    for method in SHADOW_METHODS:
         shares = _METHODS[method](_Table(X, table.y, table.origin), [*varying, *shadows], seed)
         relative[method] = shares[: len(varying)] / max(float(shares[len(varying) :].mean()), 1e-12)
     return {
-        dim.name: {method: float(relative[method][i]) for method in NIL_METHODS}
+        dim.name: {method: float(relative[method][i]) for method in SHADOW_METHODS}
         for i, dim in enumerate(varying)
-        if all(relative[method][i] <= 1 for method in NIL_METHODS)
+        if all(relative[method][i] <= 1 for method in SHADOW_METHODS)
     }
 
 
-def _alone(dimensions: Sequence[Dimension]) -> TransferError:
+def _varies(dim: Dimension, runs: Sequence[Run]) -> bool:
+    return len({run.params[dim.name] for run in runs if dim.name in run.params}) > 1
+
+
+def _alone(dimensions: Sequence[Dimension]) -> DiagnosticError:
     names = ", ".join(dim.name for dim in dimensions) or "none"
-    return TransferError(
+    return DiagnosticError(
         f"Importance compares HPs, but {len(dimensions)} of them varies ({names}); search two or more."
     )
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 __all__ = ["LEVEL", "Interval"]
 
 LEVEL = 0.9
-"""Of every interval in the diagnostics: central 90% of the bootstrap draws."""
+"""Probability of every interval in the diagnostics: the central 90% of the bootstrap draws."""
 
 
 class Interval(NamedTuple):
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
     @classmethod
     def of(cls, draws: npt.NDArray[np.float64]) -> Interval:
-        """From draws (B) whose first is the value itself; draws that are nan are left out."""
+        """From draws (B) whose first is the value itself; draws that are nan are dropped."""
         finite = draws[~np.isnan(draws)]
         if len(finite) == 0:
             return cls(np.nan, np.nan, np.nan)
@@ -34,5 +34,5 @@ class Interval(NamedTuple):
         return self.low <= value <= self.high
 
     def text(self, form: str = ".2f") -> str:
-        """For people: "0.52 (0.41 to 0.66)"."""
+        """As text: "0.52 (0.41 to 0.66)"."""
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"

@@ -1,10 +1,11 @@
 """Power laws with a limit, y(n) = y∞ + C n^-p, fitted to many draws at once.
 
-Symbols: n sizes (S, may end with infinity), p the exponent, y∞ the limit, C the amplitude, B draws.
+Symbols: n sizes (S, may end with infinity), p the exponent, y∞ the limit, C the amplitude, B draws, P
+exponents.
 
-For every exponent of a fixed grid the rest is linear least squares, so the best exponent is found without a
-starting point; the grid's step of 2% is refined by a parabola through the three best points. An exponent at
-the grid's end means that the sizes do not determine it.
+For every exponent of a fixed grid the limit and the amplitude follow by linear least squares, so the best
+exponent is found without a starting point; the grid's step of 2% is refined by a parabola through the three
+best points. An exponent at the grid's end means that the sizes do not determine it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = ["EXPONENTS", "Law", "fit_gap", "fit_law"]
 Array = npt.NDArray[np.float64]
 
 EXPONENTS = np.geomspace(0.05, 5.0, 233)
+"""The grid of exponents (P)."""
 
 
 class Law(NamedTuple):
@@ -33,22 +35,24 @@ def fit_law(n: Array, y: Array, weight: Array | None = None) -> Law:
     """Fit y∞ + C n^-p to each draw.
 
     Args:
-        n: sizes (S), S >= 3, the last may be infinite.
-        y: values (B x S).
-        weight: of each size (S), inverse variances; equal when absent.
+        n: Sizes (S), S >= 3, the last may be infinite.
+        y: Values (B x S).
+        weight: Inverse variance of each size (S); equal weights when absent.
     """
     root = np.ones(len(n)) if weight is None else np.sqrt(weight / weight.max())
     # Sizes relative to the smallest keep n^-p in (0, 1], whatever their unit.
     powers = (n / n[0])[None, :] ** -EXPONENTS[:, None]  # P x S
     designs = np.stack([np.broadcast_to(1.0, powers.shape), powers], -1) * root[None, :, None]
     solve = np.linalg.pinv(designs)  # P x 2 x S
-    keep_out = np.eye(len(n)) - designs @ solve  # P x S x S
+    residual_maps = np.eye(len(n)) - designs @ solve  # P x S x S
+
     # The mean carries no information on p and would only cost digits.
     centred = (y - y.mean(1, keepdims=True)) * root
     squares = np.empty((len(y), len(EXPONENTS)))
-    for i, projector in enumerate(keep_out):
+    for i, projector in enumerate(residual_maps):
         squares[:, i] = ((centred @ projector) ** 2).sum(1)
     p = _refined(squares)
+
     x = (n / n[0])[None, :] ** -p[:, None]
     share = root**2 / (root**2).sum()
     x_mean, y_mean = (x @ share)[:, None], (y @ share)[:, None]
@@ -60,8 +64,8 @@ def fit_gap(n: Array, gap: Array) -> Array:
     """The exponent q of gaps to the largest size, gap(n) = K |n^-q - n_max^-q|, for each draw (B).
 
     Args:
-        n: sizes (S), the last may be infinite.
-        gap: values that are not negative, for all sizes but the last (B x (S - 1)).
+        n: Sizes (S), the last may be infinite.
+        gap: Values that are not negative, for all sizes but the last (B x (S - 1)).
     """
     relative = n / n[0]
     shapes = np.abs(relative[None, :-1] ** -EXPONENTS[:, None] - relative[-1] ** -EXPONENTS[:, None])
@@ -75,9 +79,10 @@ def _refined(squares: Array) -> Array:
     best = squares.argmin(1)
     inner = best.clip(1, len(EXPONENTS) - 2)
     rows = np.arange(len(squares))
-    left, middle, right = (squares[rows, inner + k] for k in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = np.where(bend > 0, 0.5 * (left - right) / np.where(bend > 0, bend, 1.0), 0.0).clip(-1, 1)
-    step = np.log(EXPONENTS[1] / EXPONENTS[0])
-    refined: Array = np.where(best == inner, EXPONENTS[inner] * np.exp(step * shift), EXPONENTS[best])
+    before, middle, after = (squares[rows, inner + k] for k in (-1, 0, 1))
+    bend = before - 2 * middle + after
+    steps = np.where(bend > 0, 0.5 * (before - after) / np.where(bend > 0, bend, 1.0), 0.0).clip(-1, 1)
+
+    width = np.log(EXPONENTS[1] / EXPONENTS[0])
+    refined: Array = np.where(best == inner, EXPONENTS[inner] * np.exp(width * steps), EXPONENTS[best])
     return refined

@@ -31,7 +31,7 @@ import pandas as pd
 from transfer_bo.diagnostics.curves import Array, Sweep, read_sweep
 from transfer_bo.diagnostics.intervals import Interval
 from transfer_bo.diagnostics.laws import fit_law
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import DiagnosticError
 
 __all__ = ["TransferMetrics", "compare_parametrizations", "metrics_table", "transfer_metrics"]
 
@@ -43,15 +43,15 @@ class TransferMetrics:
     """The metrics of one parametrization, with 90% intervals.
 
     Attributes:
-        name: of the parametrization.
+        name: Name of the parametrization.
         fit_error: E.
         kappa: κ = α - 2β + γ.
-        alpha: exponent of the reducible loss, ∝ n^-α.
-        beta: exponent of the optimum, η* ∝ n^-β.
-        gamma: exponent of the curvature in η, ∝ n^γ.
+        alpha: Exponent of the reducible loss, ∝ n^-α.
+        beta: Exponent of the optimum, η* ∝ n^-β.
+        gamma: Exponent of the curvature in η, ∝ n^γ.
         limit: L∞.
         penalty: R(∞) against the best of the parametrizations compared; zero when alone.
-        sizes: how many sizes it rests on.
+        sizes: Number of sizes that the fit rests on.
     """
 
     name: str
@@ -80,19 +80,20 @@ def transfer_metrics(
     """E, κ and R(∞) of each parametrization.
 
     Args:
-        sweeps: by name of the parametrization, each of the same HP over at least three finite sizes.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        sweeps: Sweeps by the parametrization's name, each of the same HP over at least three finite sizes.
+        draws: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        TransferError: if a sweep has fewer than three sizes.
+        DiagnosticError: If a sweep has fewer than three sizes.
     """
     for name, sweep in sweeps.items():
         if len(sweep.sizes) < MIN_SIZES:
-            raise TransferError(
+            raise DiagnosticError(
                 f"{name!r} has {len(sweep.sizes)} sizes with a usable curve, but its law has three unknowns; "
                 f"sweep {sweep.hp!r} at {MIN_SIZES} or more sizes."
             )
+
     parts = {name: _draws_of(sweep, draws, seed + i) for i, (name, sweep) in enumerate(sweeps.items())}
     # The lowest limit of each draw, so that R(∞) is never below zero.
     lowest = np.min([part["limit"] for part in parts.values()], axis=0)
@@ -152,9 +153,8 @@ def _fit_error(sweep: Sweep, y: Sequence[Array]) -> float:
         return np.column_stack([np.ones(len(n)), np.exp2(-abs(alpha) * doublings), bowl])
 
     def error(theta: Array) -> float:
-        columns = (
-            design(theta) / losses[:, None]
-        )  # least squares of law / loss - 1, which is ln law - ln loss
+        # Least squares of law / loss - 1, which is ln law - ln loss to first order.
+        columns = design(theta) / losses[:, None]
         coefficients, *_ = np.linalg.lstsq(columns, np.ones(len(n)), rcond=None)
         return float(np.sqrt(np.mean((columns @ coefficients - 1) ** 2)))
 
@@ -183,28 +183,28 @@ def compare_parametrizations(
     """The metrics of every parametrization in one table of runs.
 
     Args:
-        frame: a row per run.
-        name: column of the parametrization.
-        size: column of the size that grows; it must be the only scale axis that does.
-        hp: column of the HP.
-        loss: column of the loss.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        frame: A row per run.
+        name: Column of the parametrization.
+        size: Column of the size that grows; it must be the only scale axis that does.
+        hp: Column of the HP.
+        loss: Column of the loss.
+        draws: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        TransferError: for a missing column, or a parametrization with too few sizes or points.
+        DiagnosticError: For a missing column, or a parametrization with too few sizes or points.
     """
     if name not in frame:
         known = ", ".join(map(str, frame.columns))
-        raise TransferError(f"The table has no column {name!r}; it has {known}.")
+        raise DiagnosticError(f"The table has no column {name!r}; it has {known}.")
     sweeps = {}
     for of, rows in frame.groupby(name, sort=False):
         try:
             sweeps[str(of)] = read_sweep(rows, size=size, hp=hp, loss=loss)
-        except TransferError as error:
-            raise TransferError(f"{name} {of!r}: {error}") from None
+        except DiagnosticError as error:
+            raise DiagnosticError(f"{name} {of!r}: {error}") from None
     if not sweeps:
-        raise TransferError("The table has no rows; there is nothing to compare.")
+        raise DiagnosticError("The table has no rows; there is nothing to compare.")
     return transfer_metrics(sweeps, draws, seed)
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 from transfer_bo.diagnostics.curves import Array, Optima, Sweep
 from transfer_bo.diagnostics.intervals import Interval
 from transfer_bo.diagnostics.laws import fit_gap, fit_law
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import DiagnosticError
 
 __all__ = ["Rates", "transfer_rates"]
 
@@ -42,20 +42,20 @@ class Rates:
     """How fast an optimum settles compared with the loss, with 90% intervals.
 
     Attributes:
-        hp: the HP that was swept.
-        axis: what grows.
-        sizes: its values, ascending; the largest stands in for infinity in c_n.
+        hp: The HP that was swept.
+        axis: The axis that grows.
+        sizes: Values of the axis, ascending; the largest stands in for infinity in c_n.
         optimum: ν*(n) per size, in the HP's own unit.
         best_loss: φ_n* per size.
-        alpha: rate of the loss gap a_n.
-        beta: rate of the HP gap b_n.
-        gamma: rate of the transfer suboptimality c_n.
+        alpha: Rate of the loss gap a_n.
+        beta: Rate of the HP gap b_n.
+        gamma: Rate of the transfer suboptimality c_n.
         ratio: 2β/α; above 1 transfer is fast.
         drift: ν*(largest) - ν*(smallest), octaves.
-        cost_share: c_n / a_n with the largest size for infinity, from the smallest size: the share of what
-            growing gains that transfer without correction gives away.
+        cost_share: c_n / a_n from the smallest size, with the largest size for infinity: the share of
+            the gain from growing that is lost by transfer without correction.
         verdict: "fast", "slow" or "undecided".
-        reasons: why, in plain sentences.
+        reasons: The reasons for the verdict, as sentences.
     """
 
     hp: str
@@ -103,38 +103,42 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
     """Rates a_n, b_n, c_n of a sweep and the verdict.
 
     Args:
-        sweep: of one HP over at least three sizes, the last may be infinite.
-        axis: what grows, for the texts.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        sweep: One HP swept over at least three sizes, the last may be infinite.
+        axis: Name of the axis that grows, for the sentences.
+        draws: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        TransferError: if there are fewer than three sizes.
+        DiagnosticError: If there are fewer than three sizes.
     """
     n = sweep.sizes
     if len(n) < MIN_SIZES:
-        raise TransferError(
+        raise DiagnosticError(
             f"Rates need at least {MIN_SIZES} sizes but the runs have {len(n)} along {axis!r}; "
             f"sweep {sweep.hp!r} at more sizes."
         )
+
     optima = sweep.optima(draws, seed)
     loss_law = fit_law(n, optima.loss, _weight(optima.loss))
     hp_law = fit_law(n, optima.z, _weight(optima.z))
-    excess = np.maximum(optima.at_largest[:, :-1] - optima.loss[:, -1:], 0.0)
-    gamma = 2 * fit_gap(n, np.sqrt(excess))
+    excess_loss = np.maximum(optima.at_largest[:, :-1] - optima.loss[:, -1:], 0.0)
+    gamma = 2 * fit_gap(n, np.sqrt(excess_loss))
+
     gap = optima.loss[:, 0] - optima.loss[:, -1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(gap > 0, excess[:, 0] / gap, np.nan)
+        share = np.where(gap > 0, excess_loss[:, 0] / gap, np.nan)
+
     ratio = Interval.of(2 * hp_law.exponent / loss_law.exponent)
     drift = Interval.of(optima.z[:, -1] - optima.z[:, 0])
     cost_share = Interval.of(share)
     verdict, reasons = _judge(sweep, axis, optima, ratio, drift, Interval.of(gap), cost_share)
-    low_first = [Interval.of(optima.z[:, i]) for i in range(len(n))]
+    in_octaves = [Interval.of(optima.z[:, i]) for i in range(len(n))]
+
     return Rates(
         hp=sweep.hp,
         axis=axis,
         sizes=tuple(float(size) for size in n),
-        optimum=tuple(Interval(*(float(sweep.dimension.backward(z)) for z in at)) for at in low_first),
+        optimum=tuple(Interval(*(float(sweep.dimension.backward(z)) for z in at)) for at in in_octaves),
         best_loss=tuple(Interval.of(optima.loss[:, i]) for i in range(len(n))),
         alpha=Interval.of(loss_law.exponent),
         beta=Interval.of(hp_law.exponent),
@@ -162,42 +166,46 @@ def _judge(
     gap: Interval,
     cost_share: Interval,
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict and the sentences that explain it; anything that spoils a law makes it undecided."""
-    spoiled = []
+    """The verdict and the sentences that explain it; it is undecided where a law cannot hold."""
+    objections = []
     two = [f"{n:g}" for n, modes in zip(sweep.sizes, optima.modes, strict=True) if modes > 1]
     if two:
-        spoiled.append(
+        objections.append(
             f"At {axis} {', '.join(two)} the loss has two separate minima in {sweep.hp}, between which the "
             "optimum may jump; a learning rate per layer or group often removes one of them."
         )
+
     octaves = np.diff(np.log2(sweep.sizes))
     steps = np.diff(optima.z, axis=1)
     for i, doublings in enumerate(octaves):
         step = Interval.of(steps[:, i])
         surely = max(step.low, -step.high, 0.0)
         if np.isfinite(doublings) and surely > JUMP * doublings:
-            spoiled.append(
+            objections.append(
                 f"Between {axis} {sweep.sizes[i]:g} and {sweep.sizes[i + 1]:g} the optimum of {sweep.hp} "
                 f"jumps by {step.value:+.1f} octaves."
             )
+
     if edges := sweep.at_edge():
-        spoiled.append(
+        objections.append(
             f"At {axis} {', '.join(f'{n:g}' for n in edges)} the best {sweep.hp} is the last one tried; "
             "widen the sweep there."
         )
     if gap.low <= 0:
-        spoiled.append(f"The best loss does not surely fall from the smallest to the largest {axis}.")
-    if spoiled:
-        return "undecided", tuple(spoiled)
+        objections.append(f"The best loss does not surely fall from the smallest to the largest {axis}.")
+    if objections:
+        return "undecided", tuple(objections)
+
     if drift.holds(0.0):
         return "undecided", (
-            f"No drift of {sweep.hp} can be told from noise ({drift.text('+.2f')} octaves in all), so its "
-            f"rate cannot be either; copying the smallest size's optimum costs at most {cost_share.high:.1%} "
-            "of what growing gains.",
+            f"The drift of {sweep.hp} cannot be distinguished from noise ({drift.text('+.2f')} octaves in "
+            "all), so its rate is undetermined; copying the smallest size's optimum costs at most "
+            f"{cost_share.high:.1%} of what growing gains.",
         )
+
     text = f"2β/α = {ratio.text()}"
     if ratio.low > 1:
         return "fast", (f"{text}, surely above 1: what transfer costs falls faster than the loss gap.",)
     if ratio.high < SLOW_BELOW:
         return "slow", (f"{text}, not above 1: what transfer costs falls no faster than the loss gap.",)
-    return "undecided", (f"{text} may lie on either side of 1; more sizes or more seeds would tell.",)
+    return "undecided", (f"{text} may lie on either side of 1; more sizes or more seeds would decide it.",)

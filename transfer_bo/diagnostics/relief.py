@@ -37,9 +37,9 @@ def relief(
 
     Args:
         X: HPs in [0, 1] (m x d); codes of a categorical HP may be any numbers.
-        y: losses (m).
-        categorical: which columns are (d).
-        origin: number of the run behind each row (m); rows of one run, as a bootstrap draws them, are no
+        y: Losses (m).
+        categorical: Which columns are categorical (d).
+        origin: Number of the run behind each row (m); rows of one run, as a bootstrap draws them, are no
             neighbours of each other.
     """
     m, d = X.shape
@@ -47,9 +47,10 @@ def relief(
     if spread == 0 or m < 3:
         return np.zeros(d)
     origin = np.arange(m) if origin is None else origin
-    apart = np.abs(X[:, None, :] - X[None, :, :])  # m x m x d
-    apart = np.where(categorical, apart > 0, apart)
-    distance = np.where(origin[:, None] == origin[None, :], np.inf, apart.sum(-1))
+
+    by_hp = np.abs(X[:, None, :] - X[None, :, :])  # m x m x d
+    by_hp = np.where(categorical, by_hp > 0, by_hp)
+    distance = np.where(origin[:, None] == origin[None, :], np.inf, by_hp.sum(-1))
     k = min(NEIGHBOURS, m - 1)
     nearest = np.argsort(distance, axis=1, kind="stable")[:, :k]
     weight = np.exp(-((np.arange(1, k + 1) / SIGMA) ** 2)) * np.isfinite(
@@ -57,8 +58,9 @@ def relief(
     )
     total = weight.sum(1, keepdims=True)
     weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)  # m x k
+
     d_y = np.abs(y[:, None] - y[nearest]) / spread
-    d_h = np.take_along_axis(apart, nearest[:, :, None], 1)  # m x k x d
+    d_h = np.take_along_axis(by_hp, nearest[:, :, None], 1)  # m x k x d
     N_dY = float((weight * d_y).sum())
     N_dH = (weight[:, :, None] * d_h).sum((0, 1))
     N_dYdH = ((weight * d_y)[:, :, None] * d_h).sum((0, 1))

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import DiagnosticError
 
 __all__ = ["Decomposition", "TrajectoryRecorder", "window_losses"]
 
@@ -46,11 +46,11 @@ class Decomposition:
     """The loss change of one run, by direction.
 
     Attributes:
-        steps: at which the averaged trajectory was looked at (T + 1).
-        losses: φ there (T + 1).
-        eigenvalues: of each matrix's alignment matrix, largest size first (T x its smaller side).
-        vectors: change of loss by tensors that are no matrices (T).
-        mci: mean index of the directions each sample learns from (samples); empty if not asked for.
+        steps: Steps at which the averaged trajectory was recorded (T + 1).
+        losses: φ at these steps (T + 1).
+        eigenvalues: Eigenvalues of each matrix's alignment matrix, largest size first (T x its smaller side).
+        vectors: Change of loss by tensors that are no matrices (T).
+        mci: Mean index of the directions each sample learns from (samples); empty without `by_sample`.
     """
 
     steps: tuple[int, ...]
@@ -78,17 +78,18 @@ class Decomposition:
 
 
 class TrajectoryRecorder:
-    """Watches a model in training; give its `after_step` to `transfer_bo.training.train`.
+    """Records a model in training; give its `after_step` to `transfer_bo.training.train`.
 
     Args:
-        losses: from a model to the loss of each held-out sample (N); φ is their mean. The samples must be the
+        losses: From a model to the loss of each held-out sample (N); φ is their mean. The samples must be the
             same at every call.
-        steps: of the whole run.
-        intervals: into which the averaged trajectory is cut, at most; each costs two passes over the samples.
-        by_sample: also compute MCI, which costs a backward pass per sample and interval.
+        steps: Steps of the whole run.
+        intervals: Intervals into which the averaged trajectory is cut, at most; each costs two passes
+            over the samples.
+        by_sample: Whether to compute MCI too, which costs a backward pass per sample and interval.
 
     Raises:
-        TransferError: for a count below 1.
+        DiagnosticError: For a count below 1.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class TrajectoryRecorder:
     ) -> None:
         for name, value in {"steps": steps, "intervals": intervals}.items():
             if value < 1:
-                raise TransferError(
+                raise DiagnosticError(
                     f"A trajectory of {name} = {value} has nothing to decompose; set it to 1 or more."
                 )
         self.losses, self.steps, self.by_sample = losses, steps, by_sample
-        self.at = {round(steps * i / intervals) for i in range(intervals + 1)}
+        self._record_at = {round(steps * i / intervals) for i in range(intervals + 1)}
         self._ema: dict[str, Tensor] = {}
-        self._seen: list[int] = []
+        self._recorded: list[int] = []
         self._values: list[float] = []
         self._last: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._spectra: dict[str, list[Array]] = {}
@@ -115,31 +116,32 @@ class TrajectoryRecorder:
         self._psi: Tensor | None = None
 
     def after_step(self, step: int, model: nn.Module) -> None:
-        """Take in the weights after a step; step 0 is the start."""
+        """Average the weights after a step; step 0 is the start."""
         weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         if step == 0:
             self._ema = {name: w.clone() for name, w in weights.items()}
         elif not self._ema:
-            raise TransferError(f"The recorder saw step {step} first; it must see a run from step 0 on.")
+            raise DiagnosticError(f"The recorder was first called at step {step}; call it from step 0 on.")
         else:
             keep = 1 - 1 / self._averaging(step)
             for name, w in weights.items():
                 self._ema[name].lerp_(w, 1 - keep)
-        if step in self.at:
-            self._look(step, model)
+        if step in self._record_at:
+            self._record(step, model)
 
     def _averaging(self, step: int) -> float:
         """1/(1 - decay), in steps."""
         start, end = (max(1.0, share * self.steps) for share in AVERAGING)
         return start + (end - start) * min(1.0, step / max(1.0, RAMP * self.steps))
 
-    def _look(self, step: int, model: nn.Module) -> None:
-        """Loss and gradients at the averaged weights; the model's own weights are put back."""
+    def _record(self, step: int, model: nn.Module) -> None:
+        """Loss and gradients at the averaged weights; the model's own weights are restored."""
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         own = {name: p.detach().clone() for name, p in parameters.items()}
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(self._ema[name])
+
         try:
             of_samples = self.losses(model)
             phi = of_samples.mean()
@@ -154,8 +156,9 @@ class TrajectoryRecorder:
             with torch.no_grad():
                 for name, p in parameters.items():
                     p.copy_(own[name])
+
         self._last = ({name: w.clone() for name, w in self._ema.items()}, gradients)
-        self._seen.append(step)
+        self._recorded.append(step)
         self._values.append(float(phi.detach()))
 
     def _decompose(self, gradient: dict[str, Tensor], moved: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -194,22 +197,22 @@ class TrajectoryRecorder:
                 self._psi[i, : len(along)] += along.cpu()
 
     def result(self) -> Decomposition:
-        """What was recorded.
+        """The recorded decomposition.
 
         Raises:
-            TransferError: if fewer than two looks were taken, or the model has no matrix.
+            DiagnosticError: If the weights were recorded at fewer than two steps, or the model has no matrix.
         """
-        if len(self._seen) < 2 or not self._spectra:
-            raise TransferError(
-                f"The recorder looked {len(self._seen)} times; give its after_step to the trainer and "
-                "the run's number of steps to the recorder."
+        if len(self._recorded) < 2 or not self._spectra:
+            raise DiagnosticError(
+                f"The weights of {len(self._recorded)} steps were recorded; give after_step to the trainer "
+                "and the run's number of steps to the recorder."
             )
         mci = np.zeros(0)
         if self._psi is not None:
             size = self._psi.abs().numpy()
             mci = size @ np.arange(1, size.shape[1] + 1) / np.maximum(size.sum(1), 1e-300)
         return Decomposition(
-            tuple(self._seen),
+            tuple(self._recorded),
             np.array(self._values),
             {name: np.array(values) for name, values in self._spectra.items()},
             np.array(self._vectors),

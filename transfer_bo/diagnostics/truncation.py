@@ -1,18 +1,18 @@
-"""Width-stable directions against width-sensitive rest: the selection of κ and the bound t_n of 2512.22768.
+"""Width-stable directions against width-sensitive ones: the selection of κ and the bound t_n of 2512.22768.
 
 Symbols: ν_1 ... ν_g the HP's grid (octaves, ascending), φ_n(ν_i) the loss at width n, φ_n^k(ν_i) its part by
 the top k directions (`Decomposition.top`), κ = (κ_1, ..., κ_g) the truncation, one k per grid value;
-φ_n^κ(ν_i) = φ_n^{κ_i}(ν_i) the width-stable part, φ_n^-κ = φ_n - φ_n^κ the rest. Lip is the largest slope
-between neighbours on the grid, μ the least second difference (curvature), N the largest width, which stands
-in for infinity.
+φ_n^κ(ν_i) = φ_n^{κ_i}(ν_i) the width-stable part, φ_n^-κ = φ_n - φ_n^κ the width-sensitive part. Lip is the
+largest slope between neighbours on the grid, μ the least second difference (curvature), N the largest width,
+which stands in for infinity.
 
-If the top part is strongly convex and alike at both widths and the rest is flat, the optima are close:
+If the top part is strongly convex and alike at both widths and the other part is flat, the optima are close:
 
     b_n <= t_n = min_κ 2 √ε_inv + ε_flat,
     ε_inv = ‖φ_n^κ - φ_N^κ‖_sup / max(μ(φ_n^κ), μ(φ_N^κ)),
     ε_flat = Lip(φ_n^-κ) / μ(φ_n) + Lip(φ_N^-κ) / μ(φ_N).
 
-Selection: minimise (1/g) Σ_i |φ_n^{κ_i}(ν_i) - φ_N^{κ_i}(ν_i)| + τ1 Lip(φ_n^-κ) + τ2 Lip(φ_N^-κ) by
+Selection: minimize (1/g) Σ_i |φ_n^{κ_i}(ν_i) - φ_N^{κ_i}(ν_i)| + τ1 Lip(φ_n^-κ) + τ2 Lip(φ_N^-κ) by
 coordinate descent from κ = n/2 (one κ_i at a time to its best value in 1..n, until nothing changes), for
 pairs (τ1, τ2) by rising sum; the first κ is taken whose top parts are convex up to a share ε_cvx of negative
 second differences and whose least points lie within ε octaves of those of the whole loss.
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import DiagnosticError
 
 __all__ = ["Truncation", "select_truncation"]
 
@@ -41,7 +41,7 @@ CONVEX_TOLERANCE = 0.25
 ARGMIN_TOLERANCE = 1.0
 """ε: octaves between the least point of the top part and of the whole loss."""
 _SWEEPS = 50
-"""Of the coordinate descent, at most; it settles within a few."""
+"""Sweeps of the coordinate descent, at most; it converges within a few."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,22 @@ class Truncation:
     Attributes:
         kappa: κ (g).
         top: φ_n^κ and φ_N^κ (2 x g).
-        rest: φ_n^-κ and φ_N^-κ (2 x g).
-        tau: the accepted (τ1, τ2).
+        sensitive: φ_n^-κ and φ_N^-κ (2 x g).
+        tau: The accepted (τ1, τ2).
         invariance: ε_inv; infinite where a top part is not convex.
         flatness: ε_flat; infinite where a loss is not convex.
         bound: t_n, octaves: 2 √ε_inv + ε_flat for this κ, an upper bound of the least over all κ.
-        shift: measured distance of the two grid optima, octaves.
+        distance: Measured distance of the two grid optima, octaves.
     """
 
     kappa: tuple[int, ...]
     top: Array
-    rest: Array
+    sensitive: Array
     tau: tuple[float, float]
     invariance: float
     flatness: float
     bound: float
-    shift: float
+    distance: float
 
 
 def select_truncation(
@@ -81,28 +81,29 @@ def select_truncation(
     """κ at width n against the largest width, or None if no pair (τ1, τ2) meets the tolerances.
 
     Args:
-        nu: grid of the HP, octaves, ascending, evenly spaced (g >= 3).
+        nu: Grid of the HP, octaves, ascending, evenly spaced (g >= 3).
         small: φ_n^k(ν_i), k = 1 ... n (g x n); the last column is the whole loss.
         large: φ_N^k(ν_i) (g x N), N >= n.
-        penalties: values of τ1 and τ2.
+        penalties: Values of τ1 and τ2 that are tried.
         convex_tolerance: ε_cvx.
         argmin_tolerance: ε, octaves.
 
     Raises:
-        TransferError: if the grid has fewer than three values or is uneven, or shapes do not fit.
+        DiagnosticError: If the grid has fewer than three values or is uneven, or shapes do not fit.
     """
     grid = np.asarray(nu, dtype=float)
     steps = np.diff(grid)
     if len(grid) < 3 or (steps <= 0).any() or np.ptp(steps) > 1e-6 * steps.max():
-        raise TransferError(
+        raise DiagnosticError(
             f"The grid {list(nu)} has no second differences; give three or more ascending, even values."
         )
     g, n = small.shape
     if len(grid) != g or large.shape[0] != g or large.shape[1] < n:
-        raise TransferError(
+        raise DiagnosticError(
             f"Losses of shapes {small.shape} and {large.shape} do not fit a grid of {len(grid)} values; give "
             "g x n for the smaller width and g x N for the larger, N at least n."
         )
+
     step = float(steps.mean())
     whole = np.stack([small[:, -1], large[:, -1]])
     pairs = sorted(itertools.product(penalties, penalties), key=lambda pair: (sum(pair), pair))
@@ -138,8 +139,8 @@ def _descend(
         top = np.repeat(_top(small, large, kappa)[None], n, axis=0)  # n x 2 x g
         top[:, 0, i], top[:, 1, i] = small[i], large[i, :n]
         slopes = _lip(whole - top, step)  # n x 2
-        apart = np.abs(top[:, 0] - top[:, 1]).mean(1)
-        return np.asarray(apart + slopes @ np.array(tau))
+        difference = np.abs(top[:, 0] - top[:, 1]).mean(1)
+        return np.asarray(difference + slopes @ np.array(tau))
 
     for _ in range(_SWEEPS):
         before = kappa.copy()
@@ -163,22 +164,23 @@ def _judged(
     def mu(values: Array) -> float:
         return float(np.diff(values, n=2).min() / step**2)
 
-    rest = whole - top
+    sensitive = whole - top
     strongest = max(mu(top[0]), mu(top[1]))
-    apart = float(np.abs(top[0] - top[1]).max())
-    invariance = apart / strongest if strongest > 0 else math.inf
+    difference = float(np.abs(top[0] - top[1]).max())
+    invariance = difference / strongest if strongest > 0 else math.inf
     flat = [
         slope / curvature if curvature > 0 else math.inf
-        for slope, curvature in zip(_lip(rest, step), map(mu, whole), strict=True)
+        for slope, curvature in zip(_lip(sensitive, step), map(mu, whole), strict=True)
     ]
     flatness = float(sum(flat))
+
     return Truncation(
         kappa=tuple(int(k) for k in kappa),
         top=top,
-        rest=rest,
+        sensitive=sensitive,
         tau=tau,
         invariance=invariance,
         flatness=flatness,
         bound=2 * math.sqrt(invariance) + flatness,
-        shift=float(abs(grid[whole[0].argmin()] - grid[whole[1].argmin()])),
+        distance=float(abs(grid[whole[0].argmin()] - grid[whole[1].argmin()])),
     )

@@ -38,16 +38,19 @@ def draw_diagnosis(diagnosis: Diagnosis) -> Figure:
 def draw_truncation(
     nu: Sequence[float], found: Truncation, widths: tuple[int, int], hp: str = "lr"
 ) -> Figure:
-    """Two panels over the HP (octaves): width-stable top part and width-sensitive rest, at two widths."""
+    """Two panels over the HP (octaves): width-stable and width-sensitive part of the loss at two widths."""
     figure = Figure(figsize=(WIDTH_IN, ROW_IN), layout="constrained")
-    panels = {"top directions (width-stable)": found.top, "rest (width-sensitive)": found.rest}
+    panels = {
+        "top directions (width-stable)": found.top,
+        "others (width-sensitive)": found.sensitive,
+    }
     for i, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(1, 2, i + 1)
         for line, width, colour in zip(lines, widths, shades(2), strict=False):
             axes.plot(nu, line, "o-", color=colour, label=f"width {width}")
         axes.set(xlabel=f"log2 {hp}", ylabel="loss" if i == 0 else "change of loss", title=title)
         axes.legend(fontsize=7)
-    figure.suptitle(f"optimum moves {found.shift:.1f} octaves, bound {found.bound:.1f}", fontsize=9)
+    figure.suptitle(f"optimum moves {found.distance:.1f} octaves, bound {found.bound:.1f}", fontsize=9)
     return figure
 
 

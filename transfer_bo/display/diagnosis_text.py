@@ -43,6 +43,7 @@ def _show_rates(diagnosis: Diagnosis, hp: str, console: Console) -> None:
         ]
         for size, optimum, best in zip(rates.sizes, rates.optimum, rates.best_loss, strict=True)
     ]
+
     console.print(
         make_table([diagnosis.axis, f"best {hp}", "90% interval", "best loss", "90% interval"], rows)
     )

@@ -1,7 +1,7 @@
 """What all figures look like: size, colours, axes.
 
 Figures are made through matplotlib's object interface, so that no global state is touched. Scales take
-colours in the order of their cost, light to dark (viridis: told apart by the colour-blind and in grey);
+colours in the order of their cost, light to dark (viridis: distinct for the colour-blind and in grey);
 the target is always vermilion. Positive HPs are drawn on log2 axes.
 """
 

@@ -156,15 +156,15 @@ def draw_prediction(
     scales = shown_scales(fit)
     colours = colours_of(scales, fit.target)
     figure = Figure(figsize=(WIDTH_IN, 3.7), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    _draw_runs(left, fit, scales, colours, maximize)
+    over_cost, at_target = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    _draw_runs(over_cost, fit, scales, colours, maximize)
 
     mean, low, high = predicted
-    for axes, at in ((left, 1.0), (right, 0.0)):
+    for axes, at in ((over_cost, 1.0), (at_target, 0.0)):
         axes.plot([at, at], [low, high], **_INTERVAL)
         axes.plot(at, mean, **_MEAN)  # a skewed prediction may have its mean outside its interval
-    right.axhspan(low, high, color=TARGET_COLOUR, alpha=0.12, linewidth=0)
-    right.annotate(
+    at_target.axhspan(low, high, color=TARGET_COLOUR, alpha=0.12, linewidth=0)
+    at_target.annotate(
         f"{number_text(mean)}\n[{number_text(low)}, {number_text(high)}]",
         (0, min(max(mean, low), high)),
         **_NOTE,
@@ -172,20 +172,20 @@ def draw_prediction(
 
     names = ["predicted"]
     for purpose, name, loss in measured:
-        left.plot(1.0, loss, **_MEASURED[purpose])
-        right.plot(len(names), loss, **_MEASURED[purpose])
-        right.annotate(number_text(loss), (len(names), loss), **_NOTE)
+        over_cost.plot(1.0, loss, **_MEASURED[purpose])
+        at_target.plot(len(names), loss, **_MEASURED[purpose])
+        at_target.annotate(number_text(loss), (len(names), loss), **_NOTE)
         names.append(f"measured:\n{name}")
-    right.set_xticks(range(len(names)), [plain(textwrap.fill(name, 16)) for name in names])
-    right.set_xlim(-0.3, len(names) - 0.3)
+    at_target.set_xticks(range(len(names)), [plain(textwrap.fill(name, 16)) for name in names])
+    at_target.set_xlim(-0.3, len(names) - 0.3)
 
     ends = [low, high, *[loss for _, _, loss in measured]]
     margin = 0.15 * (max(ends) - min(ends)) + 1e-12
-    right.set_ylim(min(ends) - margin, max(ends) + margin)
-    right.set_ylabel("final loss", fontsize=9)
-    right.set_title(plain(f"At the target: {scale_text(fit.target, scales)}"), fontsize=9)
+    at_target.set_ylim(min(ends) - margin, max(ends) + margin)
+    at_target.set_ylabel("final loss", fontsize=9)
+    at_target.set_title(plain(f"At the target: {scale_text(fit.target, scales)}"), fontsize=9)
 
-    for axes in (left, right):
+    for axes in (over_cost, at_target):
         tidy(axes)
     return figure
 
