@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-slow chaos demo clean
+.PHONY: help install lint docs test test-slow chaos demo clean
 
 help: ## show this list
 	@echo "Usage: make TARGET [PYTHON=python3.12] [WORKERS=2] [STUDY=studies/sotu_lm.toml]"
@@ -43,7 +43,10 @@ lint: $(STAMP) ## style, types, import directions, vocabulary
 	$(BIN)/python scripts/check_blank_lines.py --report transfer_bo
 	$(BIN)/python scripts/check_vocabulary.py --report transfer_bo
 
-test: lint ## lint, then the test suite (under 10 minutes on 2 cores)
+docs: $(STAMP) ## build the documentation into site/; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: lint docs ## lint, documentation, then the test suite (under 10 minutes on 2 cores)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: $(STAMP) ## the longer checks that `make test` leaves out
@@ -61,5 +64,5 @@ demo: $(STAMP) ## tune on proxies, project to the target, verify there, write a 
 	$(BIN)/transfer-bo report $(STUDY)
 
 clean: ## remove the environment and the caches; the studies in runs/ stay
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
