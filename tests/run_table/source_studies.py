@@ -27,13 +27,15 @@ def loss_at(n_params: float, tokens: float, lr: float, beta2: float = 0.99) -> f
     return law * math.exp(0.02 * z**2 + 0.004 * (math.log2(1 - beta2) - math.log2(0.02)) ** 2)
 
 
-def past_runs(per_scale: int = 6, noise: float = 0.002, seed: int = 0, shared: bool = False) -> pd.DataFrame:
-    """Random runs at six scales; `shared`: the same settings at all of them."""
+def past_runs(
+    per_scale: int = 6, noise: float = 0.002, seed: int = 0, same_settings: bool = False
+) -> pd.DataFrame:
+    """Random runs at six scales; `same_settings`: the same settings at all of them."""
     rng = np.random.default_rng(seed)
     rows = []
     for n_params in (1e8, 2e8, 4e8):
         for tokens in (1e9, 4e9):
-            draws = np.random.default_rng(seed) if shared else rng
+            draws = np.random.default_rng(seed) if same_settings else rng
             for _ in range(per_scale):
                 lr, beta2 = 2.0 ** draws.uniform(-11, -6), 1 - 2.0 ** draws.uniform(-9, -3)
                 loss = loss_at(n_params, tokens, lr, beta2) * math.exp(noise * rng.normal())

@@ -15,6 +15,15 @@ from typer.testing import CliRunner
 
 import transfer_bo as tb
 from transfer_bo.cli import app
+from transfer_bo.errors import (
+    NoRunsError,
+    PriorError,
+    RunTableError,
+    ScaleError,
+    SearchSpaceError,
+    StorageError,
+    TransferError,
+)
 from transfer_bo.records import Outcome
 from transfer_bo.run_table.cleaning import MAX_ROWS, read_rows
 from transfer_bo.run_table.columns import Columns, guess_columns
@@ -33,57 +42,60 @@ def changed(**values: Any) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("table", "ask", "words"),
+    ("table", "ask", "error", "named"),
     [
-        (pd.DataFrame(), {}, ["holds no rows"]),
-        (past_runs(2)[:0], {}, ["holds no rows"]),
-        (past_runs(2)[:1], {}, ["No HP varies", "lr = "]),
-        (past_runs(2).drop(columns="tokens"), {}, ["no column 'tokens'", "n_params"]),
-        (past_runs(2).drop(columns="loss"), {}, ["no column 'loss'"]),
-        (changed(lr="fast"), {}, ["'lr'", "'fast'", "row 1"]),
-        (changed(loss="2,5"), {}, ["'loss'", "'2,5'"]),
-        (changed(lr=0.0), {}, ["'lr' is 0", "logarithm", "linear"]),
-        (changed(lr=-1e-3), {}, ["-0.001"]),
-        (changed(beta2=1.0), {}, ["'beta2' is 1"]),
-        (changed(lr=math.inf), {}, ["'lr' is infinite"]),
-        (changed(tokens=-1), {}, ["'tokens' is -1"]),
-        (changed(tokens=1.0), {}, ["'tokens' jumps from 1 to 1e+09", "units"]),
-        (changed(status="melted"), {"status": "status"}, ["'melted'"]),
-        (past_runs(2).assign(loss=np.nan), {}, ["No row"]),
-        (past_runs(2).assign(lr=None), {}, ["None of 12 rows"]),
-        (past_runs(2).assign(lr=0.01, beta2=0.9), {}, ["No HP varies", "lr = 0.01"]),
-        (past_runs(2), {"diverged_above": 0.1}, ["All 12 finished rows", "0.1"]),
-        (past_runs(2), {"diverged_above": math.nan}, ["diverged_above is nan"]),
-        (past_runs(2), {"study": "x"}, ["no study 'x'"]),
-        (past_runs(2).assign(lr=[[1]] * 12), {"hps": {"lr": "categorical"}}, ["lists"]),
-        (past_runs(20), {"hps": {"lr": "categorical"}}, ["120 different values"]),
-        (pd.concat([past_runs(2), past_runs(2)[["lr"]]], axis=1), {}, ["more than one column 'lr'"]),
-        (past_runs(2), {"axes": []}, ["No axis"]),
-        (past_runs(2), {"hps": {}}, ["No HP"]),
-        (past_runs(2), {"hps": {"lr": "ln"}}, ["'ln'"]),
-        (past_runs(2), {"hps": {"tokens": "log"}}, ["'tokens' is named for two things"]),
-        (past_runs(2), {"target": {"n_params": 1e9}}, ["no tokens"]),
-        (past_runs(2), {"target": {"n_params": 1e9, "tokens": 1e9, "width": 2}}, ["width"]),
-        (past_runs(2), {"target": {"n_params": 1e9, "tokens": -1}}, ["-1"]),
-        (past_runs(2), {"target": {"n_params": 1e9, "tokens": 20}}, ["tokens = 20", "same unit"]),
-        (past_runs(2), {"target": 1e9}, ["target is 1000000000.0"]),
-        (past_runs(2), {"coordinates": "polar"}, ["'polar'"]),
-        (past_runs(2), {"drift_prior": {"wd": {"tokens": (0, 1)}}}, ["'wd'"]),
-        (past_runs(2), {"drift_prior": {"lr": {"depth": (0, 1)}}}, ["'depth'"]),
-        (past_runs(2), {"drift_prior": {"lr": {"tokens": (0, 0)}}}, ["positive sd"]),
-        ([1, 2], {}, ["list"]),
-        ("/nowhere/runs.csv", {}, ["/nowhere/runs.csv is no file"]),
-        ("sqlite:////nowhere/x.db", {}, ["is no file"]),
-        ("nosuch://x", {}, ["can't be opened"]),
+        (pd.DataFrame(), {}, RunTableError, []),
+        (past_runs(2)[:0], {}, RunTableError, []),
+        (past_runs(2)[:1], {}, SearchSpaceError, ["lr = ", "beta2 = "]),
+        (past_runs(2).drop(columns="tokens"), {}, RunTableError, ["'tokens'", "n_params"]),
+        (past_runs(2).drop(columns="loss"), {}, RunTableError, ["'loss'"]),
+        (changed(lr="fast"), {}, RunTableError, ["'lr'", "'fast'", "row 1"]),
+        (changed(loss="2,5"), {}, RunTableError, ["'loss'", "'2,5'"]),
+        (changed(lr=0.0), {}, SearchSpaceError, ["'lr' is 0", "row 1"]),
+        (changed(lr=-1e-3), {}, SearchSpaceError, ["'lr' is -0.001"]),
+        (changed(beta2=1.0), {}, SearchSpaceError, ["'beta2' is 1"]),
+        (changed(lr=math.inf), {}, SearchSpaceError, ["'lr'", "row 1"]),
+        (changed(tokens=-1), {}, RunTableError, ["'tokens' is -1"]),
+        (changed(tokens=1.0), {}, RunTableError, ["'tokens'", "1 to 1e+09"]),
+        (changed(status="melted"), {"status": "status"}, RunTableError, ["'melted'"]),
+        (past_runs(2).assign(loss=np.nan), {}, NoRunsError, ["'loss'"]),
+        (past_runs(2).assign(lr=None), {}, NoRunsError, ["lr", "12"]),
+        (past_runs(2).assign(lr=0.01, beta2=0.9), {}, SearchSpaceError, ["lr = 0.01", "beta2 = 0.9"]),
+        (past_runs(2), {"diverged_above": 0.1}, NoRunsError, ["12", "0.1"]),
+        (past_runs(2), {"diverged_above": math.nan}, RunTableError, ["diverged_above is nan"]),
+        (past_runs(2), {"study": "x"}, RunTableError, ["'x'"]),
+        (past_runs(2).assign(lr=[[1]] * 12), {"hps": {"lr": "categorical"}}, SearchSpaceError, ["'lr'"]),
+        (past_runs(20), {"hps": {"lr": "categorical"}}, SearchSpaceError, ["'lr'", "120"]),
+        (pd.concat([past_runs(2), past_runs(2)[["lr"]]], axis=1), {}, RunTableError, ["'lr'"]),
+        (past_runs(2), {"axes": []}, RunTableError, ["axes="]),
+        (past_runs(2), {"hps": {}}, SearchSpaceError, ["hps="]),
+        (past_runs(2), {"hps": {"lr": "ln"}}, SearchSpaceError, ["'lr'", "'ln'"]),
+        (past_runs(2), {"hps": {"tokens": "log"}}, RunTableError, ["'tokens'"]),
+        (past_runs(2), {"target": {"n_params": 1e9}}, ScaleError, ["tokens"]),
+        (past_runs(2), {"target": {"n_params": 1e9, "tokens": 1e9, "width": 2}}, ScaleError, ["width"]),
+        (past_runs(2), {"target": {"n_params": 1e9, "tokens": -1}}, TransferError, ["-1"]),
+        (past_runs(2), {"target": {"n_params": 1e9, "tokens": 20}}, ScaleError, ["tokens = 20"]),
+        (past_runs(2), {"target": 1e9}, ScaleError, ["1000000000.0"]),
+        (past_runs(2), {"coordinates": "polar"}, ScaleError, ["'polar'"]),
+        (past_runs(2), {"drift_prior": {"wd": {"tokens": (0, 1)}}}, PriorError, ["'wd'"]),
+        (past_runs(2), {"drift_prior": {"lr": {"depth": (0, 1)}}}, TransferError, ["'depth'"]),
+        (past_runs(2), {"drift_prior": {"lr": {"tokens": (0, 0)}}}, TransferError, ["(0, 0)"]),
+        ([1, 2], {}, RunTableError, ["list"]),
+        ("/nowhere/runs.csv", {}, RunTableError, ["/nowhere/runs.csv"]),
+        ("sqlite:////nowhere/x.db", {}, StorageError, ["/nowhere/x.db"]),
+        ("nosuch://x", {}, StorageError, ["nosuch"]),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(table: Any, ask: dict[str, Any], words: list[str]) -> None:
-    """The sentence names the place and the value."""
-    with pytest.raises(tb.TransferError) as caught:
+def test_bad_input_is_refused_in_one_sentence(
+    table: Any, ask: dict[str, Any], error: type[TransferError], named: list[str]
+) -> None:
+    """The error has the type of its cause and names the place and the value."""
+    with pytest.raises(error) as caught:
         tb.suggest_from_runs(table, **ASK | ask)
 
-    for word in words:
-        assert word in str(caught.value)
+    assert error is TransferError or error is type(caught.value)
+    for name in named:
+        assert name in str(caught.value)
     assert 1 == len(str(caught.value).splitlines())
 
 
@@ -213,7 +225,7 @@ def test_guesses_by_name() -> None:
     assert "loss" == columns.loss
     shapes = guess_columns(table.drop(columns=["n_params", "tokens"]).assign(n_layers=2, steps=9))
     assert ("d_model", "n_layers", "steps") == shapes.axes
-    with pytest.raises(tb.TransferError, match="like a loss"):
+    with pytest.raises(RunTableError):
         guess_columns(table[["lr"]])
 
 

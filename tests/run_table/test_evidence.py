@@ -30,7 +30,7 @@ def schema() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def suggestion() -> RunsSuggestion:
     """From 48 runs, eight settings shared by six scales."""
-    return tb.suggest_from_runs(past_runs(8, shared=True), **ASK)
+    return tb.suggest_from_runs(past_runs(8, same_settings=True), **ASK)
 
 
 def test_json_keeps_to_its_schema(suggestion: RunsSuggestion, schema: dict[str, Any]) -> None:
@@ -47,24 +47,24 @@ def test_json_keeps_to_its_schema(suggestion: RunsSuggestion, schema: dict[str, 
         jsonschema.validate(plain, schema)
 
 
-def test_distance_is_told_in_doublings(suggestion: RunsSuggestion) -> None:
+def test_distance_is_given_in_doublings(suggestion: RunsSuggestion) -> None:
     """1.6e9 parameters are two doublings beyond 4e8, 1.6e10 tokens two beyond 4e9."""
     assert suggestion.evidence["beyond"] == pytest.approx({"n_params": 2.0, "tokens": 2.0})
 
 
 def test_price_of_not_correcting(suggestion: RunsSuggestion) -> None:
     """Copying the smallest scale's optimum costs what the true bowl says, and more than the suggestion."""
-    excess = suggestion.evidence["excess"]
-    low, high = excess["copy_base"]["excess"]["interval"]
+    prices = suggestion.evidence["excess"]
+    low, high = prices["copy_base"]["excess"]["interval"]
     best = loss_at(1.6e9, 1.6e10, best_lr(1.6e9), 0.98)
-    copied = loss_at(1.6e9, 1.6e10, **excess["copy_base"]["params"]) - best
+    copied = loss_at(1.6e9, 1.6e10, **prices["copy_base"]["params"]) - best
 
     assert low < copied < high
-    assert excess["suggestion"]["excess"]["mean"] < 0.5 * excess["copy_base"]["excess"]["mean"]
+    assert prices["suggestion"]["excess"]["mean"] < 0.5 * prices["copy_base"]["excess"]["mean"]
 
 
 def test_the_largest_scales_are_predicted_from_the_others(suggestion: RunsSuggestion) -> None:
-    """Two scales are left out, the dearest first; each prediction is from cheaper runs and holds."""
+    """Two scales are left out, the most expensive first; each prediction is from cheaper runs and holds."""
     first, second = suggestion.evidence["held_out"]
 
     assert {"n_params": 4e8, "tokens": 4e9} == first["scale"]
@@ -106,7 +106,7 @@ def test_answers_that_rest_on_the_prior_say_so() -> None:
 
 
 def test_cliff_moves_a_learning_rate_down() -> None:
-    """Where higher learning rates diverged the suggestion lies lower, and the shift is told."""
+    """Where higher learning rates diverged the suggestion lies lower, and the evidence has the shift."""
     table = past_runs(10)
     z = np.log2(table["lr"] / table["n_params"].map(best_lr))
     table.loc[z > 0.5, "loss"] = np.nan
@@ -117,7 +117,7 @@ def test_cliff_moves_a_learning_rate_down() -> None:
 
 
 def test_axes_under_other_names_have_the_same_prior() -> None:
-    """Size called `params` is believed to move the learning rate as `n_params` does."""
+    """Size called `params` has the prior of `n_params`."""
     table = past_runs(2).rename(columns={"n_params": "params", "tokens": "D"})
     ask = ASK | {"axes": ["params", "D"], "target": {"params": 1.6e9, "D": 1.6e10}}
     drift = tb.suggest_from_runs(table, **ask, held_out=False).drift["lr"]
@@ -128,7 +128,7 @@ def test_axes_under_other_names_have_the_same_prior() -> None:
 
 
 def test_a_searched_batch_size_changes_the_prior_under_any_name_of_duration() -> None:
-    """With a batch size among the HPs the rate is believed to hold over "steps", as it is over "tokens"."""
+    """With a batch size among the HPs the prior of lr along "steps" is that along "tokens"."""
     table = past_runs(4).rename(columns={"tokens": "steps", "beta2": "batch_size"})
     table["batch_size"] = 2.0 ** (np.arange(len(table)) % 8)
     target = {"n_params": 1.6e9, "steps": 1.6e10}
@@ -155,7 +155,7 @@ def test_ranks_of_shared_settings(suggestion: RunsSuggestion) -> None:
 
 def test_a_fidelity_that_turns_ranks_around_is_warned_of() -> None:
     """An axis along which good settings become bad ones is not trusted silently."""
-    table = past_runs(10, shared=True)
+    table = past_runs(10, same_settings=True)
     short = table["tokens"] == 1e9
     table.loc[short, "loss"] = 5.0 - table.loc[short, "loss"]
     warnings = tb.suggest_from_runs(table, **ASK, held_out=False).warnings
@@ -201,6 +201,6 @@ def test_laws_that_do_not_apply_are_left_out() -> None:
 
 
 def test_reference_laws_are_no_priors() -> None:
-    """What is believed before any run does not come from the laws: the two modules share no number."""
+    """The prior does not come from the laws: the two modules share no number."""
     assert not any(drift_prior("lr", axis, "raw")[0] == -0.713 for axis in ("n_params", "tokens"))
     assert not any(drift_prior(hp, "tokens", "raw")[0] in (0.307, 0.571) for hp in ("lr", "batch"))

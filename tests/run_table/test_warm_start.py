@@ -1,4 +1,4 @@
-"""Runs of past studies in a new one: what is stored, what is refused, and who takes them for own runs."""
+"""Runs of source studies in a new one: what is stored, what is refused, and who takes them for own runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rich.console import Console
 import transfer_bo as tb
 from transfer_bo.attributes import PARAMS_ATTR, SOURCE_ATTR
 from transfer_bo.display.tables import rung_table, summarise
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import RunTableError, ScaleError, SearchSpaceError, StudyError, TransferError
 from transfer_bo.projection import fit_study
 from transfer_bo.records import Outcome, Run, read_runs, read_settings
 from transfer_bo.report.compute import runs_and_compute
 from transfer_bo.report.source_studies import source_studies
 from transfer_bo.report.state import read_state
-from transfer_bo.run_table.warm_start import MOST_RUNS, is_added
+from transfer_bo.run_table.warm_start import MAX_SOURCE_RUNS, is_added
 from transfer_bo.runners.study_search import search_is_over
 from transfer_bo.runners.task import make_task
 from transfer_bo.runners.warm_start import read_new_past, refuse_missing_past
@@ -86,7 +86,7 @@ def table(n: int = 12, seed: int = 0) -> pd.DataFrame:
 
 
 def stored(study: optuna.Study) -> list[Run]:
-    """The runs of past studies."""
+    """The runs of source studies."""
     return [run for run in read_runs(study) if run.source is not None]
 
 
@@ -125,7 +125,7 @@ def test_any_study_will_do_if_it_is_said_where_it_ran() -> None:
     old, study = optuna.create_study(study_name="plain"), make()
     old.optimize(lambda trial: 1 + trial.suggest_float("lr", 1e-4, 1e-1, log=True), n_trials=4)
 
-    with pytest.raises(TransferError, match="do not say their width and tokens; say where they ran"):
+    with pytest.raises(RunTableError, match="width and tokens"):
         tb.add_past_runs(study, old)
     added = tb.add_past_runs(study, old, scale=RUNGS[0])
 
@@ -144,11 +144,11 @@ def test_added_twice_is_added_once(kept: int) -> None:
 
     added = [tb.add_past_runs(study, frame) for _ in range(2)]
 
-    def told(of: optuna.Study) -> list[Any]:
+    def values(of: optuna.Study) -> list[Any]:
         return sorted((run.loss, *run.params.values()) for run in stored(of))
 
     assert [24 - kept, 0] == added
-    assert told(whole) == told(study)
+    assert values(whole) == values(study)
 
 
 def test_of_a_large_table_the_best_and_a_spread_are_kept() -> None:
@@ -159,7 +159,7 @@ def test_of_a_large_table_the_best_and_a_spread_are_kept() -> None:
 
     kept = {(run.scale.width, run.loss) for run in stored(study) if run.scale}
     best = {(width, rows.loss.min()) for width, rows in frame.groupby("width")}
-    assert MOST_RUNS == added
+    assert MAX_SOURCE_RUNS == added
     assert best <= kept
     assert added == tb.add_past_runs(make(), frame)
 
@@ -190,35 +190,38 @@ def test_an_hp_that_some_runs_lack_is_left_out_and_a_multiplier_was_one() -> Non
     assert 7 == added
 
 
-REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "axis that is not there": (table().drop(columns="tokens"), {}, "do not say their tokens"),
-    "axis of no ladder": (table(), {"axes": ["width", "depth"]}, "'depth' is no axis of this study"),
-    "axis that is not named": (table(), {"axes": ["width"]}, "do not say their tokens"),
-    "another unit": (table().assign(tokens=0.1), {}, "write both in the same unit"),
-    "no such metric": (table(), {"loss": "val"}, "no column 'val'"),
-    "no HP": (table()[["width", "tokens", "loss"]], {}, "looks like an HP"),
-    "no file": ("nowhere.csv", {}, "nowhere.csv is no file"),
-    "no runs": (3, {}, "runs is a int"),
+REFUSED: dict[str, tuple[Any, dict[str, Any], type[TransferError], str]] = {
+    "axis that is not there": (table().drop(columns="tokens"), {}, RunTableError, "tokens"),
+    "axis of no ladder": (table(), {"axes": ["width", "depth"]}, ScaleError, "'depth'"),
+    "axis that is not named": (table(), {"axes": ["width"]}, RunTableError, "tokens"),
+    "another unit": (table().assign(tokens=0.1), {}, ScaleError, "tokens from 0.1"),
+    "no such metric": (table(), {"loss": "val"}, RunTableError, "'val'"),
+    "no HP": (table()[["width", "tokens", "loss"]], {}, SearchSpaceError, "hps="),
+    "no file": ("nowhere.csv", {}, RunTableError, "nowhere.csv"),
+    "no runs": (3, {}, RunTableError, "int"),
 }
 
 
-@pytest.mark.parametrize(("past", "options", "sentence"), REFUSED.values(), ids=REFUSED)
-def test_what_can_not_be_used_is_refused(past: Any, options: dict[str, Any], sentence: str) -> None:
-    """In one sentence, with nothing stored."""
+@pytest.mark.parametrize(("source", "options", "error", "named"), REFUSED.values(), ids=REFUSED)
+def test_what_can_not_be_used_is_refused(
+    source: Any, options: dict[str, Any], error: type[TransferError], named: str
+) -> None:
+    """The error names the axis, column or value, and nothing is stored."""
     study = make()
 
-    with pytest.raises(TransferError, match=sentence):
-        tb.add_past_runs(study, past, **options)
+    with pytest.raises(error) as caught:
+        tb.add_past_runs(study, source, **options)
 
+    assert named in str(caught.value)
     assert [] == study.trials
 
 
 def test_a_study_that_goes_the_other_way_is_refused() -> None:
-    """A minimized loss says nothing about a maximised metric."""
+    """A minimized loss says nothing about a maximized metric."""
     old = make(direction="maximize")
     search(old, 2)
 
-    with pytest.raises(TransferError, match="maximizes its metric and this study minimizes"):
+    with pytest.raises(StudyError):
         tb.add_past_runs(make(), old)
 
 
@@ -227,11 +230,19 @@ def test_other_runs_under_the_same_name_are_refused() -> None:
     study = make()
     tb.add_past_runs(study, table())
 
-    with pytest.raises(TransferError, match="other runs of a past study named 'past'"):
+    with pytest.raises(StudyError, match="'past'"):
         tb.add_past_runs(study, table(seed=1))
     tb.add_past_runs(study, table(seed=1), name="older")
 
     assert {"past", "older"} == {run.source for run in stored(study)}
+
+
+def test_the_old_name_of_the_argument_still_works() -> None:
+    """`past=` warns and does what `source=` does."""
+    with pytest.warns(DeprecationWarning, match="past="):
+        added = tb.add_past_runs(make(), past=table())
+
+    assert 12 == added
 
 
 def test_a_study_without_a_ladder_or_a_common_hp_is_refused() -> None:
@@ -239,9 +250,9 @@ def test_a_study_without_a_ladder_or_a_common_hp_is_refused() -> None:
     study = make()
     search(study, 1)
 
-    with pytest.raises(TransferError, match="has no ladder"):
+    with pytest.raises(StudyError):
         tb.add_past_runs(optuna.create_study(), table())
-    with pytest.raises(TransferError, match="none of which this study searches"):
+    with pytest.raises(SearchSpaceError, match="rate"):
         tb.add_past_runs(study, table().rename(columns={"lr": "rate", "weight_decay": "decay"}))
 
 
@@ -262,7 +273,7 @@ def test_a_search_with_past_runs_starts_the_surrogate_early_and_is_repeatable() 
     )
     assert {"finished": 3} == suggestion.provenance["runs"]
     assert 12 == suggestion.provenance["past"]["old"]["runs"]
-    assert any("12 runs of past study 'old'" in warning for warning in suggestion.warnings)
+    assert any("12 runs" in warning and "'old'" in warning for warning in suggestion.warnings)
 
 
 def test_past_values_without_a_place_in_the_new_ranges_are_not_fitted() -> None:
@@ -325,7 +336,7 @@ def test_a_study_file_brings_its_past_runs_once(write_study: WriteStudy) -> None
     assert not search_is_over(task, study, read_runs(study))
 
 
-def test_a_past_study_that_knows_nothing_of_the_space_is_refused(write_study: WriteStudy) -> None:
+def test_a_source_study_that_knows_nothing_of_the_space_is_refused(write_study: WriteStudy) -> None:
     """Naming file and key; a bad table too."""
     path = with_past(write_study)
     frame = pd.read_csv(path.parent / "old.csv")
@@ -334,7 +345,7 @@ def test_a_past_study_that_knows_nothing_of_the_space_is_refused(write_study: Wr
     with pytest.raises(TransferError, match=r"tiny.toml: past\[0\]: its HPs are rate, none of which is in"):
         read_new_past(make_task(load_study_file(path)))
     frame.drop(columns="depth").to_csv(path.parent / "old.csv", index=False)
-    with pytest.raises(TransferError, match=r"tiny.toml: past\[0\]: .* do not say their depth"):
+    with pytest.raises(TransferError, match=r"tiny.toml: past\[0\]: .* depth"):
         read_new_past(make_task(load_study_file(path)))
 
 

@@ -29,13 +29,13 @@ def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
 
     evidence = suggestion.evidence
     counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(evidence["rows"].items()))
-    beyond = ", ".join(f"{axis} {far:+.1f}" for axis, far in evidence["beyond"].items())
+    outside = ", ".join(f"{axis} {far:+.1f}" for axis, far in evidence["beyond"].items())
     columns = fit.columns
     hps = ", ".join(f"{name} ({kind})" for name, kind in columns.hps.items())
     console.print(
         f"Columns: axes {', '.join(columns.axes)}; HPs {hps}; metric {columns.loss}", soft_wrap=True
     )
-    console.print(f"Runs: {counts}. The target lies beyond them by, in doublings: {beyond}", soft_wrap=True)
+    console.print(f"Runs: {counts}. The target lies outside them by, in doublings: {outside}", soft_wrap=True)
     for table in (
         projection_table(suggestion),
         _drift(fit, suggestion),
@@ -73,7 +73,7 @@ def _theory(hp: str, axis: str) -> str:
 
 
 def _drift(fit: RunsFit, suggestion: RunsSuggestion) -> Table:
-    raw = fit.beliefs.coordinates == "raw"
+    raw = fit.options.coordinates == "raw"
     table = _table(
         *("HP", "along", "with the runs", "90% interval", "prior", "theory"),
         title="Drift of the optimum, octaves per doubling",
@@ -115,14 +115,14 @@ def _held_out(evidence: Mapping[str, Any]) -> Table:
         title="Largest scales left out in turn: predicted from cheaper runs alone, then compared",
     )
     for fold in evidence["held_out"]:
-        near, loss = fold["nearest"], fold["predicted_loss"]
+        nearest, loss = fold["nearest"], fold["predicted_loss"]
         table.add_row(
             f"{_scale(fold['scale'])} ({fold['held_out_runs']})",
             f"{fold['fitted_runs']} runs",
             f"{fold['measured_best']['loss']:.4f}",
             f"{loss['interval'][0]:.4f} to {loss['interval'][1]:.4f}",
-            f"{near['excess']:.2g} ({near['octaves_away']:.1f} octaves off)",
-            f"{near['interval'][0]:.2g} to {near['interval'][1]:.2g}",
+            f"{nearest['excess']:.2g} ({nearest['octaves_away']:.1f} octaves off)",
+            f"{nearest['interval'][0]:.2g} to {nearest['interval'][1]:.2g}",
             f"{fold['losses_inside']:.0%}",
         )
     return table
@@ -131,7 +131,7 @@ def _held_out(evidence: Mapping[str, Any]) -> Table:
 def _ranks(evidence: Mapping[str, Any]) -> Table:
     table = _table(
         *("axis", "compared", "shared settings", "rank correlation", "90% interval", "verdict"),
-        title="Do cheap scales rank settings as dear ones do?",
+        title="Do cheap scales rank settings as expensive ones do?",
     )
     for r in evidence["rank_preservation"]:
         if r["verdict"] == "untested":

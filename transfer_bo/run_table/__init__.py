@@ -1,10 +1,19 @@
-"""From a table of past runs to what to set at the target: `suggest_from_runs`.
+"""From a table of runs to what to set at the target, or into a new study as prior data.
 
-read.py      a DataFrame, a file or an Optuna study -> one table
-columns.py   which column is what: checked, or guessed
-rows.py      a table -> typed runs: what diverged, what says nothing, what is too much to fit
-fit.py       runs -> surrogate -> projection
-suggest.py   all of it, and the answer
+read                a DataFrame, a file or an Optuna study -> one table
+optuna_study        an Optuna study -> a table
+columns             what each column is: checked, or guessed
+status              how the run of each row ended
+cleaning            a table -> typed runs and the HPs that vary
+thinning            of too many rows, those worth fitting
+fit                 runs -> surrogate -> projection
+held_out            the largest scales left out and predicted
+rank_correlation    whether cheap scales rank settings as expensive ones do
+published_laws      what the literature would set
+evidence            what a suggestion rests on
+tensor_settings     a suggestion in base coordinates -> settings of each tensor
+suggest             all of it, and the answer
+warm_start          runs of a source study -> prior data of a new study
 """
 
 from transfer_bo.run_table.suggest import RunsFit, RunsSuggestion, fit_runs, suggest_from_runs

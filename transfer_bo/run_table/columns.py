@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_bo.dimension import TRANSFORMS
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import RunTableError, SearchSpaceError
 from transfer_bo.synonyms import AXES, LOSSES, TOO_SHORT_TO_GUESS, hp_kind
 
 __all__ = ["Columns", "guess_columns", "numbers"]
@@ -37,50 +37,61 @@ class Columns:
     status: str | None = None
 
     def check(self, table: pd.DataFrame) -> None:
-        """Whether the table has these columns, each with one meaning.
+        """Check that the table has these columns, each with one meaning.
 
         Raises:
-            TransferError: naming the column at fault.
+            RunTableError: naming the column at fault.
+            SearchSpaceError: for no HP, or an HP of an unknown kind.
         """
         if not self.axes:
-            raise TransferError("No axis of scale is named; give at least one, e.g. axes=['n_params'].")
+            raise RunTableError("No axis of scale is named; give at least one, e.g. axes=['n_params'].")
         if not self.hps:
-            raise TransferError("No HP is named; give at least one, e.g. hps={'lr': 'log'}.")
+            raise SearchSpaceError("No HP is named; give at least one, e.g. hps={'lr': 'log'}.")
         for name, kind in self.hps.items():
             if kind not in TRANSFORMS:
-                raise TransferError(f"HP {name!r} has the kind {kind!r}; use one of {', '.join(TRANSFORMS)}.")
+                raise SearchSpaceError(
+                    f"HP {name!r} has the kind {kind!r}; use one of {', '.join(TRANSFORMS)}."
+                )
+
         used = [*self.axes, *self.hps, self.loss, *([self.status] if self.status else [])]
         for name in used:
             if not isinstance(name, str) or name not in table.columns:
-                held = ", ".join(map(str, table.columns[:12])) + (", ..." if table.shape[1] > 12 else "")
-                raise TransferError(f"The table has no column {name!r}; it has {held}.")
+                raise RunTableError(f"The table has no column {name!r}; it has {_listed(table)}.")
             if used.count(name) > 1:
-                raise TransferError(
+                raise RunTableError(
                     f"Column {name!r} is named for two things at once (axes, HPs, loss, status); "
                     "name it once."
                 )
 
 
 def numbers(table: pd.DataFrame, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column as numbers (rows); an empty cell or the word nan is nan.
+    """Read a column as numbers.
+
+    Args:
+        table: of runs.
+        name: the column.
+
+    Returns:
+        The values (rows); an empty cell or the word nan is nan.
 
     Raises:
-        TransferError: for text, naming the first such row.
+        RunTableError: for cells that are no numbers, naming the first of them.
     """
     column = table[name]
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
-        raise TransferError(f"Column {name!r} holds {column.dtype} values; numbers are needed.")
+        raise RunTableError(f"Column {name!r} holds {column.dtype} values; numbers are needed.")
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=float, na_value=np.nan)
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
-        raise TransferError(f"Column {name!r} holds dates; numbers are needed.")
+        raise RunTableError(f"Column {name!r} holds dates; numbers are needed.")
+
     values = pd.to_numeric(column.map(_stripped), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    said_nan = column.map(lambda cell: _is_empty(cell) or str(cell).strip().lower() in ("nan", "-nan"))
-    wrong = np.flatnonzero(np.isnan(values) & ~said_nan.to_numpy(dtype=bool))
+    is_nan = column.map(lambda cell: _is_empty(cell) or str(cell).strip().lower() in ("nan", "-nan"))
+    wrong = np.flatnonzero(np.isnan(values) & ~is_nan.to_numpy(dtype=bool))
     if len(wrong):
-        raise TransferError(
+        raise RunTableError(
             f"Column {name!r} holds {str(column.iloc[wrong[0]])[:40]!r} in row {wrong[0] + 1}, which is no "
-            "number; mend or drop the row."
+            "number; correct or drop the row."
         )
     return values
 
@@ -96,16 +107,16 @@ def _is_empty(cell: Any) -> bool:
 def guess_columns(
     table: pd.DataFrame, axes: Sequence[str] = (), hps: Mapping[str, str] | None = None, loss: str = ""
 ) -> Columns:
-    """What the columns mean, by their names, where it has not been said.
+    """Guess from their names what columns mean, where the user did not name them.
 
     Args:
-        table: of past runs.
+        table: of runs.
         axes: known axes; guessed if empty.
         hps: known HPs; guessed if empty. One HP per kind: of `lr` and `lr_grid` the first is taken.
         loss: known loss; guessed if empty.
 
     Raises:
-        TransferError: if nothing can be guessed.
+        RunTableError: if no column looks like a loss, an axis or an HP.
     """
     lowered = {str(name).lower(): str(name) for name in reversed(list(table.columns))}
 
@@ -114,20 +125,23 @@ def guess_columns(
         varying = [name for name in found if table[name].astype(str).nunique() > 1]
         return next(iter([*varying, *found]), None)
 
-    held = ", ".join(map(str, table.columns[:12]))
     loss = loss or first(LOSSES) or ""
     if not loss:
-        raise TransferError(f"No column looks like a loss; name it. The columns are {held}.")
+        raise RunTableError(f"No column looks like a loss; name it. The columns are {_listed(table)}.")
+
     if not axes:
         axes = _guess_axes(first)
         if not axes:
-            raise TransferError(
-                f"No column looks like an axis of scale; name one or more. The columns are {held}."
+            raise RunTableError(
+                f"No column looks like an axis of scale; name one or more. The columns are {_listed(table)}."
             )
+
     if not hps:
         hps = _guess_hps(table, {loss, *axes})
         if not hps:
-            raise TransferError(f"No column looks like an HP; name one or more. The columns are {held}.")
+            raise RunTableError(
+                f"No column looks like an HP; name one or more. The columns are {_listed(table)}."
+            )
     return Columns(tuple(axes), dict(hps), loss)
 
 
@@ -143,7 +157,7 @@ def _guess_axes(first: Callable[[Sequence[str]], str | None]) -> list[str]:
 
 
 def _guess_hps(table: pd.DataFrame, taken: set[str]) -> dict[str, str]:
-    """One HP for each kind that a name speaks of; of two batch columns the one in tokens."""
+    """One column for each kind of HP; of two batch columns the one in tokens."""
     candidates = [str(name) for name in table.columns if str(name) not in taken]
     candidates.sort(key=lambda name: hp_kind(name) == "batch" and "token" not in name.lower())
     found: dict[str, str] = {}
@@ -154,8 +168,14 @@ def _guess_hps(table: pd.DataFrame, taken: set[str]) -> dict[str, str]:
             continue
         if table[name].nunique() > 1:
             found[key] = name
+
     order = {str(name): i for i, name in enumerate(table.columns)}
     return {
         name: "one_minus" if hp_kind(name) == "beta" else "log"
         for name in sorted(found.values(), key=order.__getitem__)
     }
+
+
+def _listed(table: pd.DataFrame) -> str:
+    """The first columns of a table, for an error."""
+    return ", ".join(map(str, table.columns[:12])) + (", ..." if table.shape[1] > 12 else "")

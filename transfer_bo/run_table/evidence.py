@@ -1,7 +1,11 @@
-"""What a suggestion from runs rests on: how far away, on which belief, at which price; all as plain values.
+"""What a suggestion from runs rests on: distance, prior, and the price of not correcting; as plain values.
 
-Excess is what a setting is expected to cost above the best one at the target: the bowl's mean over draws of
-the optimum, without the outer tenth of them, for the far tail of a bowl is exponential and rests on no run.
+The excess loss of a setting is what it is expected to cost above the best one at the target: the mean of the
+bowl over draws of the optimum, without the outer tenth of them, because the far tail of a bowl is exponential
+and rests on no run.
+
+Symbols: s = doublings of the axes from the base, v = HPs in the coordinates of the bowl, y = transformed
+loss.
 """
 
 from __future__ import annotations
@@ -14,49 +18,67 @@ import numpy as np
 
 from transfer_bo.projection import Projection, Suggestion
 from transfer_bo.records import Outcome
-from transfer_bo.run_table.fit import doublings_beyond
+from transfer_bo.run_table.fit import doublings_outside
 from transfer_bo.scale import Scale
 
-__all__ = ["cliff_shift", "excess", "prior_warnings", "uncorrected"]
+__all__ = ["cliff_shift", "excess_loss", "largest_scale", "prior_warnings", "uncorrected"]
 
-PRIOR_RULES, MATTERS = 0.8, 0.25
-"""A drift rests on its prior if its sd is still this share of the prior's; that matters from so many octaves
-of the optimum at the target."""
+RESTS_ON_PRIOR = 0.8
+"""A drift rests on its prior if its sd is still more than this share of the prior's."""
+
+NOTABLE_OCTAVES = 0.25
+"""Uncertainty of the optimum at the target, by one drift, that is worth a warning."""
 
 
-def excess(projection: Projection, scale: Scale, params: Mapping[str, Any]) -> dict[str, Any]:
-    """What a setting costs at a scale: {"mean", "interval"} (90%) in the metric's unit, and "percent"."""
+def excess_loss(projection: Projection, scale: Scale, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a setting is expected to cost above the best one.
+
+    Args:
+        projection: of the runs.
+        scale: where.
+        params: HP -> value.
+
+    Returns:
+        "mean" and "interval" (90%) in the metric's unit; "percent" too if the metric is a loss.
+    """
     surrogate = projection.surrogate
     landscape = surrogate.landscape
     s = surrogate.coordinates.s(scale)
     v = surrogate.coordinates.row(params, scale)[: landscape.d]
+
     draws = projection.ensemble.at(s)
     bowl = np.sort(landscape.bowl(draws.theta, v - draws.jitter, s).numpy())
     low, high = np.quantile(bowl, [0.05, 0.95])
+    mean = float(bowl[(bowl >= low) & (bowl <= high)].mean())
+
     level = float(landscape.law(surrogate.theta, s))
     backward = surrogate.output.backward
 
     def price(y: float) -> float:
         return abs(backward(level + y) - backward(level))
 
-    central = bowl[(bowl >= low) & (bowl <= high)]
-    mean = float(central.mean())
-    said: dict[str, Any] = {"mean": price(mean), "interval": [price(float(low)), price(float(high))]}
+    found: dict[str, Any] = {"mean": price(mean), "interval": [price(float(low)), price(float(high))]}
     if surrogate.output.log:
-        said["percent"] = 100 * math.expm1(min(surrogate.output.ln * mean, 700.0))
-    return said
+        found["percent"] = 100 * math.expm1(min(surrogate.output.ln * mean, 700.0))
+    return found
 
 
 def uncorrected(projection: Projection, suggestion: Suggestion) -> dict[str, Any]:
     """What copying settings from smaller scales would cost at the target, beside the suggestion's own price.
 
-    Keys: `suggestion`; `copy_best` (the best run of the largest scale), `copy_largest` and `copy_base` (the
-    fitted optimum of the largest and of the smallest scale); each {"params", "excess"}.
+    Args:
+        projection: of the runs.
+        suggestion: at the projection's target.
+
+    Returns:
+        "suggestion", "copy_best" (the best run of the largest scale), "copy_largest" and "copy_base" (the
+        fitted optimum of the largest and of the smallest scale); each {"params", "excess"}.
     """
     surrogate = projection.surrogate
     finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.loss is not None]
     largest = [run for run in finished if run.scale == largest_scale(projection)]
     best = min(largest, key=lambda run: surrogate.output.forward(run.loss or math.nan))
+
     settings = {
         "suggestion": dict(suggestion.params),
         "copy_best": best.params,
@@ -64,13 +86,13 @@ def uncorrected(projection: Projection, suggestion: Suggestion) -> dict[str, Any
         "copy_base": _optimum(projection, projection.settings.base),
     }
     return {
-        name: {"params": params, "excess": excess(projection, projection.target, params)}
+        name: {"params": params, "excess": excess_loss(projection, projection.target, params)}
         for name, params in settings.items()
     }
 
 
 def largest_scale(projection: Projection) -> Scale:
-    """The dearest scale with a finished run."""
+    """The most expensive scale with a finished run."""
     finished = {run.scale for run in projection.surrogate.runs if run.outcome is Outcome.FINISHED}
     return [scale for scale in projection.settings.scales if scale in finished][-1]
 
@@ -85,27 +107,33 @@ def _optimum(projection: Projection, scale: Scale) -> dict[str, Any]:
 def cliff_shift(projection: Projection, suggestion: Suggestion) -> dict[str, float]:
     """By how many octaves the suggestion lies above the median of the optimum, for each numeric HP.
 
-    Least expected loss is not the likeliest optimum: beyond a cliff a miss costs more than on the safe side.
+    The setting with the least expected loss is not the most probable optimum: on the side of a cliff a miss
+    costs more than on the other side.
+
+    Args:
+        projection: of the runs.
+        suggestion: at the projection's target.
     """
-    shift = {}
+    shifts = {}
     for dim in projection.surrogate.coordinates.numeric:
         median = float(np.median(suggestion.optimum[dim.name]))
-        shift[dim.name] = dim.forward(float(suggestion.params[dim.name])) - dim.forward(median)
-    return shift
+        shifts[dim.name] = dim.forward(float(suggestion.params[dim.name])) - dim.forward(median)
+    return shifts
 
 
 def prior_warnings(projection: Projection) -> list[str]:
-    """A sentence for each drift that these runs hardly narrow, where the answer depends on it."""
+    """A sentence for each drift that the runs hardly narrow, where the answer depends on it."""
     scales = [run.scale for run in projection.surrogate.runs if run.outcome is Outcome.FINISHED and run.scale]
-    beyond = doublings_beyond(scales, projection.target)
-    said = []
+    outside = doublings_outside(scales, projection.target)
+
+    warnings = []
     for hp, by_axis in projection.drift().items():
         for axis, drift in by_axis.items():
-            ruled = drift["sd"] > PRIOR_RULES * drift["prior_sd"]
-            if ruled and drift["sd"] * abs(beyond[axis]) > MATTERS:
-                said.append(
+            rests_on_prior = drift["sd"] > RESTS_ON_PRIOR * drift["prior_sd"]
+            if rests_on_prior and drift["sd"] * abs(outside[axis]) > NOTABLE_OCTAVES:
+                warnings.append(
                     f"How {hp} drifts along {axis} rests on the prior ({drift['prior_mean']:+.2f} ± "
                     f"{drift['prior_sd']:.2f} octaves per doubling; with the runs {drift['mean']:+.2f} ± "
-                    f"{drift['sd']:.2f}), and the target lies {abs(beyond[axis]):.1f} doublings beyond them."
+                    f"{drift['sd']:.2f}), and the target lies {abs(outside[axis]):.1f} doublings outside."
                 )
-    return said
+    return warnings

@@ -1,4 +1,4 @@
-"""From typed runs to a fitted `Projection`, with the room outside the values seen that drift needs.
+"""From typed runs to a fitted `Projection`, with the room outside the tried values that drift needs.
 
 Symbols: z = HPs in octaves, s = doublings of the axes from the base (the cheapest scale with a finished run).
 """
@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 import torch
 
 from transfer_bo.dimension import Dimension
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import PriorError, ScaleError
 from transfer_bo.projection import Projection
 from transfer_bo.records import Outcome, Run, StudySettings, check_drift_prior
 from transfer_bo.run_table.cleaning import UNIT_GAP, UNIT_HINT, RunTable
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.surrogate import Surrogate
 
-__all__ = ["FitOptions", "check_target", "doublings_beyond", "project"]
+__all__ = ["FitOptions", "check_target", "doublings_outside", "project"]
 
-ROOM_SDS, ROOM_OCTAVES = 3.0, 1.0
-"""The optimum at the target may lie outside the values seen: by the drift expected up to there and so many of
-its standard deviations, and by so many octaves more."""
+ROOM_SDS = 3.0
+"""The optimum at the target may lie outside the tried values: by the drift expected between runs and target,
+so many of its standard deviations ..."""
+
+ROOM_OCTAVES = 1.0
+"""... and so many octaves more."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class FitOptions:
 
     Attributes:
         coordinates: "raw" or "base".
-        drift_prior: the user's own, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
+        drift_prior: the user's own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
         maximize: whether larger metrics are better.
         seed: of the draws.
     """
@@ -44,43 +47,49 @@ class FitOptions:
     seed: int = 0
 
     def check(self, hps: Sequence[str], axes: Sequence[str]) -> None:
-        """Whether they speak of these HPs and axes.
+        """Check the options against the columns of a table.
+
+        Args:
+            hps: columns that are HPs.
+            axes: columns that are axes of scale.
 
         Raises:
-            TransferError: naming what is unknown or no normal distribution.
+            PriorError: for a drift prior of an unknown HP or axis, or one that is no normal distribution.
+            ScaleError: for unknown coordinates.
         """
         if self.coordinates not in ("raw", "base"):
-            raise TransferError(f"coordinates is {self.coordinates!r}; use 'raw' or 'base'.")
+            raise ScaleError(f"coordinates is {self.coordinates!r}; use 'raw' or 'base'.")
         for hp in self.drift_prior:
             if hp not in hps:
-                raise TransferError(f"drift_prior speaks of {hp!r}, but the HPs are {', '.join(hps)}.")
+                raise PriorError(f"drift_prior names the HP {hp!r}, but the HPs are {', '.join(hps)}.")
         check_drift_prior(self.drift_prior, axes)
 
 
 def project(
-    runs: Sequence[Run], dimensions: Sequence[Dimension], target: Scale, beliefs: FitOptions
+    runs: Sequence[Run], dimensions: Sequence[Dimension], target: Scale, options: FitOptions
 ) -> Projection:
     """Fit the surrogate to runs and open the box of HPs at the target.
 
     Args:
         runs: at least one of them finished.
-        dimensions: the HPs that vary, each with the range of the values seen.
+        dimensions: the HPs that vary, each with the range of its values.
         target: the scale to project to.
-        beliefs: coordinates, drift prior, direction, seed.
+        options: coordinates, drift prior, direction, seed.
     """
     finished = {run.scale for run in runs if run.outcome is Outcome.FINISHED and run.scale}
     others = {run.scale for run in runs if run.scale} - finished
     scales = (*sorted(finished, key=_order), *sorted(others, key=_order))
+
     settings = StudySettings(
         scales=scales,
         proxies=tuple(range(len(scales))),
         target=target,
         costs=tuple(default_cost(scale) for scale in scales),
-        coordinates=beliefs.coordinates,
-        drift_prior={hp: dict(by_axis) for hp, by_axis in beliefs.drift_prior.items()},
-        seed=beliefs.seed,
+        coordinates=options.coordinates,
+        drift_prior={hp: dict(by_axis) for hp, by_axis in options.drift_prior.items()},
+        seed=options.seed,
     )
-    surrogate = Surrogate(runs, list(dimensions), settings, maximize=beliefs.maximize)
+    surrogate = Surrogate(runs, list(dimensions), settings, maximize=options.maximize)
     _open_box(surrogate, target)
     return Projection(surrogate, runs, settings)
 
@@ -89,38 +98,49 @@ def _order(scale: Scale) -> tuple[float, ...]:
     return (default_cost(scale), *scale.values())
 
 
-def doublings_beyond(scales: Sequence[Scale], target: Scale) -> dict[str, float]:
-    """How far the target lies outside the range of these scales, by axis: positive above, negative below."""
-    beyond = {}
+def doublings_outside(scales: Sequence[Scale], target: Scale) -> dict[str, float]:
+    """How far the target lies outside the range of some scales.
+
+    Args:
+        scales: at least one, with the axes of the target.
+        target: any scale.
+
+    Returns:
+        Doublings by axis: positive above the range, negative below it, 0 inside.
+    """
+    outside = {}
     for axis, value in target.items():
-        seen = [scale[axis] for scale in scales]
-        beyond[axis] = math.log2(value / min(max(value, min(seen)), max(seen)))
-    return beyond
+        values = [scale[axis] for scale in scales]
+        outside[axis] = math.log2(value / min(max(value, min(values)), max(values)))
+    return outside
 
 
 def _open_box(surrogate: Surrogate, target: Scale) -> None:
     """Widen the range of HPs by what drift may move the optimum between the runs and the target.
 
-    The fit itself uses the range of the values seen, for the prior of the optimum is a share of it. HPs on a
-    linear scale keep their range: its ends are often natural ones (no dropout below 0).
+    The fit itself uses the range of the tried values, because the prior of the optimum is a share of it. HPs
+    on a linear scale keep their range: its ends are often natural ones (no dropout below 0).
     """
     coordinates = surrogate.coordinates
     finished = [run.scale for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.scale]
-    by_axis = doublings_beyond(finished, target)
-    beyond = torch.tensor([by_axis[axis] for axis in coordinates.axes], dtype=torch.double)
+    by_axis = doublings_outside(finished, target)
+    outside = torch.tensor([by_axis[axis] for axis in coordinates.axes], dtype=torch.double)
+
     prior = surrogate.drift_prior
-    moves = prior.sd * beyond
-    shift, spread = prior.mean @ beyond, torch.einsum("ia,iab,ib->i", moves, prior.correlation, moves).sqrt()
+    moves = prior.sd * outside
+    mean, sd = prior.mean @ outside, torch.einsum("ia,iab,ib->i", moves, prior.correlation, moves).sqrt()
+
     for i, dim in enumerate(coordinates.numeric):
         if dim.transform == "linear":
             continue
-        low = min(0.0, float(shift[i] - ROOM_SDS * spread[i])) - ROOM_OCTAVES
-        high = max(0.0, float(shift[i] + ROOM_SDS * spread[i])) + ROOM_OCTAVES
+        low = min(0.0, float(mean[i] - ROOM_SDS * sd[i])) - ROOM_OCTAVES
+        high = max(0.0, float(mean[i] + ROOM_SDS * sd[i])) + ROOM_OCTAVES
+
+        # A whole number stays at least 1, a beta at least 0, if all tried values are.
         ends = sorted((dim.forward(dim.low), dim.forward(dim.high)))
-        # A whole number stays at least 1, a beta at least 0, if all values seen are.
         natural = 0.0 if dim.transform == "one_minus" or dim.integer else -math.inf
-        floor = min(ends[0], natural)
-        widened = max(ends[0] + low, floor), ends[1] + high
+        widened = max(ends[0] + low, min(ends[0], natural)), ends[1] + high
+
         coordinates.z_low[i] += widened[0] - ends[0]
         coordinates.z_high[i] += high
         values = sorted(_value(dim, z) for z in widened)
@@ -132,28 +152,37 @@ def _value(dim: Dimension, z: float) -> float:
 
 
 def check_target(target: Scale | Mapping[str, float], rows: RunTable, axes: Sequence[str]) -> Scale:
-    """The target as a scale with the table's axes; a remark is added where its unit looks wrong.
+    """Check a target against the runs; a note is added to `rows` where its unit looks wrong.
+
+    Args:
+        target: as the user gave it.
+        rows: the runs.
+        axes: columns that are axes of scale.
+
+    Returns:
+        The target as a scale, its axes in the order of the table's.
 
     Raises:
-        TransferError: for other axes, or a value that can only be in another unit.
+        ScaleError: for other axes, or a value that can only be in another unit.
     """
     if not isinstance(target, Mapping):
-        raise TransferError(f"The target is {target!r}; give a Scale, e.g. tb.Scale(n_params=1e9).")
+        raise ScaleError(f"The target is {target!r}; give a Scale, e.g. tb.Scale(n_params=1e9).")
     scale = Scale(target)
     for axis in axes:
         if axis not in scale:
-            raise TransferError(f"The target {scale} has no {axis}; give each axis: {', '.join(axes)}.")
+            raise ScaleError(f"The target {scale} has no {axis}; give each axis: {', '.join(axes)}.")
+
     for axis, value in scale.items():
         if axis not in axes:
-            raise TransferError(f"The target has {axis}, which is no axis of the runs ({', '.join(axes)}).")
-        seen = [s[axis] for s in rows.scales]
-        outside = max(value / max(seen), min(seen) / value)
+            raise ScaleError(f"The target has {axis}, which is no axis of the runs ({', '.join(axes)}).")
+        values = [s[axis] for s in rows.scales]
+        ratio = max(value / max(values), min(values) / value)
         sentence = (
-            f"The target's {axis} = {value:g} is {outside:.3g} times outside the runs' "
-            f"{min(seen):g} to {max(seen):g}"
+            f"The target's {axis} = {value:g} is {ratio:.3g} times outside the runs' "
+            f"{min(values):g} to {max(values):g}"
         )
-        if outside >= UNIT_GAP:
-            raise TransferError(f"{sentence}; write both in the same unit.")
-        if outside >= UNIT_HINT:
+        if ratio >= UNIT_GAP:
+            raise ScaleError(f"{sentence}; write both in the same unit.")
+        if ratio >= UNIT_HINT:
             rows.notes.append(f"{sentence}: are both in the same unit?")
     return Scale({axis: scale[axis] for axis in axes})

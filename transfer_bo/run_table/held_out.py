@@ -1,8 +1,11 @@
-"""Leave one scale out, on the user's own runs: would the cheaper runs have said what the largest ones showed?
+"""Leave one scale out, on the user's own runs: would the cheaper runs have predicted the largest ones?
 
 The runs of the largest scale (all within half a doubling of it) are kept from the fit, which then suggests
 settings there and predicts the loss of each of them. Only runs that cost less are fitted: it is the step from
-small to large that is tested. Symbols: v as in `surrogate`.
+small to large that is tested.
+
+Symbols: X, y = rows and transformed losses of runs, v = HPs in the coordinates of the bowl, both as in
+`surrogate.coordinates`.
 """
 
 from __future__ import annotations
@@ -23,106 +26,139 @@ __all__ = ["leave_largest_out"]
 
 FOLDS = 2
 """Scales that are left out, one after the other, the largest first."""
+
 LEAST_RUNS = 4
-"""Finished runs that must be left to fit, besides one for each HP."""
+"""Finished runs that must remain to be fitted, besides one for each HP."""
+
+BINS_PER_DOUBLING = 2
+"""Scales whose axes all round to the same number of half doublings are left out together."""
+
+OTHER_CATEGORY = 100.0
+"""Octaves that a setting with another category counts as away."""
 
 
-def leave_largest_out(rows: RunTable, beliefs: FitOptions, level: float = 0.9) -> list[dict[str, Any]]:
+def leave_largest_out(rows: RunTable, options: FitOptions, level: float = 0.9) -> list[dict[str, Any]]:
     """Fit without the largest scale, predict it, compare; then the same with the next largest.
 
+    Args:
+        rows: the runs.
+        options: coordinates, drift prior, direction, seed of the fits.
+        level: of the intervals.
+
     Returns:
-        A dict per scale that was left out (keys: `suggestion.schema.json`); empty if too few runs are left.
+        A dict per scale that was left out (keys: `suggestion.schema.json`); empty if too few runs remain.
     """
-    found: list[dict[str, Any]] = []
-    finished = [run for run in rows.runs if run.outcome is Outcome.FINISHED and run.scale]
-    places: list[tuple[int, ...]] = []  # heaps of scales, the dearest first
+    bins: list[tuple[int, ...]] = []  # of scales, the most expensive first
     for scale in reversed(rows.scales):
-        if _place(scale) not in places:
-            places.append(_place(scale))
-    for place in places[:FOLDS]:
-        held = [run for run in finished if run.scale and _place(run.scale) == place]
-        cheapest = min(default_cost(run.scale) for run in held if run.scale)
-        rest = [
+        if _bin(scale) not in bins:
+            bins.append(_bin(scale))
+
+    folds: list[dict[str, Any]] = []
+    finished = [run for run in rows.runs if run.outcome is Outcome.FINISHED and run.scale]
+    for largest in bins[:FOLDS]:
+        held_out = [run for run in finished if run.scale and _bin(run.scale) == largest]
+        cheapest = min(default_cost(run.scale) for run in held_out if run.scale)
+        fitted = [
             run
             for run in rows.runs
-            if run.scale and default_cost(run.scale) < cheapest and _place(run.scale) != place
+            if run.scale and default_cost(run.scale) < cheapest and _bin(run.scale) != largest
         ]
-        left = sum(run.outcome is Outcome.FINISHED for run in rest)
-        if left < LEAST_RUNS + len(rows.dimensions):
+
+        n_finished = sum(run.outcome is Outcome.FINISHED for run in fitted)
+        if n_finished < LEAST_RUNS + len(rows.dimensions):
             break
-        found.append(_compare(rest, held, rows, beliefs, level))
-    return found
+        folds.append(_compare(fitted, held_out, rows, options, level))
+    return folds
 
 
-def _place(scale: Scale) -> tuple[int, ...]:
-    return tuple(int(np.round(2 * np.log2(value))) for value in scale.values())
+def _bin(scale: Scale) -> tuple[int, ...]:
+    return tuple(int(np.round(BINS_PER_DOUBLING * np.log2(value))) for value in scale.values())
 
 
 def _compare(
-    rest: Sequence[Run], held: Sequence[Run], rows: RunTable, beliefs: FitOptions, level: float
+    fitted: Sequence[Run], held_out: Sequence[Run], rows: RunTable, options: FitOptions, level: float
 ) -> dict[str, Any]:
-    """What the fit to `rest` says of the held-out runs, beside what they were."""
-    scales = [run.scale for run in held if run.scale]
+    """What a fit to `fitted` predicts of the held-out runs, beside what they were."""
+    scales = [run.scale for run in held_out if run.scale]
     scale = max(set(scales), key=lambda s: (scales.count(s), default_cost(s), *s.values()))
-    held = [run for run in held if run.scale == scale]
-    projection = project(rest, rows.dimensions, scale, beliefs)
+    held_out = [run for run in held_out if run.scale == scale]
+    losses = np.array([run.loss for run in held_out], dtype=float)
+    best = held_out[int((-losses if options.maximize else losses).argmin())]
+
+    projection = project(fitted, rows.dimensions, scale, options)
     suggestion = projection.suggest()
-    losses = np.array([run.loss for run in held], dtype=float)
-    best = int((-losses if beliefs.maximize else losses).argmin())
-    y, drawn, distance = _drawn(projection, scale, held, suggestion.params)
-    nearest = int(distance.argmin())
-    unit = projection.surrogate.output.ln
-    measured_excess = unit * float(y[nearest] - y.min())
-    excess = unit * (drawn[:, nearest] - drawn.min(1))  # of the same run over the best of the same runs
+    interval = suggestion.interval(level)
+
+    y, drawn, distance = _drawn(projection, scale, held_out, suggestion.params)
     tails = (1 - level) / 2, (1 + level) / 2
-    covered = [
+    inside = [
         bool(low <= at <= high) for at, (low, high) in zip(y, np.quantile(drawn, tails, 0).T, strict=True)
     ]
-    bounds = [float(q) for q in np.quantile(excess, tails)]
-    interval = suggestion.interval(level)
+
     return {
         "scale": dict(scale),
-        "fitted_runs": sum(run.outcome is Outcome.FINISHED for run in rest),
-        "held_out_runs": len(held),
+        "fitted_runs": sum(run.outcome is Outcome.FINISHED for run in fitted),
+        "held_out_runs": len(held_out),
         "suggested": suggestion.params,
         "intervals": {name: list(pair) for name, pair in interval.items()},
         "predicted_loss": {
             "mean": suggestion.predicted_loss.mean,
             "interval": list(suggestion.predicted_loss.interval(level)),
         },
-        "measured_best": {"params": held[best].params, "loss": float(losses[best])},
+        "measured_best": {"params": best.params, "loss": best.loss},
         "best_inside": {
-            name: bool(low <= held[best].params[name] <= high) for name, (low, high) in interval.items()
+            name: bool(low <= best.params[name] <= high) for name, (low, high) in interval.items()
         },
-        "nearest": {
-            "params": held[nearest].params,
-            "loss": float(losses[nearest]),
-            "octaves_away": float(distance[nearest]),
-            "excess": measured_excess,
-            "predicted_excess": float(np.median(excess)),
-            "interval": bounds,
-            "inside": bool(bounds[0] <= measured_excess <= bounds[1]),
-        },
-        "losses_inside": sum(covered) / len(covered),
+        "nearest": _nearest(projection, held_out, y, drawn, distance, tails),
+        "losses_inside": sum(inside) / len(inside),
+    }
+
+
+def _nearest(
+    projection: Projection,
+    held_out: Sequence[Run],
+    y: np.ndarray[Any, Any],
+    drawn: np.ndarray[Any, Any],
+    distance: np.ndarray[Any, Any],
+    tails: tuple[float, float],
+) -> dict[str, Any]:
+    """The held-out run nearest to the suggestion: its excess loss over the best of them, and as predicted."""
+    nearest = int(distance.argmin())
+    unit = projection.surrogate.output.ln
+    measured = unit * float(y[nearest] - y.min())
+    predicted = unit * (drawn[:, nearest] - drawn.min(1))  # over the best of the same runs
+    low, high = (float(q) for q in np.quantile(predicted, tails))
+    loss = held_out[nearest].loss
+    return {
+        "params": held_out[nearest].params,
+        "loss": loss,
+        "octaves_away": float(distance[nearest]),
+        "excess": measured,
+        "predicted_excess": float(np.median(predicted)),
+        "interval": [low, high],
+        "inside": bool(low <= measured <= high),
     }
 
 
 def _drawn(
-    projection: Projection, scale: Scale, held: Sequence[Run], params: dict[str, Any]
+    projection: Projection, scale: Scale, held_out: Sequence[Run], params: dict[str, Any]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Held-out runs as they were (y: n), as the fit draws them (count x n), and how far away (n, octaves).
+    """Held-out runs as they were, as the fit draws them, and how far they lie from a setting.
 
     The draws are joint: one landscape, one optimum, and noise of its own for each run, so that the best of n
     noisy runs is compared with the best of n noisy runs.
+
+    Returns:
+        Measured y (n), drawn y (count x n), distance to `params` (n, octaves).
     """
     surrogate = projection.surrogate
     coordinates = surrogate.coordinates
-    X = torch.stack([surrogate.row(run) for run in held])
-    y = np.array([surrogate.output.forward(run.loss) for run in held if run.loss is not None])
+    X = torch.stack([surrogate.row(run) for run in held_out])
+    y = np.array([surrogate.output.forward(run.loss) for run in held_out if run.loss is not None])
+
     v, flags, _ = surrogate.landscape.split(X)
     at = coordinates.row(params, scale)
     step = (v - at[: coordinates.d]) @ coordinates.unmix.T
-    distance = step.square().sum(-1).sqrt() + 100.0 * (
-        flags - at[coordinates.d : coordinates.d + coordinates.k]
-    ).abs().sum(-1)
+    other = (flags - at[coordinates.d : coordinates.d + coordinates.k]).abs().sum(-1)
+    distance = step.square().sum(-1).sqrt() + OTHER_CATEGORY * other
     return y, projection.drawn(X, at).numpy(), distance.numpy()

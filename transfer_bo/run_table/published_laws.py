@@ -1,8 +1,11 @@
 """Published laws for the learning rate and the batch size, to compare a suggestion with; never priors.
 
-    optimum = coefficient · n_params^a · tokens^b         n_params without embeddings, tokens of the whole run
+    optimum = coefficient · N^a · D^b
 
-A law without a coefficient says only how the optimum moves, so it is anchored at another scale's optimum.
+Symbols: N = parameters without embeddings ("n_params"), D = tokens of the whole run ("tokens"), C = 6 N D,
+the compute in FLOPs.
+
+A law without a coefficient tells only how the optimum moves, so it is anchored at another scale's optimum.
 Batch sizes are in tokens. Fitted on other data, models and schedules, these laws differ from each other by
 factors; they tell whether a suggestion is out of the ordinary, not whether it is right.
 """
@@ -27,9 +30,9 @@ class Law:
     Attributes:
         name: of the work.
         hp: kind of HP: "lr" or "batch" (in tokens).
-        exponents: axis -> exponent.
-        coefficient: value of the HP where all axes are 1; None if the law only says how it moves.
-        source: paper.
+        exponents: kind of axis -> exponent.
+        coefficient: value of the HP where all axes are 1; None if the law only tells how it moves.
+        source: arXiv number of the paper.
         remark: when it holds.
     """
 
@@ -41,7 +44,11 @@ class Law:
     remark: str = ""
 
     def growth(self, axes: Mapping[str, float]) -> float:
-        """The factor by which the optimum differs from where all axes (by kind) are 1."""
+        """The factor by which the optimum differs from where all axes are 1.
+
+        Args:
+            axes: kind of axis -> value.
+        """
         return math.exp(
             sum(exponent * math.log(axes.get(axis, 1)) for axis, exponent in self.exponents.items())
         )
@@ -66,20 +73,20 @@ LAWS: tuple[Law, ...] = (
     Law("Lingle", "lr", {"n_params": -0.48, "tokens": 0.26}, None, "2404.05728", "batch at its optimum"),
     Law("Lingle", "batch", {"n_params": 0.0, "tokens": 0.57}, None, "2404.05728"),
 )
-"""The laws, as `literature` states them; Porian's unit of the batch is read as tokens (not certain)."""
+"""The laws as their papers state them; Porian's unit of the batch is taken to be tokens (not certain)."""
 
 
 def compare(
     params: Mapping[str, Any], target: Scale, anchor: Scale, optimum: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """What the laws that apply say at the target, beside a suggestion.
+    """Evaluate the laws that apply at the target, beside a suggestion.
 
     A law applies to an HP of its kind (a batch size only if its name says "tokens") if the scale has its
     axes; one without a coefficient applies if nothing but its axes differs between anchor and target.
 
     Args:
-        params: the suggestion.
-        target: where.
+        params: the suggestion, HP -> value.
+        target: the scale it is for.
         anchor: the scale at which the optimum is taken as known.
         optimum: the optimum there, by HP.
 
@@ -89,6 +96,7 @@ def compare(
     at_target = {axis_kind(axis): value for axis, value in target.items()}
     at_anchor = {axis_kind(axis): value for axis, value in anchor.items()}
     moved = {axis for axis, value in at_target.items() if value != at_anchor[axis]}
+
     found = []
     for hp, suggested in params.items():
         comparable = isinstance(suggested, int | float) and not isinstance(suggested, bool) and suggested > 0
@@ -97,12 +105,14 @@ def compare(
                 continue
             if law.hp == "batch" and "token" not in hp.lower():
                 continue
+
             if law.coefficient is not None and law.exponents.keys() <= at_target.keys():
                 value = law.coefficient * law.growth(at_target)
             elif law.coefficient is None and hp in optimum and moved <= law.exponents.keys():
                 value = optimum[hp] * law.growth(at_target) / law.growth(at_anchor)
             else:
                 continue
+
             found.append(
                 {
                     "law": law.name,

@@ -1,10 +1,10 @@
-"""Does a cheap scale rank settings as a dear one does? A check before an axis is trusted as a fidelity.
+"""Does a cheap scale rank settings as an expensive one does? A check before an axis serves as a fidelity.
 
 For each axis, two values of it are compared at equal other axes, over the HP settings run at both: rank
 correlation ρ (Spearman), with the interval of Bonett and Wright (Psychometrika 2000): z = atanh ρ has the
 variance (1 + ρ²/2)/(n - 3).
-Where the optimum drifts, ranks change for that reason too, which the projection corrects; a low correlation
-says that copying would fail, and that the shape of the loss differs by more than a shift if it is near zero.
+Where the optimum drifts, ranks change for that reason too, which the projection corrects: a low correlation
+means that copying would fail, and one near zero that the shape of the loss differs by more than a shift.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ from transfer_bo.records import Outcome
 
 __all__ = ["rank_preservation", "rank_warnings"]
 
-KEPT, LEAST_SHARED = 0.5, 5
-"""Ranks are kept if the interval lies above, not kept if below; settings that two scales must share."""
+KEPT = 0.5
+"""Ranks are kept if the interval of the correlation lies above this, not kept if it lies below."""
+
+LEAST_SETTINGS = 5
+"""Settings that two scales must have in common to be compared."""
+
 MAX_GROUPS = 200
 """Combinations of the other axes that are looked at, those with most rows first."""
+
+MAX_VALUES = 8
+"""Values of an axis whose pairs are compared, those with most rows."""
 
 
 def rank_preservation(
     table: pd.DataFrame, axes: Sequence[str], hps: Sequence[str], maximize: bool, level: float = 0.9
 ) -> list[dict[str, Any]]:
-    """For each axis that varies, the pair of its values that most settings share (the widest of equals).
+    """Compare, for each axis that varies, the two of its values that have most settings in common.
 
     Args:
         table: axes, HPs, "loss" and "outcome" (`RunTable.table`); diverged runs rank last.
@@ -41,48 +48,53 @@ def rank_preservation(
         level: of the interval.
 
     Returns:
-        A dict per axis: axis, from, to, shared, spearman, interval, verdict ("kept", "not kept", "undecided"
-        or "untested", the last with shared = 0).
+        A dict per axis: "axis", "from", "to", "shared", "spearman", "interval" and "verdict" ("kept", "not
+        kept", "undecided", or "untested" with "shared" = 0).
     """
-    said = table[table["outcome"].isin([Outcome.FINISHED, Outcome.DIVERGED])]
+    rows = table[table["outcome"].isin([Outcome.FINISHED, Outcome.DIVERGED])]
     sign = -1.0 if maximize else 1.0
-    value = np.where(said["outcome"] == Outcome.FINISHED, sign * said["loss"], np.inf)
+    value = np.where(rows["outcome"] == Outcome.FINISHED, sign * rows["loss"], np.inf)
     names = [*axes, *hps]
-    said = said.assign(value=value)[[*names, "value"]].groupby(names, as_index=False, sort=False).mean()
+    settings = rows.assign(value=value)[[*names, "value"]].groupby(names, as_index=False, sort=False).mean()
+
     found = []
     for axis in axes:
-        if said[axis].nunique() > 1:
-            found.append(_along(said, axis, [a for a in axes if a != axis], list(hps), level))
+        if settings[axis].nunique() > 1:
+            found.append(_along(settings, axis, [a for a in axes if a != axis], list(hps), level))
     return found
 
 
-def _along(said: pd.DataFrame, axis: str, others: list[str], hps: list[str], level: float) -> dict[str, Any]:
-    """The most telling pair of values of one axis."""
-    groups = [rows for _, rows in said.groupby(others)] if others else [said]
+def _along(
+    settings: pd.DataFrame, axis: str, others: list[str], hps: list[str], level: float
+) -> dict[str, Any]:
+    """Compare two values of one axis; of pairs with as many common settings, those farthest apart."""
+    groups = [rows for _, rows in settings.groupby(others)] if others else [settings]
     groups.sort(key=len, reverse=True)
     best: tuple[tuple[int, float], pd.DataFrame, float, float] | None = None
     for rows in groups[:MAX_GROUPS]:
-        values = sorted(rows[axis].value_counts().head(8).index)
+        values = sorted(rows[axis].value_counts().head(MAX_VALUES).index)
         for small, large in itertools.combinations(values, 2):
             pair = rows[rows[axis] == small].merge(rows[rows[axis] == large], on=hps)
             key = len(pair), large / small
-            if len(pair) >= LEAST_SHARED and (best is None or key > best[0]):
+            if len(pair) >= LEAST_SETTINGS and (best is None or key > best[0]):
                 best = key, pair, float(small), float(large)
     if best is None:
         return {"axis": axis, "shared": 0, "verdict": "untested"}
-    (shared, _), pair, small, large = best
+
+    (n, _), pair, small, large = best
     a, b = pair["value_x"].rank().to_numpy(), pair["value_y"].rank().to_numpy()
     if np.ptp(a) == 0 or np.ptp(b) == 0:  # all equal: no ranks to keep
         return {"axis": axis, "shared": 0, "verdict": "untested"}
+
     rho = float(spearmanr(a, b).statistic)
     z = math.atanh(min(max(rho, -0.999999), 0.999999))
-    half = float(norm.ppf((1 + level) / 2)) * math.sqrt((1 + rho**2 / 2) / (shared - 3))
+    half = float(norm.ppf((1 + level) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = math.tanh(z - half), math.tanh(z + half)
     return {
         "axis": axis,
         "from": small,
         "to": large,
-        "shared": shared,
+        "shared": n,
         "spearman": rho,
         "interval": [low, high],
         "verdict": "kept" if low > KEPT else "not kept" if high < KEPT else "undecided",

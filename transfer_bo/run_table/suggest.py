@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transfer_bo.errors import TransferError
+from transfer_bo.deprecation import renamed_argument
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.projection import Projection, Suggestion
 from transfer_bo.run_table.cleaning import RunTable, read_rows
 from transfer_bo.run_table.columns import Columns
 from transfer_bo.run_table.evidence import cliff_shift, largest_scale, prior_warnings, uncorrected
-from transfer_bo.run_table.fit import FitOptions, check_target, doublings_beyond, project
+from transfer_bo.run_table.fit import FitOptions, check_target, doublings_outside, project
 from transfer_bo.run_table.held_out import leave_largest_out
 from transfer_bo.run_table.published_laws import compare
 from transfer_bo.run_table.rank_correlation import rank_preservation, rank_warnings
@@ -49,15 +50,15 @@ class RunsFit:
         projection: answers questions about any scale.
         rows: the runs as they were understood.
         columns: what the columns mean.
-        beliefs: coordinates, drift prior, direction, seed.
-        materials: the model whose tensors the suggestion is for, if any.
+        options: coordinates, drift prior, direction, seed.
+        model_spec: the model whose tensors the suggestion is for, if any.
     """
 
     projection: Projection
     rows: RunTable
     columns: Columns
-    beliefs: FitOptions
-    materials: ModelSpec | None = None
+    options: FitOptions
+    model_spec: ModelSpec | None = None
 
     def suggest(self, held_out: bool = True) -> RunsSuggestion:
         """What to set at the target, and what that rests on.
@@ -67,60 +68,72 @@ class RunsFit:
         """
         projection, rows = self.projection, self.rows
         plain = projection.suggest()
-        fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(Suggestion)}
-        fields["params"] = {
-            name: rows.constants.get(name, plain.params.get(name)) for name in self.columns.hps
-        }
+        params = {name: rows.constants.get(name, plain.params.get(name)) for name in self.columns.hps}
         ranks = rank_preservation(
-            rows.table, self.columns.axes, list(self.columns.hps), self.beliefs.maximize
+            rows.table, self.columns.axes, list(self.columns.hps), self.options.maximize
         )
+
+        tensors: list[dict[str, Any]] | None = None
+        tensor_notes: list[str] = []
+        if self.model_spec is not None:
+            tensors, tensor_notes = self.model_spec.tensors(params, projection.target)
+
+        unchanged = {f.name: getattr(plain, f.name) for f in dataclasses.fields(Suggestion)}
+        changed = {
+            "params": params,
+            "warnings": [
+                *plain.warnings,
+                *prior_warnings(projection),
+                *self._outside(plain),
+                *rank_warnings(ranks),
+                *rows.notes,
+                *tensor_notes,
+            ],
+            "evidence": self._evidence(plain, ranks, held_out),
+            "tensors": tensors,
+        }
+        return RunsSuggestion(**(unchanged | changed))
+
+    def _evidence(self, plain: Suggestion, ranks: list[dict[str, Any]], held_out: bool) -> dict[str, Any]:
+        """What the answer rests on, see `suggestion.schema.json`."""
+        projection, rows = self.projection, self.rows
         largest = largest_scale(projection)
         medians = {name: median for name, (median, _, _) in projection.optimum(largest).items()}
-        fields["evidence"] = {
+
+        # The published laws are for raw values.
+        is_raw = self.options.coordinates == "raw"
+        laws = compare(plain.params, projection.target, largest, medians) if is_raw else []
+        return {
             "rows": rows.counts,
             "base": dict(projection.settings.base),
             "largest": dict(largest),
-            "beyond": doublings_beyond(rows.scales, projection.target),
+            "beyond": doublings_outside(rows.scales, projection.target),
             "excess": uncorrected(projection, plain),
             "cliff_shift": cliff_shift(projection, plain),
-            "held_out": leave_largest_out(rows, self.beliefs) if held_out else [],
+            "held_out": leave_largest_out(rows, self.options) if held_out else [],
             "rank_preservation": ranks,
-            # The laws are for raw values.
-            "reference_laws": compare(plain.params, projection.target, largest, medians)
-            if self.beliefs.coordinates == "raw"
-            else [],
+            "reference_laws": laws,
         }
-        unsaid: list[str] = []
-        if self.materials is not None:
-            fields["tensors"], unsaid = self.materials.tensors(fields["params"], projection.target)
-        fields["warnings"] = [
-            *plain.warnings,
-            *prior_warnings(projection),
-            *self._outside(plain),
-            *rank_warnings(ranks),
-            *rows.notes,
-            *unsaid,
-        ]
-        return RunsSuggestion(**fields)
 
     def _outside(self, plain: Suggestion) -> list[str]:
-        """Which suggested values no run has come near, or lie off the optimum's own interval."""
-        said, params, interval = [], plain.params, plain.interval()
+        """Sentences on suggested values outside all values in the runs, or outside the optimum's interval."""
+        sentences, params, interval = [], plain.params, plain.interval()
         for dim in self.rows.dimensions:
             if dim.transform == "categorical":
                 continue
+
             value, (low, high) = params[dim.name], interval[dim.name]
             if not dim.low <= value <= dim.high:
-                said.append(
+                sentences.append(
                     f"{dim.name} = {value:.4g} lies {_side(value, dim.low)} all values in the runs "
                     f"({dim.low:.4g} to {dim.high:.4g}): drift carries the optimum there, no run tried it."
                 )
             if not low <= value <= high:
-                said.append(
+                sentences.append(
                     f"{dim.name} = {value:.4g} is set {_side(value, low)} the optimum's 90% interval "
                     f"({low:.4g} to {high:.4g}), to be safe from divergence or a steep side."
                 )
-        return said
+        return sentences
 
 
 def _side(value: float, low: float) -> str:
@@ -146,56 +159,119 @@ def fit_runs(
     rule: str = "complete_d_p",
     alpha: float = 1.0,
 ) -> RunsFit:
-    """The fit behind `suggest_from_runs`, with the same arguments."""
+    """Fit the surrogate to a table of runs; arguments and errors are those of `suggest_from_runs`."""
     coordinates = coordinates or ("raw" if build_model is None else "base")
-    materials = None
-    if build_model is not None:
-        if not isinstance(base, Mapping):
-            raise TransferError(f"The base of the model is {base!r}; give a Scale, e.g. tb.Scale(width=64).")
-        materials = ModelSpec(build_model, Scale(base), rule, alpha)
-        materials.check(coordinates, target)
-    elif base is not None:
-        raise TransferError("A base is given, but no model; give build_model too, or leave the base out.")
+    model_spec = _model_spec(build_model, base, rule, alpha)
+    if model_spec is not None:
+        model_spec.check(coordinates, target)
+
     table = read_table(runs, study, loss)
     columns = Columns(tuple(axes), dict(hps), loss, status)
-    beliefs = FitOptions(coordinates, drift_prior or {}, bool(table.attrs.get("maximize", maximize)), seed)
-    beliefs.check(list(columns.hps), columns.axes)
-    rows = read_rows(table, columns, maximize=beliefs.maximize, seed=seed, diverged_above=diverged_above)
+    options = FitOptions(coordinates, drift_prior or {}, bool(table.attrs.get("maximize", maximize)), seed)
+    options.check(list(columns.hps), columns.axes)
+
+    rows = read_rows(table, columns, maximize=options.maximize, seed=seed, diverged_above=diverged_above)
     scale = check_target(target, rows, columns.axes)
-    projection = project(rows.runs, rows.dimensions, scale, beliefs)
-    return RunsFit(projection, rows, columns, beliefs, materials)
+    projection = project(rows.runs, rows.dimensions, scale, options)
+    return RunsFit(projection, rows, columns, options, model_spec)
 
 
+def _model_spec(
+    build_model: Callable[[Scale], Any] | None,
+    base: Scale | Mapping[str, float] | None,
+    rule: str,
+    alpha: float,
+) -> ModelSpec | None:
+    """The model that a suggestion is for, if one was given.
+
+    Raises:
+        ParametrizationError: for a model without a base, or a base without a model.
+    """
+    if build_model is None:
+        if base is not None:
+            raise ParametrizationError(
+                "A base is given, but no model; give build_model too, or leave the base out."
+            )
+        return None
+    if not isinstance(base, Mapping):
+        raise ParametrizationError(
+            f"The base of the model is {base!r}; give a Scale, e.g. tb.Scale(width=64)."
+        )
+    return ModelSpec(build_model, Scale(base), rule, alpha)
+
+
+@renamed_argument("maximise", "maximize")
 def suggest_from_runs(
-    runs: Any, axes: Sequence[str], hps: Mapping[str, str], loss: str = "loss", **options: Any
+    runs: Any,
+    axes: Sequence[str],
+    hps: Mapping[str, str],
+    loss: str = "loss",
+    *,
+    target: Scale | Mapping[str, float],
+    coordinates: str | None = None,
+    drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    maximize: bool = False,
+    seed: int = 0,
+    status: str | None = None,
+    study: str | None = None,
+    diverged_above: float | None = None,
+    build_model: Callable[[Scale], Any] | None = None,
+    base: Scale | Mapping[str, float] | None = None,
+    rule: str = "complete_d_p",
+    alpha: float = 1.0,
+    held_out: bool = True,
 ) -> RunsSuggestion:
     """What to set at the target, from runs that somebody has already made.
 
-    Repeats of a setting are repeats; failed runs say nothing, diverged ones teach stability; from more than
-    a few hundred runs a selection is fitted (a warning says which).
+    Repeats of a setting are repeats; failed runs tell nothing, diverged ones where training is unstable. Of
+    more than a few hundred runs a selection is fitted (a warning tells which).
 
     Args:
         runs: a pandas DataFrame, the path of a CSV or Parquet file, an Optuna study or its storage URL.
         axes: columns that are axes of scale, e.g. ["n_params", "tokens"].
         hps: column -> "log", "linear", "one_minus" (log of 1 - value) or "categorical".
         loss: column of the metric.
-        options: `target` (needed): the scale to project to, with the same axes.
-            `coordinates`: "raw" (the default: the optimum drifts as the literature says, until the runs say
-            more) or "base" (HPs in base coordinates of a parametrization that claims transfer; the default
-            where a model is given).
-            `drift_prior`: the user's own, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
-            `maximize`: whether larger metrics are better; an Optuna study says so itself.
-            `seed`: of the draws.
-            `status`: column that says how a run ended; "status", "state" or "outcome" is found by itself.
-            `study`: name of the Optuna study.
-            `diverged_above`: a loss from which a run counts as diverged, instead of a rule of thumb.
-            `build_model`, `base`, `rule`, `alpha`: as for `parametrize`; the suggestion then says what each
-            tensor gets at the target. HPs are named as in `space.KINDS` ("beta2" will do). Axes of the base
-            that the runs do not have stay as they are.
-            `held_out`: False leaves the test on the largest scales out, and with it two more fits.
+        target: the scale to project to, with the same axes.
+        coordinates: "raw" (the optimum drifts as the literature says, until the runs tell more; the default)
+            or "base" (HPs in base coordinates of a parametrization that claims transfer; the default where a
+            model is given).
+        drift_prior: a prior of the drift that replaces that of the literature, `{hp: {axis: (mean, sd)}}`, in
+            octaves per doubling.
+        maximize: whether larger metrics are better. An Optuna study knows that itself.
+        seed: of the draws.
+        status: column that tells how a run ended; "status", "state" or "outcome" by default.
+        study: name of the Optuna study, where a storage holds several.
+        diverged_above: a loss above which a run counts as diverged; by default a loss far above the others.
+        build_model: `build_model(scale)` gives a `torch.nn.Module`; the suggestion then has the settings of
+            each tensor at the target. HPs are named as in `space.KINDS` ("beta2" will do).
+        base: the scale that base HPs refer to, where a model is given. Axes that the runs do not have stay
+            as they are here.
+        rule: name of the parametrization, see `parametrize`.
+        alpha: exponent of the residual multiplier, see `parametrize`.
+        held_out: whether to test the prediction on the largest scales, which takes two more fits.
 
     Raises:
-        TransferError: for input that has no answer: one sentence.
+        TransferError: for input that has no answer: one sentence. `RunTableError` for the table,
+            `StorageError` for an address, `NoRunsError` if no run can be used, `SearchSpaceError` for an HP,
+            `ScaleError` for the target, `PriorError` for the drift prior, `ParametrizationError` for the
+            model.
     """
-    held_out = bool(options.pop("held_out", True))
-    return fit_runs(runs, axes, hps, loss, **options).suggest(held_out)
+    fit = fit_runs(
+        runs,
+        axes,
+        hps,
+        loss,
+        target=target,
+        coordinates=coordinates,
+        drift_prior=drift_prior,
+        maximize=maximize,
+        seed=seed,
+        status=status,
+        study=study,
+        diverged_above=diverged_above,
+        build_model=build_model,
+        base=base,
+        rule=rule,
+        alpha=alpha,
+    )
+    return fit.suggest(held_out)

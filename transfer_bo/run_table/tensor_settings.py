@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ParametrizationError, ScaleError
 from transfer_bo.scale import Scale
 from transfer_bo.space import KINDS
 
@@ -43,45 +43,58 @@ class ModelSpec:
     alpha: float = 1.0
 
     def check(self, coordinates: str, target: Mapping[str, float]) -> None:
-        """Whether a suggestion for this target can be materialised, before the fit takes its time.
+        """Check, before the fit takes its time, that a suggestion for a target can be turned into settings.
+
+        Args:
+            coordinates: of the HPs, "raw" or "base".
+            target: axis -> value.
 
         Raises:
-            TransferError: for raw coordinates or an axis that the base lacks.
+            ParametrizationError: for raw coordinates.
+            ScaleError: for an axis that the base lacks.
         """
         if coordinates != "base":
-            raise TransferError(
+            raise ParametrizationError(
                 "The HPs are in raw coordinates, which an optimizer takes as they are; "
-                "say coordinates = 'base', or leave the model out."
+                "set coordinates = 'base', or leave the model out."
             )
         for axis in target:
             if axis not in self.base:
-                raise TransferError(
+                raise ScaleError(
                     f"The base {self.base} has no {axis}, which the target has; give each axis of the target."
                 )
 
     def tensors(self, params: Mapping[str, Any], target: Scale) -> tuple[list[dict[str, Any]], list[str]]:
-        """A dict per tensor at the target, and sentences on HPs that no tensor has.
+        """Turn base HPs into the settings of each tensor.
 
-        Keys: name, role, shape, optimizer and its options (for AdamW lr, beta1, beta2, eps, weight_decay),
-        with every multiplier that is folded into the tensor; init: the factor on the standard deviation that
-        the base model draws the tensor with; forward: a multiplier to be applied in the forward pass, or 1.
+        Args:
+            params: HP -> value, as in the table.
+            target: the scale of the model.
+
+        Returns:
+            A dict per tensor, and sentences on HPs that no tensor has. Keys: "name", "role", "shape",
+            "optimizer" and its options (for AdamW "lr", "beta1", "beta2", "eps", "weight_decay"), with every
+            multiplier that is folded into the tensor; "init", the factor on the standard deviation that the
+            base model draws the tensor with; "forward", a multiplier for the forward pass, or 1.
 
         Raises:
-            TransferError: if the model can't be parametrized.
+            ParametrizationError: if the model cannot be parametrized.
         """
         from transfer_bo.parametrization.apply import parametrize
         from transfer_bo.parametrization.builds import build_meta, parameters_of
 
         scale = self.base.replace(**target)
-        hps, foreign = hps_of_tensors(params)
+        hps, others = hps_of_tensors(params)
         p = parametrize(self.build_model, self.base, scale, self.rule, self.alpha)
         model = build_meta(self.build_model, scale)
         names = {id(parameter): name for name, parameter in parameters_of(model).items()}
+
         options: dict[str, dict[str, Any]] = {}
         for optimizer in p.optimizers(model, hps):
             for group in optimizer.param_groups:
-                said = {"optimizer": type(optimizer).__name__, **_options(group)}
-                options |= {names[id(parameter)]: said for parameter in group["params"]}
+                of_group = {"optimizer": type(optimizer).__name__, **_options(group)}
+                options |= {names[id(parameter)]: of_group for parameter in group["params"]}
+
         found = []
         general = hps.get("init_std", KINDS["init_std"].default)
         for row in p.table(hps).to_dict("records"):
@@ -96,7 +109,7 @@ class ModelSpec:
                     "forward": row["forward"] if row["applied"] == "hook" else 1.0,
                 }
             )
-        notes = [f"{name} is no setting of a tensor: set it for the whole run." for name in foreign]
+        notes = [f"{name} is no setting of a tensor: set it for the whole run." for name in others]
         return found, notes
 
 
@@ -106,9 +119,16 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hps_of_tensors(params: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """A table's HPs under the names of `space.KINDS` ("beta2" -> "one_minus_beta2"), and the others."""
+    """Name a table's HPs as in `space.KINDS`: "beta2" becomes "one_minus_beta2".
+
+    Args:
+        params: HP -> value.
+
+    Returns:
+        The HPs that tensors have, and the names of the others.
+    """
     hps: dict[str, float] = {}
-    foreign = []
+    others = []
     for name, value in params.items():
         kind, dot, group = name.partition(".")
         kind = _ALIASES.get(kind, kind)
@@ -117,31 +137,38 @@ def hps_of_tensors(params: Mapping[str, Any]) -> tuple[dict[str, float], list[st
         elif kind in KINDS:
             hps[f"{kind}{dot}{group}"] = float(value)
         else:
-            foreign.append(name)
-    return hps, foreign
+            others.append(name)
+    return hps, others
 
 
 def load_build_model(text: str) -> Callable[[Scale], nn.Module]:
-    """The function that "package.module:function" or "path/to/file.py:function" names.
+    """Import a function that builds a model.
+
+    Args:
+        text: "package.module:function" or "path/to/file.py:function".
 
     Raises:
-        TransferError: if there is none, or the module can't be imported.
+        ParametrizationError: if there is no such function, or the module cannot be imported.
     """
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
-        raise TransferError(f"--model {text} names no function; write e.g. --model my_model.py:build_model.")
+        raise ParametrizationError(
+            f"--model {text} names no function; write e.g. --model my_model.py:build_model."
+        )
+
     folder = str(Path(place).parent) if place.endswith(".py") else ""
     sys.path.insert(0, folder)  # so that a file finds its neighbours
     try:
-        held = runpy.run_path(place) if folder else vars(importlib.import_module(place))
+        names = runpy.run_path(place) if folder else vars(importlib.import_module(place))
     except FileNotFoundError:
-        raise TransferError(f"--model {text}: {place} is no file.") from None
+        raise ParametrizationError(f"--model {text}: {place} is no file.") from None
     except Exception as error:  # whatever a user's file does when it is imported
-        raise TransferError(
+        raise ParametrizationError(
             f"--model {text}: importing {place} failed with {type(error).__name__}: {error}."
         ) from None
     finally:
         sys.path.remove(folder)
-    if not callable(held.get(name)):
-        raise TransferError(f"--model {text}: {place} has no function {name!r}.")
-    return held[name]  # type: ignore[no-any-return]
+
+    if not callable(names.get(name)):
+        raise ParametrizationError(f"--model {text}: {place} has no function {name!r}.")
+    return names[name]  # type: ignore[no-any-return]

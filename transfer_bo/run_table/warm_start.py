@@ -1,9 +1,9 @@
-"""Runs of past studies as prior data of a new study: `add_past_runs`.
+"""Runs of a source study as prior data of a new study: `add_past_runs`.
 
-They are stored as finished trials of the new study, so that the study alone tells everything. Such a trial
-has no parameters, for the ranges it was searched in are none of the new study's; HPs, scale and origin are
-attributes (see `history`). The surrogate gives each past study a level of its own and learns how far its
-optimum lies off.
+They are stored as finished trials of the new study, so that the study alone holds everything. Such a trial
+has no parameters, because the ranges it was searched in are not those of the new study; HPs, scale and origin
+are attributes (see `attributes`). The surrogate gives each source study a level of its own and learns how far its
+optimum is from the new study's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from transfer_bo.attributes import (
     SETTINGS_ATTR,
     SOURCE_ATTR,
 )
-from transfer_bo.errors import TransferError
+from transfer_bo.deprecation import renamed_argument
+from transfer_bo.errors import RunTableError, ScaleError, SearchSpaceError, StudyError
 from transfer_bo.records import Outcome, Run, StudySettings, read_runs
 from transfer_bo.run_table.cleaning import MAX_CHOICES, UNIT_GAP, RunTable, read_rows
 from transfer_bo.run_table.columns import Columns, numbers
@@ -38,21 +39,21 @@ from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
 from transfer_bo.synonyms import STATUSES
 
-__all__ = ["MOST_RUNS", "PastRuns", "add_past_runs", "is_added", "read_past_runs"]
+__all__ = ["MAX_SOURCE_RUNS", "SourceRuns", "add_past_runs", "is_added", "read_source_runs"]
 
 logger = logging.getLogger(__name__)
 
-MOST_RUNS = 200
-"""Runs that are kept of a past study: the time of a fit grows with the cube of their number."""
+MAX_SOURCE_RUNS = 200
+"""Runs that are kept of a source study: the time of a fit grows with the cube of their number."""
 
 
 @dataclass(frozen=True)
-class PastRuns:
-    """What a past study says to a new one.
+class SourceRuns:
+    """What a new study takes over from a source study.
 
     Attributes:
-        name: of the past study.
-        runs: its finished runs, at most `MOST_RUNS`.
+        name: of the source study.
+        runs: its finished runs, at most `MAX_SOURCE_RUNS`.
         left_out: how many of its runs are not among them.
         words: a sentence on that.
     """
@@ -63,31 +64,40 @@ class PastRuns:
     words: str
 
     def store(self, study: optuna.Study) -> int:
-        """Add the runs to a study as finished trials, but those that are there; how many were added.
+        """Add the runs that a study does not hold yet, as finished trials.
+
+        Args:
+            study: the new study.
+
+        Returns:
+            How many runs were added.
 
         Raises:
-            TransferError: if the study holds other runs under this name.
+            StudyError: if the study holds other runs under this name.
         """
         stored = [run for run in read_runs(study) if run.source == self.name]
         missing = Counter(map(_key, self.runs))
         missing.subtract(map(_key, stored))
         if any(count < 0 for count in missing.values()):
-            raise TransferError(
-                f"The study holds other runs of a past study named {self.name!r}; give these another name."
+            raise StudyError(
+                f"The study holds other runs of a source study named {self.name!r}; give these another name."
             )
+
         added = 0
         for run in self.runs:
             if missing[_key(run)] > 0:
                 missing[_key(run)] -= 1
                 study.add_trial(_trial(run))
                 added += 1
+
         study.set_user_attr(f"{ADDED_SOURCE_PREFIX}{self.name}", len(self.runs))
         return added
 
 
+@renamed_argument("past", "source")
 def add_past_runs(
     study: optuna.Study,
-    past: Any,
+    source: Any,
     *,
     name: str | None = None,
     axes: Sequence[str] | None = None,
@@ -95,36 +105,40 @@ def add_past_runs(
     loss: str = "loss",
     scale: Mapping[str, float] | None = None,
 ) -> int:
-    """Give a study the runs of a past one as prior data.
+    """Give a new study the runs of a source study as prior data.
 
     The new study's surrogate fits them with a level of their own, so another data set or tokenizer does no
-    harm, and learns how many octaves their optimum lies off the new one: that is their weight. Runs that
-    diverged, failed or were stopped are left out; of more than 200 (`MOST_RUNS`) the best and a spread of the
-    others are kept, per scale, repeats averaged. Adding the same runs under the same name once more adds
-    nothing, or, after an interruption, what was missing.
+    harm, and learns how many octaves their optimum is from the new one: that is their weight. Runs that
+    diverged, failed or were stopped are left out; of more than 200 (`MAX_SOURCE_RUNS`) the best and a
+    spread of the others are kept, per scale, repeats averaged. Adding the same runs under the same name once
+    more adds nothing, or, after an interruption, what was missing.
 
     Args:
         study: made with a `TransferSampler` that has a ladder. It may have trials.
-        past: an Optuna study or the URL of a storage that holds one; a DataFrame, the path of a CSV or
+        source: an Optuna study or the URL of a storage that holds one; a DataFrame, the path of a CSV or
             Parquet file. It must hold the same metric.
-        name: of the past study; by default that of the Optuna study, the file's, or "past" for a DataFrame.
+        name: of the source study; by default that of the Optuna study, the file's, or "past" for a DataFrame.
         axes: columns that are axes of scale; by default those of the new study's axes that are there.
         hps: column -> "log", "linear", "one_minus" or "categorical". Runs that lack one of them are left out.
             By default every HP of an Optuna study, and every column of numbers or a few words of a table,
             that no finished run lacks (a multiplier that is missing was 1). They count where the new study
             searches HPs of the same names.
         loss: column of the metric.
-        scale: where all of the past runs ran, for axes that they do not say, e.g. tb.Scale(width=64).
+        scale: where all of the source runs ran, for axes that the table does not have, such as
+            tb.Scale(width=64).
 
     Returns:
         How many runs were added.
 
     Raises:
-        TransferError: for a study without a ladder, runs that can't be read, axes that are not known, a study
-            that optimises the other way, or other runs under the name of an earlier past study.
+        StudyError: for a study without a ladder, a source study that optimizes in the other direction, or
+            other runs under the name of an earlier source study.
+        RunTableError: for runs that cannot be read, or that lack an axis.
+        StorageError: for an address that cannot be opened.
+        SearchSpaceError: for runs without an HP that the study searches.
     """
-    found = read_past_runs(
-        past,
+    found = read_source_runs(
+        source,
         scales=_known_scales(study),
         maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
         name=name,
@@ -133,24 +147,32 @@ def add_past_runs(
         loss=loss,
         scale=scale,
     )
+
     searched = {hp for trial in study.get_trials(deepcopy=False) for hp in trial.params if hp != RUNG}
-    told = {hp for run in found.runs for hp in run.params}
-    if searched and not searched & told:
-        raise TransferError(
-            f"Past study {found.name!r} has the HPs {', '.join(sorted(told)[:8])}, none of which this study "
-            f"searches ({', '.join(sorted(searched)[:8])}); rename its columns."
+    known = {hp for run in found.runs for hp in run.params}
+    if searched and not searched & known:
+        raise SearchSpaceError(
+            f"Source study {found.name!r} has the HPs {', '.join(sorted(known)[:8])}, none of which this "
+            f"study searches ({', '.join(sorted(searched)[:8])}); rename its columns."
         )
+
     logger.log(logging.INFO if found.left_out == 0 else logging.WARNING, found.words)
-    return found.store(study)
+    added: int = found.store(study)
+    return added
 
 
 def is_added(study: optuna.Study, name: str) -> bool:
-    """Whether all runs of a past study have been stored."""
+    """Whether all runs of a source study have been stored.
+
+    Args:
+        study: the new study.
+        name: of the source study.
+    """
     return f"{ADDED_SOURCE_PREFIX}{name}" in study.user_attrs
 
 
-def read_past_runs(
-    past: Any,
+def read_source_runs(
+    source: Any,
     *,
     scales: Sequence[Scale],
     maximize: bool = False,
@@ -160,36 +182,44 @@ def read_past_runs(
     loss: str = "loss",
     scale: Mapping[str, float] | None = None,
     study: str | None = None,
-) -> PastRuns:
+) -> SourceRuns:
     """The runs that `add_past_runs` would store; nothing is written.
 
     Args:
-        past: as there.
-        scales: of the new study, at least one.
-        maximize: whether the new study does.
-        name: as there.
-        axes: as there.
-        hps: as there.
-        loss: as there.
-        scale: as there.
-        study: name of the past study, if its storage holds several.
+        source: an Optuna study or the URL of a storage, a DataFrame, the path of a CSV or Parquet file.
+        scales: scales of the new study, at least one.
+        maximize: whether larger metrics are better in the new study.
+        name: of the source study; by default that of the Optuna study, the file's, or "past" for a DataFrame.
+        axes: columns that are axes of scale; by default those of the new study's axes that are there.
+        hps: column -> "log", "linear", "one_minus" or "categorical"; by default every column that may be an
+            HP and that no finished run lacks.
+        loss: column of the metric.
+        scale: where all of the source runs ran, for axes that the table does not have.
+        study: name of the source study, if its storage holds several.
 
     Raises:
-        TransferError: as there.
+        StudyError: for a source study that optimizes in the other direction.
+        RunTableError: for runs that cannot be read, or that lack an axis.
+        StorageError: for an address that cannot be opened.
+        ScaleError: for an axis that the new study does not have, or in another unit.
+        SearchSpaceError: for an HP whose values cannot be used.
+        NoRunsError: if no run has finished.
     """
-    name = name or study or _name_of(past)
-    table = read_table(past, study, loss)
+    name = name or study or _name_of(source)
+    table = read_table(source, study, loss)
     if table.attrs.get("maximize", maximize) != maximize:
         way = ("minimizes", "maximizes")
-        raise TransferError(
-            f"Past study {name!r} {way[not maximize]} its metric and this study {way[maximize]}; "
-            "give a past study of the same metric."
+        raise StudyError(
+            f"Source study {name!r} {way[not maximize]} its metric and this study {way[maximize]}; "
+            "give a source study of the same metric."
         )
+
     if scale is not None:
         table = table.assign(**{str(axis): float(value) for axis, value in Scale(scale).items()})
     axes = _axes(table, name, list(scales[0]), axes, scale or {})
     columns = Columns(tuple(axes), hps or _guessed_hps(table, axes, loss), loss)
-    rows = read_rows(table, columns, maximize=maximize, seed=0, most=MOST_RUNS)
+    rows = read_rows(table, columns, maximize=maximize, seed=0, most=MAX_SOURCE_RUNS)
+
     runs = [
         Run(
             number=number,
@@ -203,13 +233,14 @@ def read_past_runs(
         for number, run in enumerate(rows.runs)
         if run.outcome is Outcome.FINISHED
     ]
+
     for hp, value in (pair for run in runs for pair in run.params.items()):
         if not isinstance(value, str | int | float):
-            raise TransferError(
-                f"Past study {name!r}: HP {hp!r} is {value!r}; categories are words or numbers."
+            raise SearchSpaceError(
+                f"Source study {name!r}: HP {hp!r} is {value!r}; categories are words or numbers."
             )
     _check_units(runs, name, scales)
-    return PastRuns(name, runs, len(table) - len(runs), _words(name, len(table), len(runs), rows))
+    return SourceRuns(name, runs, len(table) - len(runs), _words(name, len(table), len(runs), rows))
 
 
 def _trial(run: Run) -> optuna.trial.FrozenTrial:
@@ -231,28 +262,28 @@ def _key(run: Run) -> tuple[Any, ...]:
 
 
 def _known_scales(study: optuna.Study) -> list[Scale]:
-    """Those of the study or, before its first trial, of its sampler.
+    """The scales of a study or, before its first trial, of its sampler.
 
     Raises:
-        TransferError: if there is no ladder.
+        StudyError: if there is no ladder.
     """
     if SETTINGS_ATTR in study.user_attrs:
         return list(StudySettings.from_json(study.user_attrs[SETTINGS_ATTR]).scales)
     ladder = study.sampler.ladder if isinstance(study.sampler, TransferSampler) else None
     if ladder is None:
-        raise TransferError(
-            f"Study {study.study_name!r} has no ladder, so past runs have no place in it; create it with "
+        raise StudyError(
+            f"Study {study.study_name!r} has no ladder, so source runs have no place in it; create it with "
             "sampler=TransferSampler(ladder=..., target=...)."
         )
     return list(ladder)
 
 
-def _name_of(past: Any) -> str:
-    if hasattr(past, "study_name"):
-        return str(past.study_name)
-    if isinstance(past, pd.DataFrame):
+def _name_of(source: Any) -> str:
+    if hasattr(source, "study_name"):
+        return str(source.study_name)
+    if isinstance(source, pd.DataFrame):
         return "past"
-    return str(past).rstrip("/").rpartition("/")[2].partition("?")[0].partition(".")[0] or "past"
+    return str(source).rstrip("/").rpartition("/")[2].partition("?")[0].partition(".")[0] or "past"
 
 
 def _axes(
@@ -262,22 +293,24 @@ def _axes(
     given: Sequence[str] | None,
     scale: Mapping[str, float],
 ) -> list[str]:
-    """The new study's axes, each of which the past runs must have.
+    """The new study's axes, each of which the source runs must have.
 
     Raises:
-        TransferError: naming an axis that is not known, or not there.
+        ScaleError: naming an axis that the new study does not have.
+        RunTableError: naming an axis that is missing.
     """
     for axis in [*(given or []), *scale]:
         if axis not in needed:
-            raise TransferError(
-                f"Past study {name!r}: {axis!r} is no axis of this study; its axes are {', '.join(needed)}."
+            raise ScaleError(
+                f"Source study {name!r}: {axis!r} is no axis of this study; its axes are {', '.join(needed)}."
             )
+
     known = {*scale, *(table.columns if given is None else given)}
     lacking = [axis for axis in needed if axis not in known]
     if lacking:
-        raise TransferError(
-            f"The runs of past study {name!r} do not say their {' and '.join(lacking)}; say where they ran, "
-            f"as in scale={{{', '.join(f'{axis!r}: ...' for axis in lacking)}}}."
+        raise RunTableError(
+            f"The runs of source study {name!r} lack {' and '.join(lacking)}; tell where they ran, as in "
+            f" scale={{{', '.join(f'{axis!r}: ...' for axis in lacking)}}}."
         )
     return list(needed)
 
@@ -285,17 +318,23 @@ def _axes(
 def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[str, str]:
     """Column -> kind of everything that may be an HP and that no finished run lacks.
 
-    The kind only says how to read a column, so numbers are linear ones. Missing multipliers are filled in.
+    The kind only determines how a column is read, so numbers are "linear". Missing multipliers are filled in.
+
+    Raises:
+        RunTableError: for a table without the metric.
+        SearchSpaceError: if no column looks like an HP.
     """
     kinds: dict[str, str] | None = table.attrs.get("hps")
     if loss not in table.columns:
-        held = ", ".join(table.columns[:12])
-        raise TransferError(f"The past runs have no column {loss!r}; name that of the metric: {held}.")
+        listed = ", ".join(table.columns[:12])
+        raise RunTableError(f"The source runs have no column {loss!r}; name that of the metric: {listed}.")
+
     finished = np.isfinite(numbers(table, loss))
     found = {}
     for column in table.columns if kinds is None else kinds:
         if column in (*axes, loss, STATUS) or (kinds is None and column.lower() in STATUSES):
             continue
+
         is_number = pd.api.types.is_numeric_dtype(table[column]) and table[column].dtype != bool
         if is_number and is_multiplier(column):
             table[column] = table[column].fillna(1.0)
@@ -305,22 +344,23 @@ def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[st
                 found[column] = "linear"
         elif cells.map(lambda cell: isinstance(cell, str | bool)).all() and cells.nunique() <= MAX_CHOICES:
             found[column] = "categorical"
+
     if not found:
-        raise TransferError(
-            "No column of the past runs looks like an HP that all finished runs have; name some, e.g. "
+        raise SearchSpaceError(
+            "No column of the source runs looks like an HP that all finished runs have; name some, e.g. "
             "hps={'lr': 'log'}."
         )
     return found
 
 
 def _check_units(runs: Sequence[Run], name: str, scales: Sequence[Scale]) -> None:
-    """Refuse an axis that past and new runs can only count in different units."""
+    """Refuse an axis that source and new runs can only count in different units."""
     for axis in scales[0]:
         new = [scale[axis] for scale in scales]
         old = [run.scale[axis] for run in runs if run.scale is not None]
         if max(min(new) / max(old), min(old) / max(new)) >= UNIT_GAP:
-            raise TransferError(
-                f"Past study {name!r} has {axis} from {min(old):g} to {max(old):g} and this study from "
+            raise ScaleError(
+                f"Source study {name!r} has {axis} from {min(old):g} to {max(old):g} and this study from "
                 f"{min(new):g} to {max(new):g}; write both in the same unit."
             )
 
@@ -331,6 +371,6 @@ def _words(name: str, n_rows: int, n_kept: int, rows: RunTable) -> str:
         "" if finished == n_kept else f" {finished - n_kept} of the finished ones are repeats or too many."
     )
     return (
-        f"Past study {name!r}: {n_kept} of {n_rows} runs are taken; {n_rows - finished} did not finish, "
+        f"Source study {name!r}: {n_kept} of {n_rows} runs are taken; {n_rows - finished} did not finish, "
         f"diverged, lack a value or are copies.{thinned}"
     )

@@ -12,13 +12,13 @@ from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import Past, StudyFile
 
 if TYPE_CHECKING:
-    from transfer_bo.run_table.warm_start import PastRuns
+    from transfer_bo.run_table.warm_start import SourceRuns
     from transfer_bo.runners.task import Task
 
 __all__ = ["read_new_past", "refuse_missing_past"]
 
 
-def read_new_past(task: Task) -> list[PastRuns]:
+def read_new_past(task: Task) -> list[SourceRuns]:
     """The runs of past studies that are not in the study yet; nothing is written.
 
     Raises:
@@ -27,13 +27,13 @@ def read_new_past(task: Task) -> list[PastRuns]:
     missing = _missing(task.file)
     if not missing:
         return []
-    from transfer_bo.run_table.warm_start import read_past_runs  # takes a second to import
+    from transfer_bo.run_table.warm_start import read_source_runs  # takes a second to import
 
     found = []
     for past in missing:
         key = f"{task.file.path}: past[{task.file.past.index(past)}]"
         try:
-            runs = read_past_runs(
+            runs = read_source_runs(
                 past.place(task.file.path.parent),
                 scales=[*task.ladder, task.file.target],
                 name=past.label,
