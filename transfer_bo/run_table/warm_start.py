@@ -2,8 +2,8 @@
 
 They are stored as finished trials of the new study, so that the study alone holds everything. Such a trial
 has no parameters, because the ranges it was searched in are not those of the new study; HPs, scale and origin
-are attributes (see `attributes`). The surrogate gives each source study a level of its own and learns how far its
-optimum is from the new study's.
+are attributes (see `attributes`). The surrogate gives each source study a level of its own and learns how far
+its optimum is from the new study's.
 """
 
 from __future__ import annotations
