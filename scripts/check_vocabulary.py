@@ -98,9 +98,12 @@ ALLOWED: dict[str, set[str]] = {
     "benchmarks/curves.py": {"excess"},
     "benchmarks/table_search.py": {"excess"},
     "studies/transfer_curves/curves.py": {"excess"},
+    "transfer_bo/deprecation.py": {"maximise"},
     "transfer_bo/run_table/suggest.py": {"maximise"},
+    "tests/test_deprecation.py": {"maximise"},
+    "tests/test_lint_scripts.py": {"told", "dearer", "Past studies"},
 }
-"""Words that a file may use because existing studies, tables or study files hold them, or old callers."""
+"""Words that a file may use: names in stored results, and old names that still work."""
 
 _WORDS = {re.compile(rf"(?<![\w-]){word}(?![\w-])", re.IGNORECASE): term for word, term in WORDS.items()}
 
