@@ -1,5 +1,6 @@
 """The project's own style checks find what they are for, and let the rest pass."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,16 @@ def test_plain_english_passes(tmp_path: Path) -> None:
     file.write_text('import math\n\n"""Runs near the rest: as there are more."""\nx = math.floor(1.5)\n')
 
     assert 0 == check("check_vocabulary.py", file)[0]
+
+
+def test_hooks_before_a_commit_run_what_make_lint_runs() -> None:
+    """Each command of `make lint` is a hook of pre-commit; ruff's hooks get files instead of the folder."""
+    root = SCRIPTS.parent
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", (root / "Makefile").read_text(), re.M)
+    assert recipe is not None
+    commands = {line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()}
+    hooks = set(re.findall(r"entry: (.*)", (root / ".pre-commit-config.yaml").read_text()))
+
+    assert {command for command in commands if " ruff " not in command} == {
+        hook for hook in hooks if " ruff " not in hook
+    }
