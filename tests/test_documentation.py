@@ -178,3 +178,16 @@ def test_named_files_exist(page: Path) -> None:
     paths = set(re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*\w", page.read_text()))
 
     assert [] == sorted(path for path in paths if not (ROOT / path).exists())
+
+
+def test_names_are_where_the_architecture_says() -> None:
+    """Each name in the table "Where to find what" is found in a file, or package, of its row."""
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("## Data flow")[0]
+    for row in [line for line in table.splitlines() if line.startswith("| ")]:
+        words = re.findall(r"`([\w./]+)`", row)
+        paths = [ROOT / word for word in words if "/" in word]
+        files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+        text = "".join(file.read_text() for file in files)
+
+        names = {word.rpartition(".")[2] for word in words if "/" not in word}
+        assert set() == {name for name in names if paths and name not in text}, row
