@@ -40,7 +40,7 @@ def test_long_functions_need_a_blank_line(tmp_path: Path, separator: str, lines:
     ("code", "line"),
     [
         ("told = 1\n", 1),
-        ("x = 1\nx.near\n", 2),
+        ("x = 1\nx.reap\n", 2),
         ("f(still=1)\n", 1),
         ("class Process: ...\n", 1),
         ("# dearer runs\n", 1),
@@ -58,6 +58,16 @@ def test_private_vocabulary_is_listed(tmp_path: Path, code: str, line: int) -> N
     assert 1 == status
     assert output.startswith(f"{file}:{line}: ")
     assert (0, output) == check("check_vocabulary.py", file, "--report")
+
+
+@pytest.mark.parametrize(("folder", "expected"), [("transfer_bo", 1), ("tests", 0)])
+def test_vague_names_are_listed_in_the_package(tmp_path: Path, folder: str, expected: int) -> None:
+    """What may be called `left` in a test has a telling name in the package."""
+    file = tmp_path / folder / "module.py"
+    file.parent.mkdir()
+    file.write_text("left = 1\n")
+
+    assert expected == check("check_vocabulary.py", file)[0]
 
 
 def test_plain_english_passes(tmp_path: Path) -> None:
