@@ -1,7 +1,9 @@
-"""One answer from runs: what grows is found, other HPs are taken out, lacks are said; and the command."""
+"""One answer from runs: the axis that grows is found, other HPs are subtracted; and the command."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +12,17 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from transfer_bo import Scale
 from transfer_bo.attributes import SCALE_ATTR, SETTINGS_ATTR
 from transfer_bo.cli import app
-from transfer_bo.diagnostics.diagnose import COST, diagnose
+from transfer_bo.diagnostics.diagnose import COST, Diagnosis, diagnose
+from transfer_bo.diagnostics.laws import EXPONENTS
 from transfer_bo.dimension import Dimension
 from transfer_bo.display.diagnosis_figures import draw_diagnosis
+from transfer_bo.display.diagnosis_text import show_diagnosis
 from transfer_bo.errors import DiagnosticError, NoRunsError, TransferError
 from transfer_bo.records import Outcome, Run, StudySettings
 
@@ -60,7 +65,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_other_hps_are_taken_out() -> None:
+def test_other_hps_are_subtracted() -> None:
     """Of a search over three HPs the optimum of lr at each width comes back, and what matters comes first."""
     found = diagnose(searched(), [LR, DECAY, KIND], draws=40)
     rates = found.rates["lr"]
@@ -71,11 +76,60 @@ def test_other_hps_are_taken_out() -> None:
     assert rates.drift.holds(8 * (128**-0.5 - 16**-0.5))
     assert found.importance is not None
     assert "lr" == found.importance.table("fANOVA").index[0]
-    assert 3 == len(draw_diagnosis(found).axes) - 2 * (len(found.rates) - 1)
+    assert "important" == found.importance.verdict["lr"]
 
 
-def test_larger_is_better_is_turned_round() -> None:
-    """Maximising the negative loss gives the same optima."""
+@pytest.fixture(scope="module")
+def found() -> Diagnosis:
+    """Of a small search over three HPs."""
+    return diagnose(searched(count=25), [LR, DECAY, KIND], draws=2)
+
+
+def test_the_panels_of_the_figure_do_not_overlap(found: Diagnosis) -> None:
+    """A row for each HP with rates and one for importance, each beside or above the others."""
+    figure = draw_diagnosis(found)
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+
+    assert 2 * len(found.rates) + 1 == len(boxes)
+    for one, other in itertools.combinations(boxes, 2):
+        assert not (
+            min(one.x1, other.x1) > max(one.x0, other.x0) + 1
+            and min(one.y1, other.y1) > max(one.y0, other.y0) + 1
+        )
+
+
+def test_what_the_runs_do_not_determine_is_called_so() -> None:
+    """An HP without influence: no rate at an end of the fit's grid, and no nan in the text."""
+    runs = searched(other=0.0, count=25)
+    found = diagnose(runs, [LR, DECAY, KIND], draws=20)
+    shown = io.StringIO()
+    show_diagnosis(found, Console(file=shown, width=80))
+    numbers = [value for of in found.rates.values() for value in (of.alpha.value, of.beta.value)]
+
+    assert "undecided" == found.rates["weight_decay"].verdict
+    assert not {EXPONENTS[0], EXPONENTS[-1]} & set(numbers)
+    assert "undetermined" in shown.getvalue()
+    assert "nan" not in shown.getvalue()
+    assert "inf" not in shown.getvalue()
+
+
+def test_importance_has_one_verdict_for_each_hp(found: Diagnosis) -> None:
+    """The printed table has a row for each HP, the most important first, and fits 80 columns."""
+    shown = io.StringIO()
+    show_diagnosis(found, Console(file=shown, width=80))
+    lines = shown.getvalue().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Importance"))
+    rows = [line.split() for line in lines[start + 2 : start + 5]]
+
+    assert found.importance is not None
+    assert list(found.importance.table().index) == [row[0] for row in rows]
+    assert [found.importance.verdict[row[0]] for row in rows] == [row[-1] for row in rows]
+    assert {"lr": "important"}.items() <= dict(found.importance.verdict).items()
+
+
+def test_larger_may_be_better() -> None:
+    """Maximizing the negative loss gives the same optima."""
     least = diagnose(searched(other=0), [LR], draws=2).rates["lr"]
     most = diagnose(searched(other=0, sign=-1), [LR], maximize=True, draws=2).rates["lr"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ridge_curves import BEST_AT_INFINITY, risk, risk_at_infinity
 
 from transfer_bo.diagnostics.curves import read_sweep
-from transfer_bo.diagnostics.laws import fit_gap, fit_law
+from transfer_bo.diagnostics.laws import EXPONENTS, exponent_interval, fit_gap, fit_law
 from transfer_bo.diagnostics.rates import Rates, transfer_rates
 from transfer_bo.errors import DiagnosticError, NoRunsError, TransferError
 
@@ -152,7 +152,7 @@ def test_an_optimum_at_the_edge_is_named() -> None:
     rates = rates_of(frame[frame["lr"] < 2.0**-5.5])
 
     assert "undecided" == rates.verdict
-    assert any("the last one tried" in reason for reason in rates.reasons)
+    assert any("at the end of those tried" in reason for reason in rates.reasons)
 
 
 def test_divergence_above_the_best_is_no_edge() -> None:
@@ -180,6 +180,22 @@ def test_gap_to_the_largest() -> None:
     gap = 3 * (n[:-1] ** -0.8 - 80**-0.8)
 
     assert fit_gap(n, gap[None])[0] == pytest.approx(0.8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("exponents", "expected"),
+    [
+        ([0.5, 0.4, 0.6], (0.5, 0.41, 0.59)),
+        ([0.05, 0.05, 0.05], (0.05, 0.0, 0.05)),
+        ([5.0, 1.0, 5.0], (5.0, 1.4, np.inf)),
+        ([0.5, *[0.05] * 20, *[5.0] * 20], (np.nan, 0.0, np.inf)),
+    ],
+)
+def test_ends_of_the_grid_are_no_exponents(exponents: list[float], expected: tuple[float, ...]) -> None:
+    """A bound there is none, and where both bounds are there, the exponent is undetermined."""
+    found = exponent_interval(np.clip(exponents, EXPONENTS[0], EXPONENTS[-1]))
+
+    assert expected == pytest.approx(found, rel=0.02, nan_ok=True)
 
 
 @pytest.mark.parametrize(

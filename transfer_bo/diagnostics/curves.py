@@ -224,6 +224,16 @@ class Sweep:
                     falling, low = True, y
         return count
 
+    def is_determined(self, optimum: float, index: int) -> bool:
+        """Whether an optimum lies inside the values of the HP that its size has a curve for.
+
+        Args:
+            optimum: A value of the HP.
+            index: Which of the sizes.
+        """
+        ends = self.curves[index].z[[0, -1]]
+        return bool(np.abs(ends - self.dimension.forward(optimum)).min() > 1e-6 * self.half_width)
+
     def at_edge(self) -> list[float]:
         """Sizes whose best value is the lowest or highest one tried."""
         found = []

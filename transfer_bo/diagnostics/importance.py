@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,8 @@ from transfer_bo.records import Outcome, Run
 from transfer_bo.scale import Scale
 
 __all__ = ["METHODS", "Importance", "hp_importance", "unimportant_hps"]
+
+Verdict = Literal["important", "minor", "undetermined", "unimportant"]
 
 METHODS = ("N-RReliefF", "fANOVA", "PED-ANOVA")
 """Methods, in the order in which they are shown."""
@@ -54,6 +56,8 @@ class Importance:
         shares: `{method: array (scales x HPs)}`, each row summing to 1.
         agreement: `{method: Spearman correlation between the scales' importances}`, mean over pairs of scales
             with a 90% bootstrap interval (fANOVA: no interval); empty with one scale.
+        verdict: For each HP "important" (every method gives it more than an equal share), "minor" (none
+            does), "undetermined" (the methods disagree) or "unimportant" (see `unimportant_hps`).
         left_out: Sentences about scales or HPs without a result.
     """
 
@@ -61,13 +65,13 @@ class Importance:
     hps: tuple[str, ...]
     shares: Mapping[str, Array]
     agreement: Mapping[str, Interval]
+    verdict: Mapping[str, Verdict]
     left_out: tuple[str, ...]
 
-    def table(self, method: str) -> pd.DataFrame:
-        """A row per HP, a column per scale, the most important on top."""
-        frame = pd.DataFrame(
-            self.shares[method].T, index=list(self.hps), columns=[str(s) for s in self.scales]
-        )
+    def table(self, method: str | None = None) -> pd.DataFrame:
+        """A row per HP, a column per scale, the most important on top; without a method the mean of all."""
+        shares = np.mean(list(self.shares.values()), axis=0) if method is None else self.shares[method]
+        frame = pd.DataFrame(shares.T, index=list(self.hps), columns=[str(s) for s in self.scales])
         return frame.loc[frame.mean(axis=1).sort_values(ascending=False).index]
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +86,7 @@ class Importance:
                 method: {key: None if math.isnan(v) else v for key, v in interval._asdict().items()}
                 for method, interval in self.agreement.items()
             },
+            "verdict": dict(self.verdict),
             "left_out": list(self.left_out),
         }
 
@@ -138,7 +143,20 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
             known = Interval.of(np.array(draws))
             agreement[method] = known if DRAWS[method] else Interval(known.value, math.nan, math.nan)
     hps = tuple(dim.name for dim in dimensions)
-    return Importance(tuple(tables), hps, shares, agreement, tuple(left_out))
+    verdict = _verdicts(hps, shares, set(unimportant_hps(runs, dimensions, seed)))
+    return Importance(tuple(tables), hps, shares, agreement, verdict, tuple(left_out))
+
+
+def _verdicts(hps: Sequence[str], shares: Mapping[str, Array], unimportant: set[str]) -> dict[str, Verdict]:
+    """One verdict for each HP from the shares of all methods, each averaged over the scales."""
+    above = np.array([of_method.mean(0) > 1 / len(hps) for of_method in shares.values()])  # methods x HPs
+    verdicts: dict[str, Verdict] = {}
+    for hp, votes in zip(hps, above.T, strict=True):
+        if hp in unimportant:
+            verdicts[hp] = "unimportant"
+        else:
+            verdicts[hp] = "important" if votes.all() else "undetermined" if votes.any() else "minor"
+    return verdicts
 
 
 def unimportant_hps(

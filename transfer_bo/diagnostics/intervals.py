@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,5 +35,9 @@ class Interval(NamedTuple):
         return self.low <= value <= self.high
 
     def text(self, form: str = ".2f") -> str:
-        """As text: "0.52 (0.41 to 0.66)"."""
-        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+        """As text: "0.52 (0.41 to 0.66)", or "undetermined" for nan."""
+        if math.isnan(self.value):
+            return "undetermined"
+        low = f"{self.low:{form}}"
+        high = "∞" if math.isinf(self.high) else f"{self.high:{form}}"
+        return f"{self.value:{form}} ({low} to {high})"

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EXPONENTS", "Law", "fit_gap", "fit_law"]
+from transfer_bo.diagnostics.intervals import Interval
+
+__all__ = ["EXPONENTS", "Law", "exponent_interval", "fit_gap", "fit_law"]
 
 Array = npt.NDArray[np.float64]
 
@@ -72,6 +74,23 @@ def fit_gap(n: Array, gap: Array) -> Array:
     shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
     squares = (gap**2).sum(1, keepdims=True) - (gap @ shapes.T) ** 2
     return _refined(squares)
+
+
+def exponent_interval(exponents: Array, factor: float = 1.0) -> Interval:
+    """A fitted exponent with its interval, as far as the sizes determine them.
+
+    A bound at an end of the grid is 0 or infinite; the value is nan where both are. A value at one end of the
+    grid is an estimate from one side: the exponent may be smaller, or larger, than any of the grid.
+
+    Args:
+        exponents: Exponents of the fit (first) and of its bootstrap draws (B).
+        factor: What they are multiplied with.
+    """
+    value, low, high = Interval.of(exponents)
+    smallest, largest = EXPONENTS[0] * (1 + 1e-9), EXPONENTS[-1] * (1 - 1e-9)
+    low = low if low > smallest else 0.0
+    high = high if high < largest else np.inf
+    return Interval(factor * value if low > 0 or high < np.inf else np.nan, factor * low, factor * high)
 
 
 def _refined(squares: Array) -> Array:

@@ -30,7 +30,7 @@ import pandas as pd
 
 from transfer_bo.diagnostics.curves import Array, Sweep, read_sweep
 from transfer_bo.diagnostics.intervals import Interval
-from transfer_bo.diagnostics.laws import fit_law
+from transfer_bo.diagnostics.laws import exponent_interval, fit_law
 from transfer_bo.errors import DiagnosticError
 
 __all__ = ["TransferMetrics", "compare_parametrizations", "metrics_table", "transfer_metrics"]
@@ -100,12 +100,21 @@ def transfer_metrics(
     return {
         name: TransferMetrics(
             name=name,
-            **{key: Interval.of(values) for key, values in part.items()},
+            **_intervals(part),
             penalty=Interval.of(part["limit"] - lowest),
             sizes=len(sweeps[name].sizes),
         )
         for name, part in parts.items()
     }
+
+
+def _intervals(part: Mapping[str, Array]) -> dict[str, Interval]:
+    """Each number with its interval; κ is undetermined where α is."""
+    found = {key: Interval.of(values) for key, values in part.items()}
+    found["alpha"] = exponent_interval(part["alpha"])
+    if np.isnan(found["alpha"].value):
+        found["kappa"] = Interval(np.nan, np.nan, np.nan)
+    return found
 
 
 def _draws_of(sweep: Sweep, draws: int, seed: int) -> dict[str, Array]:

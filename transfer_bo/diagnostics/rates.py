@@ -21,7 +21,7 @@ import pandas as pd
 
 from transfer_bo.diagnostics.curves import Array, Optima, Sweep
 from transfer_bo.diagnostics.intervals import Interval
-from transfer_bo.diagnostics.laws import fit_gap, fit_law
+from transfer_bo.diagnostics.laws import exponent_interval, fit_gap, fit_law
 from transfer_bo.errors import DiagnosticError
 
 __all__ = ["Rates", "transfer_rates"]
@@ -49,7 +49,8 @@ class Rates:
         best_loss: φ_n* per size.
         alpha: Rate of the loss gap a_n.
         beta: Rate of the HP gap b_n.
-        gamma: Rate of the transfer suboptimality c_n.
+        gamma: Rate of the transfer suboptimality c_n. A rate that the sizes do not determine is nan, as 2β/α
+            then is.
         ratio: 2β/α; above 1 transfer is fast.
         drift: ν*(largest) - ν*(smallest), octaves.
         cost_share: c_n / a_n from the smallest size, with the largest size for infinity: the share of
@@ -122,13 +123,16 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
     loss_law = fit_law(n, optima.loss, _weight(optima.loss))
     hp_law = fit_law(n, optima.z, _weight(optima.z))
     excess_loss = np.maximum(optima.at_largest[:, :-1] - optima.loss[:, -1:], 0.0)
-    gamma = 2 * fit_gap(n, np.sqrt(excess_loss))
+    gamma = fit_gap(n, np.sqrt(excess_loss))
 
     gap = optima.loss[:, 0] - optima.loss[:, -1]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(gap > 0, excess_loss[:, 0] / gap, np.nan)
 
+    alpha, beta = exponent_interval(loss_law.exponent), exponent_interval(hp_law.exponent)
     ratio = Interval.of(2 * hp_law.exponent / loss_law.exponent)
+    if np.isnan(alpha.value) or np.isnan(beta.value):
+        ratio = Interval(np.nan, 0.0, np.inf)
     drift = Interval.of(optima.z[:, -1] - optima.z[:, 0])
     cost_share = Interval.of(share)
     verdict, reasons = _judge(sweep, axis, optima, ratio, drift, Interval.of(gap), cost_share)
@@ -140,9 +144,9 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
         sizes=tuple(float(size) for size in n),
         optimum=tuple(Interval(*(float(sweep.dimension.backward(z)) for z in at)) for at in in_octaves),
         best_loss=tuple(Interval.of(optima.loss[:, i]) for i in range(len(n))),
-        alpha=Interval.of(loss_law.exponent),
-        beta=Interval.of(hp_law.exponent),
-        gamma=Interval.of(gamma),
+        alpha=alpha,
+        beta=beta,
+        gamma=exponent_interval(gamma, 2.0),
         ratio=ratio,
         drift=drift,
         cost_share=cost_share,
@@ -155,6 +159,16 @@ def _weight(y: Array) -> Array | None:
     """Inverse variance of each size over the draws; equal weights where there is no noise."""
     variance = y[1:].var(0) if len(y) > 1 else np.zeros(y.shape[1])
     return None if variance.min() <= 0 else 1 / variance
+
+
+def _at_end_of_curve(sweep: Sweep, optima: Optima) -> list[float]:
+    """Sizes at which the fitted optimum lies at an end of the fitted curve."""
+    values = map(sweep.dimension.backward, optima.z[0])
+    found = [
+        (size, sweep.is_determined(float(value), i))
+        for i, (size, value) in enumerate(zip(sweep.sizes, values, strict=True))
+    ]
+    return [float(size) for size, is_determined in found if not is_determined]
 
 
 def _judge(
@@ -186,10 +200,10 @@ def _judge(
                 f"jumps by {step.value:+.1f} octaves."
             )
 
-    if edges := sweep.at_edge():
+    if edges := sorted({*sweep.at_edge(), *_at_end_of_curve(sweep, optima)}):
         objections.append(
-            f"At {axis} {', '.join(f'{n:g}' for n in edges)} the best {sweep.hp} is the last one tried; "
-            "widen the sweep there."
+            f"At {axis} {', '.join(f'{n:g}' for n in edges)} the best {sweep.hp} is at the end of those "
+            "tried; widen the sweep there."
         )
     if gap.low <= 0:
         objections.append(f"The best loss does not surely fall from the smallest to the largest {axis}.")
@@ -203,6 +217,11 @@ def _judge(
             f"{cost_share.high:.1%} of what growing gains.",
         )
 
+    if np.isnan(ratio.value):
+        return "undecided", (
+            f"These sizes do not determine both rates, at which the loss and {sweep.hp} settle; "
+            "more sizes or more seeds would.",
+        )
     text = f"2β/α = {ratio.text()}"
     if ratio.low > 1:
         return "fast", (f"{text}, surely above 1: what transfer costs falls faster than the loss gap.",)

@@ -7,20 +7,35 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from transfer_bo.diagnostics.laws import EXPONENTS
 from transfer_bo.display.tables import make_table
-from transfer_bo.display.text import LOSS_DIGITS, interval_text, number_text, octaves_text
+from transfer_bo.display.text import (
+    LOSS_DIGITS,
+    UNDETERMINED,
+    interval_text,
+    number_text,
+    octaves_text,
+    scale_text,
+    share_text,
+)
 
 if TYPE_CHECKING:
     from transfer_bo.diagnostics.diagnose import Diagnosis
     from transfer_bo.diagnostics.importance import Importance
+    from transfer_bo.diagnostics.intervals import Interval
+    from transfer_bo.diagnostics.rates import Rates
 
 __all__ = ["show_diagnosis"]
 
+MOST_COLUMNS = 4
+"""Scales that the table of importance shows; of more the first and the last ones."""
+
 
 def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
-    """Print what the runs say about transfer, HP by HP, then importance and notes."""
+    """Print what the runs show of transfer, HP by HP, then importance and notes."""
     for hp in diagnosis.rates:
         _show_rates(diagnosis, hp, console)
+        console.print()
     if diagnosis.importance is not None:
         _show_importance(diagnosis.importance, console)
     for note in diagnosis.notes:
@@ -36,41 +51,66 @@ def _show_rates(diagnosis: Diagnosis, hp: str, console: Console) -> None:
     rows = [
         [
             size,
-            optimum.value,
-            interval_text(optimum.low, optimum.high),
-            number_text(best.value, LOSS_DIGITS),
-            interval_text(best.low, best.high, LOSS_DIGITS),
+            *_optimum_cells(diagnosis, rates, i),
+            number_text(rates.best_loss[i].value, LOSS_DIGITS),
+            interval_text(rates.best_loss[i].low, rates.best_loss[i].high, LOSS_DIGITS),
         ]
-        for size, optimum, best in zip(rates.sizes, rates.optimum, rates.best_loss, strict=True)
+        for i, size in enumerate(rates.sizes)
     ]
+    head = [diagnosis.axis, f"best {hp}", "90% interval", "best loss", "90% interval"]
+    console.print(make_table(head, rows))
 
-    console.print(
-        make_table([diagnosis.axis, f"best {hp}", "90% interval", "best loss", "90% interval"], rows)
-    )
     _print(console, f"Transfer of {hp}: {rates.verdict}. {' '.join(rates.reasons)}")
     _print(
         console,
-        f"Rates over {diagnosis.axis}: loss gap α = {rates.alpha.text()}, "
-        f"optimum β = {rates.beta.text()}, cost of transfer γ = {rates.gamma.text()}.",
+        f"Rates over {diagnosis.axis}: loss gap α: {_rate_text(rates.alpha)}; "
+        f"optimum β: {_rate_text(rates.beta)}; cost of transfer γ: {_rate_text(rates.gamma)}.",
     )
     _print(
         console,
-        f"One law for all sizes: misses by E = {metrics.fit_error.text('.2%')} of the loss; "
-        f"robustness κ = {metrics.kappa.text('+.2f')} (below 0: errors of {hp} matter less with size).",
+        f"One law for all sizes: error E: {metrics.fit_error.text('.2%')} of the loss; "
+        f"robustness κ: {metrics.kappa.text('+.2f')} (below 0: errors of {hp} matter less with size).",
     )
 
 
+def _rate_text(rate: Interval) -> str:
+    """A rate that the sizes determine from one side only is a bound."""
+    if not math.isnan(rate.value) and rate.low == 0 and rate.value <= 2 * EXPONENTS[0]:
+        return f"at most {rate.high:.2f}"
+    if not math.isnan(rate.value) and math.isinf(rate.high) and rate.value >= EXPONENTS[-1] * (1 - 1e-9):
+        return f"at least {rate.low:.2f}"
+    return rate.text()
+
+
+def _optimum_cells(diagnosis: Diagnosis, rates: Rates, i: int) -> list[str]:
+    """The optimum at a size and its interval, as far as the runs at this size determine them."""
+    optimum, sweep = rates.optimum[i], diagnosis.sweeps[rates.hp]
+    if math.isfinite(rates.sizes[i]) and not sweep.is_determined(optimum.value, i):
+        return [f"end of range, {number_text(optimum.value)}", UNDETERMINED]
+    return [number_text(optimum.value), interval_text(optimum.low, optimum.high)]
+
+
 def _show_importance(importance: Importance, console: Console) -> None:
-    for method in importance.shares:
-        shares = importance.table(method)
-        rows = [[str(hp), *(f"{share:.2f}" for share in row)] for hp, row in shares.iterrows()]
-        head = [method, *map(str, shares.columns)]
-        console.print(make_table(head, rows, title="Share of each HP in the loss, per scale"))
-        if method in importance.agreement:
-            value, low, high = importance.agreement[method]
-            interval = (
-                "" if math.isnan(low) else f" (90% interval {octaves_text(low)} to {octaves_text(high)})"
-            )
-            _print(console, f"Rank correlation between scales by {method}: {octaves_text(value)}{interval}")
+    """One verdict for each HP, from all methods; then how alike the scales are."""
+    table = importance.table()
+    columns = list(range(len(importance.scales)))
+    if len(columns) > MOST_COLUMNS:
+        columns = [*columns[: MOST_COLUMNS // 2], *columns[-MOST_COLUMNS // 2 :]]
+
+    rows = [
+        [str(hp), *(share_text(float(shares.iloc[i])) for i in columns), importance.verdict[str(hp)]]
+        for hp, shares in table.iterrows()
+    ]
+    scales = importance.scales
+    head = ["HP", *(scale_text(scales[i], scales) for i in columns), "verdict"]
+    console.print(make_table(head, rows, title="Importance: mean share of three methods, per scale"))
+
+    agreement = [
+        f"{octaves_text(value)} by {method}"
+        for method, (value, _, _) in importance.agreement.items()
+        if not math.isnan(value)
+    ]
+    if agreement:
+        _print(console, f"Rank correlation of importance between scales: {', '.join(agreement)}.")
     for sentence in importance.left_out:
         _print(console, f"Note: {sentence}")
