@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import transfer_bo as tb
 from transfer_bo.cli import app
-from transfer_bo.plan import MOST_TRIALS, make_plan, useful_transfer
+from transfer_bo.plan import MAX_TRIALS, make_plan, useful_transfer
 from transfer_bo.scale import default_cost
 
 TARGET = tb.Scale(n_params=1e9, tokens=2e10)
@@ -34,18 +34,18 @@ def test_a_plan_keeps_to_its_budget() -> None:
         plan = make_plan(share * RUN, TARGET, HPS)
         for tuning in filter(None, (plan.transfer, plan.direct)):
             assert tuning.cost <= share * RUN
-            assert 1 <= sum(tuning.trials) <= MOST_TRIALS
+            assert 1 <= sum(tuning.trials) <= MAX_TRIALS
         assert plan.transfer is not None
         assert all(default_cost(rung) < RUN for rung in plan.transfer.ladder)
 
 
 def test_more_budget_leaves_less_excess() -> None:
-    """What is expected to be left falls with the budget and is never more than without tuning."""
-    left = [make_plan(share * RUN, TARGET, HPS) for share in (0.1, 1.0, 10.0)]
-    excess = [plan.transfer.excess for plan in left if plan.transfer]
+    """The excess loss expected to remain falls with the budget and is never more than without tuning."""
+    plans = [make_plan(share * RUN, TARGET, HPS) for share in (0.1, 1.0, 10.0)]
+    excess_losses = [plan.transfer.excess_loss for plan in plans if plan.transfer]
 
-    assert sorted(excess, reverse=True) == excess
-    assert excess[0] < left[0].untuned
+    assert sorted(excess_losses, reverse=True) == excess_losses
+    assert excess_losses[0] < plans[0].untuned
 
 
 def test_proxies_where_direct_tuning_is_not_affordable_and_not_where_it_is() -> None:

@@ -9,7 +9,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from transfer_bo.attributes import OUTCOME_ATTR, PURPOSE_ATTR, RUNG, SCALE_ATTR, SECONDS_ATTR
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import SearchSpaceError
 from transfer_bo.records import Outcome, Run, StudySettings, finished_runs, read_dimensions, read_runs
 from transfer_bo.scale import Scale
 from transfer_bo.search.budget import measured_seconds
@@ -126,7 +126,15 @@ def test_finished_runs_have_scale_and_loss() -> None:
     assert vars(runs[0]) == vars(found)
 
 
-SETTINGS = StudySettings((Scale(width=32), Scale(width=64)), (0,), Scale(width=64), (1.0, 4.0), budget=3.0)
+SETTINGS = StudySettings(
+    scales=(Scale(width=32), Scale(width=64)),
+    proxies=(0,),
+    target=Scale(width=64),
+    costs=(1.0, 4.0),
+    drift_prior={"lr": {"width": (-0.5, 0.1)}},
+    defaults={"lr": 0.01, "optimizer": "adam"},
+    budget=3.0,
+)
 
 
 def test_settings_survive_their_storage() -> None:
@@ -144,15 +152,15 @@ def test_settings_of_a_later_release_are_read() -> None:
 
 @pytest.mark.parametrize("default", ["big", math.nan, math.inf])
 def test_a_default_is_a_number(default: object) -> None:
-    """A prior guess that is none is refused by name, before it becomes a singular matrix."""
+    """A prior guess that is no number is refused by name, before it becomes a singular matrix."""
     searched = [{"lr": FloatDistribution(1e-4, 1, log=True)}]
 
-    with pytest.raises(TransferError, match=f"default of HP 'lr' is {default!r}"):
+    with pytest.raises(SearchSpaceError, match=repr(default)):
         read_dimensions(searched, {"lr": default})
 
 
-def test_seconds_are_those_measured_or_told_from_the_nearest_scale() -> None:
-    """Medians where runs have finished; elsewhere by the guess; failed and past runs do not count."""
+def test_seconds_are_measured_or_estimated() -> None:
+    """Medians where runs have finished, else by the guess; failed and source runs do not count."""
     small, middle, large = (Scale(width=width) for width in (32, 64, 256))
     runs = [
         *(Run(i, {}, small, Outcome.FINISHED, 1.0, seconds=s) for i, s in enumerate([2.0, 3.0, 70.0])),

@@ -15,6 +15,7 @@ from optuna.testing.pytest_samplers import (
 
 import transfer_bo as tb
 from transfer_bo.attributes import RUNG, SCALE_ATTR, SECONDS_ATTR
+from transfer_bo.errors import BudgetError, PriorError, ScaleError, SearchSpaceError
 from transfer_bo.records import read_runs, read_settings
 from transfer_bo.scale import default_cost
 
@@ -173,7 +174,7 @@ def test_threads_share_a_budget() -> None:
 
 def test_a_budget_that_buys_no_run_is_refused() -> None:
     """Half a target run, said as .5, is no FLOPs: refused before the first run, with the unit named."""
-    with pytest.raises(tb.TransferError, match=r"budget is 0\.5 and buys no run"):
+    with pytest.raises(BudgetError, match=r"0\.5"):
         make(budget=0.5)
 
 
@@ -188,11 +189,11 @@ def test_a_run_that_was_asked_for_needs_no_budget() -> None:
     assert 0.01 == study.trials[-1].params["lr"]
 
 
-@pytest.mark.parametrize("told", [0, 8], ids=["start-up", "surrogate"])
-def test_asked_at_once_they_differ(told: int) -> None:
-    """Eight trials that are asked for before any of them is told are eight different runs."""
+@pytest.mark.parametrize("finished", [0, 8], ids=["start-up", "surrogate"])
+def test_asked_at_once_they_differ(finished: int) -> None:
+    """Eight trials that are asked for before any of them has ended are eight different runs."""
     study, objective = make()
-    study.optimize(objective, n_trials=told)
+    study.optimize(objective, n_trials=finished)
     trials = [study.ask() for _ in range(8)]
     for trial in trials:
         objective(trial)
@@ -211,15 +212,15 @@ def test_resuming_repeats_no_start_up_point() -> None:
     assert 4 == len({trial.params["lr"] for trial in study.trials})
 
 
-def test_a_rung_that_is_none_is_refused() -> None:
+def test_an_unknown_rung_is_refused() -> None:
     """An enqueued rung outside the ladder, from the end too, and an HP of the rung's name say so."""
     for rung in (7, -1):
         study, objective = make()
         study.enqueue_trial({RUNG: rung})
-        with pytest.raises(tb.TransferError, match=f"Rung {rung} was enqueued; .* 0 to 3"):
+        with pytest.raises(ScaleError, match=f"{rung} .* 0 to 3"):
             study.optimize(objective, n_trials=1)
     study, _ = make()
-    with pytest.raises(tb.TransferError, match="rename it"):
+    with pytest.raises(SearchSpaceError, match=RUNG):
         study.optimize(lambda trial: trial.suggest_float(RUNG, 1.0, 2.0), n_trials=1)
 
 
@@ -292,26 +293,26 @@ def test_diverged_runs_teach_where_not_to_go() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "named"),
     [
-        ({"ladder": tb.Ladder(RUNGS), "target": None}, "both a ladder and a target"),
-        ({"coordinates": "polar"}, "'polar'"),
-        ({"budget": -1.0}, "-1.0"),
-        ({"budget": math.inf}, "budget is inf"),
-        ({"seed": -1}, "seed is -1"),
-        ({"drift_prior": {"lr": {"widht": (0.0, 0.1)}}}, "the axis 'widht'"),
-        ({"drift_prior": {"lr": {"width": (-0.5, 0.0)}}}, "positive sd"),
-        ({"drift_prior": {"lr": {"width": -0.5}}}, "lr along width is -0.5"),
-        ({"cost": lambda scale: 0.0}, "is 0.0"),
-        ({"cost": lambda scale: 1.0}, "No rung is cheaper"),
-        ({"cost": "dollars"}, "cost is 'dollars'"),
+        ({"ladder": tb.Ladder(RUNGS), "target": None}, ScaleError, "target"),
+        ({"coordinates": "polar"}, tb.TransferError, "polar"),
+        ({"budget": -1.0}, BudgetError, "-1.0"),
+        ({"budget": math.inf}, BudgetError, "inf"),
+        ({"seed": -1}, tb.TransferError, "-1"),
+        ({"drift_prior": {"lr": {"widht": (0.0, 0.1)}}}, PriorError, "widht"),
+        ({"drift_prior": {"lr": {"width": (-0.5, 0.0)}}}, PriorError, r"\(-0.5, 0.0\)"),
+        ({"drift_prior": {"lr": {"width": -0.5}}}, PriorError, "-0.5"),
+        ({"cost": lambda scale: 0.0}, BudgetError, "0.0"),
+        ({"cost": lambda scale: 1.0}, ScaleError, "width=256"),
+        ({"cost": "dollars"}, BudgetError, "dollars"),
     ],
 )
-def test_bad_settings_are_refused(options: dict, message: str) -> None:
+def test_bad_settings_are_refused(options: dict, error: type[Exception], named: str) -> None:
     """Bad settings are refused at once, in one sentence with the value."""
     settings = {"ladder": tb.Ladder(RUNGS), "target": TARGET, **options}
 
-    with pytest.raises(tb.TransferError, match=message):
+    with pytest.raises(error, match=named):
         tb.TransferSampler(**settings)
 
 
@@ -335,5 +336,5 @@ def test_stages_are_kept_with_the_study_and_asked_for_well() -> None:
     assert [2.0, 2.0] == [trial.params["lr.q"] for trial in study.trials]
     assert 0.5 == read_settings(study).global_share
     for share, budget in ((1.0, 1.0), (-0.1, 1.0), (0.5, None)):
-        with pytest.raises(tb.TransferError, match="global_share is"):
+        with pytest.raises(BudgetError, match=f"global_share is {share}"):
             tb.TransferSampler(ladder=ladder, target=TARGET, global_share=share, budget=budget)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import SearchSpaceError
 from transfer_bo.space import HP, KINDS, Space, is_multiplier, split_name
 
 
@@ -17,7 +17,7 @@ def test_names_are_kind_or_kind_dot_group() -> None:
     assert ("lr", None) == split_name("lr")
     assert ("lr", "embedding") == split_name("lr.embedding")
     assert ("lr", "layers.0") == split_name("lr.layers.0")
-    with pytest.raises(TransferError, match=r"'momentum' is no known kind; use one of lr, "):
+    with pytest.raises(SearchSpaceError, match="momentum"):
         split_name("momentum.attn")
 
 
@@ -48,25 +48,25 @@ def test_a_default_is_moved_into_a_given_range(low: float, factor: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "default", "message"),
+    ("low", "high", "default", "named"),
     [
-        (1.0, 1.0, 1.0, "0 < low < high"),
-        (2.0, 1.0, 1.5, "0 < low < high"),
-        (0.0, 1.0, 0.5, "0 < low < high"),
-        (0.1, 1.0, 2.0, r"default = 2.0 lies outside \[0.1, 1.0\]"),
+        (1.0, 1.0, 1.0, "low = 1.0, high = 1.0"),
+        (2.0, 1.0, 1.5, "low = 2.0, high = 1.0"),
+        (0.0, 1.0, 0.5, "low = 0.0"),
+        (0.1, 1.0, 2.0, "default = 2.0"),
     ],
 )
-def test_bad_ranges_say_what_is_wrong(low: float, high: float, default: float, message: str) -> None:
-    """The sentence names the HP and its bounds."""
-    with pytest.raises(TransferError, match=f"HP 'lr': .*{message}"):
+def test_bad_ranges_are_named(low: float, high: float, default: float, named: str) -> None:
+    """The sentence names the HP and the value."""
+    with pytest.raises(SearchSpaceError, match=f"'lr'.*{named}"):
         HP("lr", low, high, default)
 
 
 def test_a_space_needs_hps_once_each() -> None:
     """Nothing to search, or one name twice, is a mistake in the study file."""
-    with pytest.raises(TransferError, match="no HP"):
+    with pytest.raises(SearchSpaceError, match="lr"):
         Space([])
-    with pytest.raises(TransferError, match="'lr' is given twice"):
+    with pytest.raises(SearchSpaceError, match="lr"):
         Space([HP.of("lr"), HP.of("lr")])
 
 
@@ -97,7 +97,7 @@ def test_per_module_with_depth_profiles() -> None:
     assert ["lr.@0", "lr.@0.333", "lr.@0.667", "lr.@1"] == list(four.hps)[2:]
     assert 1.0 == space.defaults["lr.@0.5"]
     assert ("lr", "@0.5") == split_name("lr.@0.5")
-    with pytest.raises(TransferError, match="depth_knots = 1: give 0 for no depth profile, or 2 or more"):
+    with pytest.raises(SearchSpaceError, match="depth_knots = 1"):
         Space.per_module(parametrization, ["lr"], depth_knots=1)
 
 
@@ -112,7 +112,7 @@ def test_multipliers_join_the_hps_of_a_space() -> None:
     assert 0.5 == space.hps["lr.q"].low
     assert 1 / 8 == space.hps["lr.up"].low
     assert own.hps == own.with_modules(parametrization, []).hps
-    with pytest.raises(TransferError, match="depth_knots = 1"):
+    with pytest.raises(SearchSpaceError, match="depth_knots = 1"):
         own.with_modules(parametrization, [], ["lr"], 1)
 
 
@@ -126,7 +126,7 @@ def test_multipliers_keep_betas_above_zero(depth: list[str]) -> None:
     highest *= space.hps["one_minus_beta1.@0"].high if depth else 1.0
 
     assert pytest.approx(0.98) == highest
-    with pytest.raises(TransferError, match=r"HP 'one_minus_beta1': high = 0\.99 leaves no room"):
+    with pytest.raises(SearchSpaceError, match=r"one_minus_beta1.*0\.99"):
         Space.from_table({"one_minus_beta1": {"high": 0.99}}).with_modules(
             parametrization, ["one_minus_beta1"]
         )

@@ -1,4 +1,9 @@
-"""One searched HP: its range and its natural coordinate."""
+"""One searched HP: its range and its natural coordinate.
+
+Symbols:
+    β        decay rate of a moving average, as of Adam's moments
+    z        an HP in its natural coordinate, octaves
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import SearchSpaceError
 
 __all__ = ["Dimension"]
 
@@ -14,6 +19,7 @@ LINEAR_OCTAVES = 4.0
 """An HP on a linear scale spans so many "octaves": its range is about as wide as a common log range."""
 
 TRANSFORMS = ("log", "linear", "one_minus", "categorical")
+"""The kinds of HPs."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +47,27 @@ class Dimension:
     integer: bool = False
 
     def __post_init__(self) -> None:
-        """Check the transform against the range."""
+        """Check the transform against the range.
+
+        Raises:
+            SearchSpaceError: for an unknown transform, or one that a value of the range has no image in.
+        """
         if self.transform not in TRANSFORMS:
-            raise TransferError(
+            raise SearchSpaceError(
                 f"HP {self.name!r}: transform {self.transform!r} is unknown; "
                 f"use one of {', '.join(TRANSFORMS)}."
             )
         if self.transform == "log" and not self.low > 0:
-            raise TransferError(f"HP {self.name!r} has low = {self.low!r} on a log scale; make it positive.")
+            raise SearchSpaceError(
+                f"HP {self.name!r} has low = {self.low!r} on a log scale; make it positive."
+            )
         if self.transform == "one_minus" and not self.high < 1:
-            raise TransferError(
+            raise SearchSpaceError(
                 f"HP {self.name!r} has high = {self.high!r} for log(1 - value); keep it below 1."
             )
 
     def forward(self, value: float) -> float:
-        """Value -> natural coordinate, not centred."""
+        """Value -> natural coordinate, in octaves; not centred."""
         if self.transform == "log":
             return math.log2(value)
         if self.transform == "one_minus":

@@ -1,4 +1,4 @@
-"""What a study knows, as plain records: every trial as a `Run`, whatever its Optuna state.
+"""What a study knows, as plain records: every trial as a `Run`, the sampler's settings as `StudySettings`.
 
 Reads an Optuna study through its public attributes and needs no import of Optuna.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -24,7 +24,7 @@ from transfer_bo.attributes import (
     SOURCE_ATTR,
 )
 from transfer_bo.dimension import Dimension
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import PriorError, SearchSpaceError, StudyError
 from transfer_bo.scale import Scale
 
 __all__ = [
@@ -32,9 +32,9 @@ __all__ = [
     "Outcome",
     "Run",
     "StudySettings",
-    "check_drift_prior",
     "finished_runs",
     "read_dimensions",
+    "read_drift_prior",
     "read_run",
     "read_runs",
     "read_settings",
@@ -90,7 +90,9 @@ class Outcome(enum.StrEnum):
 
 
 _BY_NAME: dict[str | None, Outcome] = {str(outcome): outcome for outcome in Outcome}
-_FROM_STATE = {  # for trials that no `objective` has typed; an untyped FAIL says nothing about its HPs
+
+# Of trials without a stored outcome; a FAIL among them says nothing about its HPs.
+_BY_STATE = {
     "COMPLETE": Outcome.FINISHED,
     "PRUNED": Outcome.PRUNED,
     "FAIL": Outcome.ERROR,
@@ -101,20 +103,29 @@ _FROM_STATE = {  # for trials that no `objective` has typed; an untyped FAIL say
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: HPs as searched, where it ran, how it ended."""
+    """One training run.
+
+    Attributes:
+        number: number of its trial.
+        params: HPs as searched.
+        scale: where it ran; None if the objective did not ask the ladder.
+        outcome: how it ended.
+        loss: final loss in the study's own direction and unit; only for finished runs.
+        curve: loss at each reported progress in (0, 1].
+        seconds: wall-clock time of the objective.
+        purpose: "search", "verify", "control", "replicate" or "past".
+        source: the source study that it was made in; None for the study's own.
+    """
 
     number: int
     params: dict[str, Any]
     scale: Scale | None
     outcome: Outcome
     loss: float | None
-    """Final loss in the study's own direction and unit; only for finished runs."""
     curve: dict[float, float] = field(default_factory=dict)
-    """Loss at each reported progress in (0, 1]."""
     seconds: float | None = None
     purpose: str = "search"
     source: str | None = None
-    """The source study that it was made in; None for the study's own."""
 
 
 @dataclass(frozen=True)
@@ -135,22 +146,26 @@ def finished_runs(runs: Iterable[Run]) -> list[FinishedRun]:
 
 
 def read_run(trial: Any, state: Any = None) -> Run:
-    """One Optuna trial as a run; `state` overrules the trial's own (a trial that is just being told)."""
+    """One Optuna trial as a run.
+
+    Args:
+        trial: a frozen trial.
+        state: the state it is about to get; by default its own.
+    """
     state = trial.state if state is None else state
     attrs = trial.user_attrs
-    typed = attrs.get(OUTCOME_ATTR) if state.is_finished() else None
-    outcome = _BY_NAME.get(typed, _FROM_STATE[state.name])
-    # In a frozen trial that is just being told the value is not there yet.
+    stored = attrs.get(OUTCOME_ATTR) if state.is_finished() else None
+    outcome = _BY_NAME.get(stored, _BY_STATE[state.name])
+
+    # While Optuna ends a trial, its value is not there yet.
     value = trial.value if trial.state.is_finished() else None
-    if (
-        trial.state.is_finished()
-        and outcome is Outcome.FINISHED
-        and (value is None or not math.isfinite(value))
-    ):
-        outcome = Outcome.DIVERGED  # inf reaches COMPLETE when the objective is not wrapped
+    if trial.state.is_finished() and outcome is Outcome.FINISHED:
+        # An infinite loss reaches COMPLETE when the objective is not wrapped.
+        outcome = Outcome.FINISHED if value is not None and math.isfinite(value) else Outcome.DIVERGED
+
     return Run(
         number=trial.number,
-        params={n: value for n, value in attrs.get(PARAMS_ATTR, trial.params).items() if n != RUNG},
+        params={name: v for name, v in attrs.get(PARAMS_ATTR, trial.params).items() if name != RUNG},
         scale=Scale(attrs[SCALE_ATTR]) if SCALE_ATTR in attrs else None,
         outcome=outcome,
         loss=value if outcome is Outcome.FINISHED else None,
@@ -168,20 +183,21 @@ def read_runs(study: Any) -> list[Run]:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What a sampler knows and `suggest` needs; kept with the study.
+    """What a sampler knows and `suggest` needs; stored with the study.
 
     Attributes:
         scales: every registered scale, by rung index.
         proxies: indices of the rungs that may be proposed.
         target: the scale to project to.
         costs: cost of one run at each scale, by rung index.
-        coordinates: "base" or "raw".
-        drift_prior: the user's own prior, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
-        defaults: prior guess of the optimum, by HP.
-        budget: tuning compute in the unit of `costs`, or None.
-        seed: of the sampler.
-        global_share: of the budget, for HPs of all tensors alone before multipliers of groups join; None to
-            search everything at once.
+        coordinates: "base" if HPs are in base coordinates of a parametrization that claims transfer, else
+            "raw".
+        drift_prior: the user's own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
+        defaults: prior guess of the optimum, `{hp: value}`.
+        budget: compute for tuning in the unit of `costs`, or None for no limit.
+        seed: seed of the sampler.
+        global_share: share of the budget that is spent on the HPs of all tensors alone, before multipliers of
+            groups join; None to search everything at once.
     """
 
     scales: tuple[Scale, ...]
@@ -222,49 +238,62 @@ class StudySettings:
             )
 
         known = {name: value for name, value in plain.items() if name in names}
+        target = Scale(plain["target"])
         return cls(
             **{
                 **known,
                 "scales": tuple(Scale(axes) for axes in plain["scales"]),
-                "target": Scale(plain["target"]),
+                "target": target,
                 "proxies": tuple(plain["proxies"]),
                 "costs": tuple(plain["costs"]),
+                "drift_prior": read_drift_prior(plain.get("drift_prior", {}), target),
             }
         )
 
 
-def check_drift_prior(prior: Mapping[str, Mapping[str, Sequence[float]]], axes: Iterable[str]) -> None:
-    """Whether a user's own drift prior, `{hp: {axis: (mean, sd)}}`, speaks of these axes and is one.
+def read_drift_prior(
+    prior: Mapping[str, Mapping[str, Sequence[float]]], axes: Collection[str]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Check a user's own prior of the drift.
+
+    Args:
+        prior: `{hp: {axis: (mean, sd)}}`, octaves per doubling.
+        axes: axes of the scales.
+
+    Returns:
+        The same with pairs of floats.
 
     Raises:
-        TransferError: naming an axis that is unknown, or what is no normal distribution.
+        PriorError: naming an axis that is unknown, or a pair that is no normal distribution.
     """
-    axes = list(axes)
+    checked: dict[str, dict[str, tuple[float, float]]] = {}
     for hp, by_axis in prior.items():
+        checked[hp] = {}
         for axis, pair in by_axis.items():
             if axis not in axes:
-                raise TransferError(
-                    f"drift_prior speaks of the axis {axis!r}, but the axes are {', '.join(axes)}."
-                )
+                raise PriorError(f"drift_prior names the axis {axis!r}, but the axes are {', '.join(axes)}.")
+
             try:
                 mean, sd = map(float, pair)
             except (TypeError, ValueError):
                 mean = sd = math.nan
             if not (math.isfinite(mean) and 0 < sd < math.inf):
-                raise TransferError(
+                raise PriorError(
                     f"drift_prior of {hp} along {axis} is {pair!r}; give (mean, sd) with a positive sd."
                 )
+            checked[hp][axis] = mean, sd
+    return checked
 
 
 def read_settings(study: Any) -> StudySettings:
-    """What the study's sampler left with it.
+    """The settings that the study's sampler stored with it.
 
     Raises:
-        TransferError: if no `TransferSampler` with a ladder has worked on this study.
+        StudyError: if no `TransferSampler` with a ladder has worked on this study.
     """
     plain = study.user_attrs.get(SETTINGS_ATTR)
     if plain is None:
-        raise TransferError(
+        raise StudyError(
             f"Study {study.study_name!r} holds no ladder; create it with "
             "sampler=TransferSampler(ladder=..., target=...) and run at least one trial."
         )
@@ -277,47 +306,61 @@ def read_dimensions(
     """The searched HPs: the union over all trials, whatever their state, each with the hull of its ranges.
 
     Args:
-        distributions: of each trial, `{hp: Optuna distribution}`.
-        defaults: prior guess of the optimum, by HP.
+        distributions: for each trial, `{hp: Optuna distribution}`.
+        defaults: prior guess of the optimum, `{hp: value}`.
 
     Raises:
-        TransferError: for a default of a numeric HP that is no finite number.
+        SearchSpaceError: for a default of a numeric HP that is no finite number.
     """
-    seen: dict[str, Any] = {}
+    latest: dict[str, Any] = {}
     hull: dict[str, tuple[float, float]] = {}
     for of_trial in distributions:
         for name, distribution in of_trial.items():
             if name == RUNG or distribution.single():
                 continue
-            seen[name] = distribution
+            latest[name] = distribution
             if not hasattr(distribution, "choices"):
                 low, high = hull.get(name, (distribution.low, distribution.high))
                 hull[name] = min(low, distribution.low), max(high, distribution.high)
-    dimensions = []
-    for name, distribution in sorted(seen.items()):
-        if hasattr(distribution, "choices"):
-            dimensions.append(Dimension(name, "categorical", choices=tuple(distribution.choices)))
-            continue
-        low, high = hull[name]
-        dimensions.append(
-            Dimension(
-                name,
-                "log" if distribution.log else "linear",
-                low,
-                high,
-                None if defaults.get(name) is None else min(max(_default(name, defaults), low), high),
-                step=distribution.step,
-                integer=isinstance(low, int),
-            )
-        )
-    return dimensions
+
+    return [
+        _dimension(name, distribution, hull.get(name), defaults)
+        for name, distribution in sorted(latest.items())
+    ]
 
 
-def _default(name: str, defaults: Mapping[str, Any]) -> float:
+def _dimension(
+    name: str, distribution: Any, bounds: tuple[float, float] | None, defaults: Mapping[str, Any]
+) -> Dimension:
+    """One HP, from its Optuna distribution and the hull of its ranges (None for a categorical HP)."""
+    if bounds is None:
+        return Dimension(name, "categorical", choices=tuple(distribution.choices))
+
+    low, high = bounds
+    default = None
+    if defaults.get(name) is not None:
+        default = min(max(_default(name, defaults[name]), low), high)
+    return Dimension(
+        name,
+        "log" if distribution.log else "linear",
+        low,
+        high,
+        default,
+        step=distribution.step,
+        integer=isinstance(low, int),
+    )
+
+
+def _default(name: str, value: Any) -> float:
+    """A default as a number.
+
+    Raises:
+        SearchSpaceError: if it is none, or not finite.
+    """
     try:
-        value = float(defaults[name])
+        number = float(value)
     except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise TransferError(f"The default of HP {name!r} is {defaults[name]!r}; give a finite number.")
-    return value
+        number = math.nan
+    if not math.isfinite(number):
+        raise SearchSpaceError(f"The default of HP {name!r} is {value!r}; give a finite number.")
+    return number

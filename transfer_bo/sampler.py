@@ -1,7 +1,7 @@
 """The Optuna adapter: `TransferSampler` proposes rung and HPs jointly; `search` decides them.
 
-The sampler translates. It reads an Optuna study into records, asks `search.policy` for the next run, moves the
-answer onto Optuna's distributions, and keeps the settings with the study.
+The sampler translates. It reads an Optuna study into records, asks `search.policy` for the next run, moves
+the answer onto Optuna's distributions, and keeps the settings with the study.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from transfer_bo.records import (
     Outcome,
     Run,
     StudySettings,
-    check_drift_prior,
     read_dimensions,
+    read_drift_prior,
     read_run,
 )
 from transfer_bo.scale import Cost, Ladder, Scale, default_cost
@@ -84,9 +84,9 @@ class TransferSampler(optuna.samplers.BaseSampler):
         cost: cost of one run at a scale, any unit; by default training FLOPs up to a constant. With
             "seconds", the seconds that finished runs took under `transfer_bo.objective`, and estimates in
             proportion to FLOPs where none has finished.
-        budget: compute for tuning in the unit of `cost`. When no rung is affordable any more, `study.optimize`
-            stops, and trials that other threads had begun by then are pruned; in ask/tell the cheapest rung
-            is proposed and `exhausted` is true.
+        budget: compute for tuning in the unit of `cost`. When no rung is affordable any more,
+            `study.optimize` stops, and trials that other threads had begun by then are pruned; in ask/tell
+            the cheapest rung is proposed and `exhausted` is true.
         coordinates: "base" if HPs are in base coordinates of a parametrization that claims transfer (the
             prior of the drift is 0), "raw" if not (its prior comes from the literature).
         drift_prior: your own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
@@ -133,7 +133,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self.exhausted = False
         self._ladder, self._target, self._budget = ladder, target, budget
         self._costs = CostModel(cost if callable(cost) else default_cost, cost == "seconds", budget)
-        self._coordinates, self._drift_prior = coordinates, dict(drift_prior or {})
+        self._coordinates = coordinates
+        self._drift_prior: DriftPrior = dict(drift_prior or {})
         self._defaults = dict(defaults or {})
         self._n_startup_trials, self._global_share = n_startup_trials, global_share
         self._has_own_seed = seed is not None
@@ -148,7 +149,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._plain = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
         else:
             ladder.register(target)
-            check_drift_prior(self._drift_prior, target)
+            self._drift_prior = read_drift_prior(self._drift_prior, target)
             _check_costs(ladder, target, self._costs)
 
     @property
@@ -335,7 +336,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         return cheapest_rung(settings, affordable or settings.proxies)
 
     def _unimportant_hps(self, runs: Sequence[Run], dimensions: Sequence[Dimension]) -> frozenset[str]:
-        """HPs that the runs show to be unimportant; judged every `JUDGE_EVERY` trials, as it takes seconds."""
+        """HPs that the runs show to be unimportant; judged every `JUDGE_EVERY` trials: it takes seconds."""
         until = max((run.number for run in runs), default=0) // JUDGE_EVERY * JUDGE_EVERY
         if until not in self._unimportant:
             from transfer_bo.diagnostics.importance import unimportant_hps
@@ -356,7 +357,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
 
         for trial in trials:
             # Two processes that grow the ladder at once overwrite each other's settings; the trials remember.
-            # The scale of a source study's run is no rung: nobody need be able to run there, or know its cost.
+            # The scale of a source study's run is no rung: nobody need be able to run there or know its cost.
             if SCALE_ATTR in trial.user_attrs and SOURCE_ATTR not in trial.user_attrs:
                 self._ladder.register(Scale(trial.user_attrs[SCALE_ATTR]))
 

@@ -1,6 +1,8 @@
-"""Where a run stands in scale (`Scale`), and the scales that a study may train at (`Ladder`).
+"""How large a run is (`Scale`), and the scales that a study may train at (`Ladder`).
 
-Symbols: s = log2(axis / base), the coordinate in which the surrogate sees a scale.
+Symbols:
+    s        log2(axis / base) for each axis, in doublings: the coordinate in which the surrogate sees a scale
+    N, D     number of parameters and of training tokens
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from transfer_bo.attributes import RUNG, SCALE_ATTR
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import ScaleError
 
 __all__ = ["Cost", "Ladder", "Scale", "default_cost"]
 
@@ -33,7 +35,7 @@ class Scale(Mapping[str, float]):
     whole numbers stay integers.
 
     Raises:
-        TransferError: for no axis at all, or a value that is not a positive finite number.
+        ScaleError: for no axis at all, or a value that is not a positive finite number.
     """
 
     __slots__ = ("_axes",)
@@ -42,14 +44,14 @@ class Scale(Mapping[str, float]):
     def __init__(self, axes: Mapping[str, float] | None = None, /, **named: float) -> None:
         merged = {**(axes or {}), **named}
         if not merged:
-            raise TransferError("A scale needs at least one axis, e.g. Scale(width=64, tokens=2e6).")
+            raise ScaleError("A scale needs at least one axis, e.g. Scale(width=64, tokens=2e6).")
+
         for axis, value in merged.items():
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not is_number or not math.isfinite(value) or value <= 0:
-                raise TransferError(f"Scale axis {axis!r} is {value!r}; set it to a positive finite number.")
-        object.__setattr__(
-            self, "_axes", {a: int(v) if float(v).is_integer() else float(v) for a, v in merged.items()}
-        )
+                raise ScaleError(f"Scale axis {axis!r} is {value!r}; set it to a positive finite number.")
+        axes = {axis: int(v) if float(v).is_integer() else float(v) for axis, v in merged.items()}
+        object.__setattr__(self, "_axes", axes)
 
     def __getitem__(self, axis: str) -> float:
         return self._axes[axis]
@@ -91,10 +93,10 @@ class Scale(Mapping[str, float]):
         """s: log2(axis / base) for each axis, in doublings.
 
         Raises:
-            TransferError: if the two scales do not have the same axes.
+            ScaleError: if the two scales do not have the same axes.
         """
         if set(self) != set(base):
-            raise TransferError(f"{self} and {base} have different axes; give both the same ones.")
+            raise ScaleError(f"{self} and {base} have different axes; give both the same ones.")
         return {axis: math.log2(value / base[axis]) for axis, value in self._axes.items()}
 
 
@@ -103,9 +105,9 @@ Cost = Callable[[Scale], float]
 
 
 def default_cost(scale: Scale) -> float:
-    """Training FLOPs up to a constant: 6 N D, with N from `n_params` or from width² x depth.
+    """Training FLOPs up to a constant: 6 N D (2001.08361), with N from `n_params` or from width² x depth.
 
-    Axes that say nothing about FLOPs (`batch`) do not count; an unknown axis counts linearly.
+    `batch` does not change the FLOPs of a run of given length; an unknown axis counts linearly.
     """
     power = {"width": 0.0 if "n_params" in scale else 2.0, "batch": 0.0}
     if "n_params" in scale:
@@ -121,17 +123,17 @@ class Ladder(Sequence[Scale]):
     objective can also be run at full size. `proxies` are the rungs a sampler may propose.
 
     Raises:
-        TransferError: for an empty ladder, a repeated rung, or rungs with different axes.
+        ScaleError: for an empty ladder, a repeated rung, or rungs with different axes.
     """
 
     def __init__(self, proxies: Iterable[Scale]) -> None:
         self._scales: list[Scale] = []
         for scale in proxies:
             if scale in self._scales:
-                raise TransferError(f"The ladder holds {scale} twice; give each rung once.")
+                raise ScaleError(f"The ladder holds {scale} twice; give each rung once.")
             self.register(scale)
         if not self._scales:
-            raise TransferError("A ladder needs at least one rung, e.g. Ladder([Scale(width=64, depth=4)]).")
+            raise ScaleError("A ladder needs at least one rung, e.g. Ladder([Scale(width=64, depth=4)]).")
         self.proxies: tuple[Scale, ...] = tuple(self._scales)
 
     def __getitem__(self, index: Any) -> Any:
@@ -151,7 +153,7 @@ class Ladder(Sequence[Scale]):
     def register(self, scale: Scale) -> int:
         """The index of a scale, appended if it is new."""
         if self._scales and set(scale) != set(self._scales[0]):
-            raise TransferError(
+            raise ScaleError(
                 f"{scale} has other axes than the ladder's first rung {self._scales[0]}; "
                 "give every rung and the target the same axes."
             )
@@ -165,21 +167,24 @@ class Ladder(Sequence[Scale]):
         self._scales = known + [scale for scale in self._scales if scale not in known]
 
     def suggest(self, trial: _Trial) -> Scale:
-        """Ask the trial for its rung; the scale's axes are kept as a trial attribute.
+        """The scale that a trial runs at; its axes are stored with the trial.
 
         A trial that was enqueued with a scale of its own (verification at a target) gets that scale.
 
+        Args:
+            trial: an Optuna trial.
+
         Raises:
-            TransferError: for an enqueued rung that is none.
+            ScaleError: for an enqueued rung that the ladder does not have.
         """
-        forced = trial.user_attrs.get(SCALE_ATTR)
-        if forced is not None:
-            self.register(Scale(forced))
+        enqueued = trial.user_attrs.get(SCALE_ATTR)
+        if enqueued is not None:
+            self.register(Scale(enqueued))
+
         index = trial.suggest_int(RUNG, 0, len(self._scales) - 1)
-        if not 0 <= index < len(self._scales):  # only an enqueued one can be
-            raise TransferError(
-                f"Rung {index} was enqueued; the ladder has rungs 0 to {len(self._scales) - 1}."
-            )
-        scale = self._scales[index] if forced is None else Scale(forced)
+        if not 0 <= index < len(self._scales):  # Optuna returns an enqueued value even outside the range
+            raise ScaleError(f"Rung {index} was enqueued; the ladder has rungs 0 to {len(self._scales) - 1}.")
+
+        scale = self._scales[index] if enqueued is None else Scale(enqueued)
         trial.set_user_attr(SCALE_ATTR, dict(scale))
         return scale

@@ -9,7 +9,11 @@ blocks. x = 0 is where the first block begins, 1 where the last one ends; betwee
 in x in the logarithm, so that it carries over to any number of blocks (2512.22382: depth multipliers,
 interpolated in relative depth). Both apply: value = kind x multipliers of groups x profile(x).
 
-Symbols: z = the HP in transformed coordinates, log2(value) for every kind in the table.
+Symbols:
+    x        relative depth of a tensor in its stack of blocks, from 0 to 1
+    β        decay rate of a moving average, as of Adam's moments
+    ε        the constant in AdamW's denominator
+    λ        decoupled weight decay
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import SearchSpaceError
 
 __all__ = ["DEPTH", "HP", "KINDS", "PRIORS", "Kind", "Space", "is_multiplier", "split_name"]
 
@@ -36,7 +40,6 @@ class Kind:
     meaning: str
 
 
-# All kinds are searched in log2. For β the natural coordinate is log(1-β): the half-life of the average.
 # Defaults: learning rate as in public muP code (2^-8), the rest as in GPT-style AdamW recipes.
 KINDS: dict[str, Kind] = {
     "lr": Kind(2**-8, 2**-12, 2**-3, "AdamW learning rate"),
@@ -47,7 +50,12 @@ KINDS: dict[str, Kind] = {
     "init_std": Kind(1.0, 0.25, 4.0, "multiplier on the standard deviation of the initial weights"),
     "residual": Kind(1.0, 0.25, 4.0, "multiplier on a residual branch"),
 }
+"""Kinds of HPs by name. All are searched in log2; for β the natural coordinate is log(1-β), the logarithm of
+the inverse length of the average."""
+
 GROUP_KIND = Kind(1.0, 2**-3, 2**3, "multiplier for one module group")
+"""The kind of every multiplier."""
+
 LARGEST_ONE_MINUS_BETA = 0.98
 """Multipliers of 1-β are searched so far that β stays above 0 with all of them at their highest."""
 
@@ -59,7 +67,7 @@ PRIORS: dict[str, dict[str, float]] = {
     "none": {},
     "sharpness": {f"lr.{module}": ratio / 6 for module, ratio in _SHARPNESS.items()},
 }
-"""Where multipliers are believed to lie before any run; 1 for those not listed."""
+"""Where multipliers are expected a priori; 1 for those not listed."""
 
 
 class _Trial(Protocol):
@@ -77,11 +85,11 @@ def split_name(name: str) -> tuple[str, str | None]:
     """`"lr.embedding"` -> `("lr", "embedding")`, `"lr.@0.5"` -> `("lr", "@0.5")`, `"lr"` -> `("lr", None)`.
 
     Raises:
-        TransferError: for a kind that is not in `KINDS`.
+        SearchSpaceError: for a kind that is not in `KINDS`.
     """
     kind, _, group = name.partition(".")
     if kind not in KINDS:
-        raise TransferError(f"HP {name!r}: {kind!r} is no known kind; use one of {', '.join(KINDS)}.")
+        raise SearchSpaceError(f"HP {name!r}: {kind!r} is no known kind; use one of {', '.join(KINDS)}.")
     return kind, group or None
 
 
@@ -104,15 +112,15 @@ class HP:
         """Check the range.
 
         Raises:
-            TransferError: if 0 < low <= default <= high, low < high does not hold.
+            SearchSpaceError: if 0 < low <= default <= high, low < high does not hold.
         """
         split_name(self.name)
         if not 0 < self.low < self.high:
-            raise TransferError(
+            raise SearchSpaceError(
                 f"HP {self.name!r}: low = {self.low!r}, high = {self.high!r}; give 0 < low < high."
             )
         if not self.low <= self.default <= self.high:
-            raise TransferError(
+            raise SearchSpaceError(
                 f"HP {self.name!r}: default = {self.default!r} lies outside "
                 f"[{self.low!r}, {self.high!r}]; move it inside."
             )
@@ -133,17 +141,17 @@ class Space:
     """The HPs of a study, by name, in order.
 
     Raises:
-        TransferError: for no HP, or the same name twice.
+        SearchSpaceError: for no HP, or the same name twice.
     """
 
     def __init__(self, hps: Iterable[HP]) -> None:
         self.hps: dict[str, HP] = {}
         for hp in hps:
             if hp.name in self.hps:
-                raise TransferError(f"HP {hp.name!r} is given twice; give it once.")
+                raise SearchSpaceError(f"HP {hp.name!r} is given twice; give it once.")
             self.hps[hp.name] = hp
         if not self.hps:
-            raise TransferError("The space holds no HP; give at least one, e.g. lr.")
+            raise SearchSpaceError("The space holds no HP; give at least one, e.g. lr.")
 
     def __repr__(self) -> str:
         return f"Space({list(self.hps.values())!r})"
@@ -162,16 +170,17 @@ class Space:
         `residual` has no common value: it gets one multiplier per residual branch type.
 
         Args:
-            parametrization: Of the model.
-            kinds: Names in `KINDS`.
-            depth_knots: Of each kind's profile over depth, evenly spaced from 0 to 1; 0 for no profile.
+            parametrization: the parametrization of the model.
+            kinds: names in `KINDS`.
+            depth_knots: number of knots of each kind's profile over depth, evenly spaced from 0 to 1; 0 for
+                no profile.
                 Types and profile overlap: a profile that is the same everywhere is one of `kind` itself.
 
         Raises:
-            TransferError: for a number of knots that makes no profile, or an unknown kind.
+            SearchSpaceError: for a number of knots that makes no profile, or an unknown kind.
         """
         if depth_knots < 0 or depth_knots == 1:
-            raise TransferError(f"depth_knots = {depth_knots}: give 0 for no depth profile, or 2 or more.")
+            raise SearchSpaceError(f"depth_knots = {depth_knots}: give 0 for no depth profile, or 2 or more.")
         knots = [f"{DEPTH}{round(i / (depth_knots - 1), 3):g}" for i in range(depth_knots)]
         hps: list[HP] = []
         for kind in kinds:
@@ -197,14 +206,14 @@ class Space:
         multiplier, 1/8 to 8, but for 1-β, which stays below 1.
 
         Args:
-            parametrization: Of the model.
-            types: Kinds with a multiplier for each module type; for `residual`, for each residual branch.
-            depth: Kinds with a profile over depth.
-            depth_knots: Of each profile, evenly spaced from 0 to 1.
-            prior: A name in `PRIORS`: the multipliers' defaults.
+            parametrization: the parametrization of the model.
+            types: kinds with a multiplier for each module type; for `residual`, for each residual branch.
+            depth: kinds with a profile over depth.
+            depth_knots: number of knots of each profile, evenly spaced from 0 to 1.
+            prior: a name in `PRIORS`: the multipliers' defaults.
 
         Raises:
-            TransferError: for an unknown kind, a number of knots that makes no profile, or a range of 1-β
+            SearchSpaceError: for an unknown kind, a number of knots that makes no profile, or a range of 1-β
                 that leaves no room for multipliers.
         """
         types, depth = list(types), list(depth)
@@ -213,6 +222,7 @@ class Space:
         for kind in depth:
             profile = Space.per_module(parametrization, [kind], depth_knots).hps
             names += [name for name in profile if name.startswith(f"{kind}.{DEPTH}")]
+
         hps = dict(self.hps)
         for name in names:
             kind, _ = split_name(name)
@@ -222,7 +232,7 @@ class Space:
                 overlapping = (kind in types) + (kind in depth)
                 high = min(high, (LARGEST_ONE_MINUS_BETA / common) ** (1 / overlapping))
                 if not high > 1:
-                    raise TransferError(
+                    raise SearchSpaceError(
                         f"HP {kind!r}: high = {common!r} leaves no room for multipliers, for 1-β < 1; "
                         "lower it."
                     )

@@ -283,7 +283,7 @@ def test_past_values_without_a_place_in_the_new_ranges_are_not_fitted() -> None:
     tb.add_past_runs(study, frame.assign(weight_decay=["adam", "sgd"] * 6), name="words")
 
     search(study, 1)
-    past = fit_study(study).past()
+    past = fit_study(study).sources()
 
     assert {"zeros": 10} == {name: of["runs"] for name, of in past.items()}
 

@@ -32,7 +32,7 @@ def runs(outcome: Outcome, count: int, scale: tb.Scale = RUNGS[0], **params: Any
 
 
 @pytest.mark.parametrize(
-    ("told", "left"),
+    ("ended", "expected"),
     [
         (runs(Outcome.OUT_OF_MEMORY, MIN_FAILURES, RUNGS[2]), RUNGS[:2]),
         (runs(Outcome.OUT_OF_MEMORY, MIN_FAILURES - 1, RUNGS[2]), RUNGS),
@@ -44,20 +44,20 @@ def runs(outcome: Outcome, count: int, scale: tb.Scale = RUNGS[0], **params: Any
     ],
     ids=["memory", "not often", "worked once", "diverged once", "diverged", "preempted", "nothing works"],
 )
-def test_a_rung_is_given_up_where_nothing_ran(told: list[Run], left: list[tb.Scale]) -> None:
+def test_a_rung_is_given_up_where_nothing_ran(ended: list[Run], expected: list[tb.Scale]) -> None:
     """After `MIN_FAILURES` broken runs and no other; divergence and preemption say nothing against a rung."""
-    assert left == drop_always_failing(RUNGS, lambda run: run.scale, told)
+    assert expected == drop_always_failing(RUNGS, lambda run: run.scale, ended)
 
 
 def test_only_the_choice_that_never_worked_goes() -> None:
     """Other HPs stay as they are, and a run without the HP says nothing of it."""
-    told = (
+    ended = (
         runs(Outcome.ERROR, MIN_FAILURES, kind="b")
         + runs(Outcome.ERROR, MIN_FAILURES)
         + runs(Outcome.FINISHED, 1, kind="a")
     )
 
-    lr, kind = drop_failing_choices([LR, KIND], told)
+    lr, kind = drop_failing_choices([LR, KIND], ended)
 
     assert LR == lr
     assert ("a",) == kind.choices

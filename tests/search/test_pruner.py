@@ -132,11 +132,11 @@ eighths = st.integers(-800, 800).map(lambda n: n / 8)  # sums and differences ar
 
 
 @given(st.lists(st.tuples(eighths, eighths), min_size=4, max_size=9), eighths, eighths)
-def test_only_differences_of_losses_count(finished: list[Curve], loss: float, shift: float) -> None:
-    """A constant added to every loss, or a maximised mirror image, gives the same verdict."""
+def test_only_differences_of_losses_count(finished: list[Curve], loss: float, offset: float) -> None:
+    """A constant added to every loss, or a maximized mirror image, gives the same verdict."""
     verdict = RungPruner().prune(study_of(finished), running(loss))
-    shifted = [(half + shift, final + shift) for half, final in finished]
+    shifted = [(half + offset, final + offset) for half, final in finished]
     mirrored = study_of([(-half, -final) for half, final in finished], maximize=True)
 
-    assert verdict == RungPruner().prune(study_of(shifted), running(loss + shift))
+    assert verdict == RungPruner().prune(study_of(shifted), running(loss + offset))
     assert verdict == RungPruner().prune(mirrored, running(-loss))

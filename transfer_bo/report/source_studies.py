@@ -26,7 +26,7 @@ def source_studies(state: State) -> list[str]:
     if not by_name:
         return []
 
-    fitted = {} if state.fit is None else state.fit.past()
+    fitted = {} if state.fit is None else state.fit.sources()
     rows: list[list[object]] = []
     for name, runs in by_name.items():
         known = fitted.get(name)

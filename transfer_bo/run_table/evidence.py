@@ -46,7 +46,7 @@ def excess_loss(projection: Projection, scale: Scale, params: Mapping[str, Any])
     s = surrogate.coordinates.s(scale)
     v = surrogate.coordinates.row(params, scale)[: landscape.d]
 
-    draws = projection.ensemble.at(s)
+    draws = projection.samples.at(s)
     bowl = np.sort(landscape.bowl(draws.theta, v - draws.jitter, s).numpy())
     low, high = np.quantile(bowl, [0.05, 0.95])
     mean = float(bowl[(bowl >= low) & (bowl <= high)].mean())

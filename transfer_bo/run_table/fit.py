@@ -15,7 +15,7 @@ import torch
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import PriorError, ScaleError
 from transfer_bo.projection import Projection
-from transfer_bo.records import Outcome, Run, StudySettings, check_drift_prior
+from transfer_bo.records import Outcome, Run, StudySettings, read_drift_prior
 from transfer_bo.run_table.cleaning import UNIT_GAP, UNIT_HINT, RunTable
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.surrogate import Surrogate
@@ -62,7 +62,7 @@ class FitOptions:
         for hp in self.drift_prior:
             if hp not in hps:
                 raise PriorError(f"drift_prior names the HP {hp!r}, but the HPs are {', '.join(hps)}.")
-        check_drift_prior(self.drift_prior, axes)
+        read_drift_prior(self.drift_prior, axes)
 
 
 def project(
@@ -86,7 +86,7 @@ def project(
         target=target,
         costs=tuple(default_cost(scale) for scale in scales),
         coordinates=options.coordinates,
-        drift_prior={hp: dict(by_axis) for hp, by_axis in options.drift_prior.items()},
+        drift_prior=read_drift_prior(options.drift_prior, target),
         seed=options.seed,
     )
     surrogate = Surrogate(runs, list(dimensions), settings, maximize=options.maximize)

@@ -161,4 +161,4 @@ def _drawn(
     step = (v - at[: coordinates.d]) @ coordinates.unmix.T
     other = (flags - at[coordinates.d : coordinates.d + coordinates.k]).abs().sum(-1)
     distance = step.square().sum(-1).sqrt() + OTHER_CATEGORY * other
-    return y, projection.drawn(X, at).numpy(), distance.numpy()
+    return y, projection.draw_losses(X, at).numpy(), distance.numpy()

@@ -1,7 +1,7 @@
-"""The order of a search: start-up points, then the acquisition function, with a check of the optimum now and then.
+"""The order of a search: start-up points, then the acquisition function and checks of the optimum.
 
-With `StudySettings.global_share` a search has two stages: first the HPs of all tensors, with the multipliers of
-groups at their defaults; then everything, in a trust region around the best setting (2512.22382).
+With `StudySettings.global_share` a search has two stages: first the HPs of all tensors, with the multipliers
+of groups at their defaults; then everything, in a trust region around the best setting (2512.22382).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from transfer_bo.surrogate.surrogate import Surrogate
 __all__ = ["next_run", "propose", "usable_rungs"]
 
 CHECK_EVERY = 3
-"""Every so many runs the predicted optimum itself is run. The acquisition function never proposes it, because by
-its model nothing is learnt there about where the optimum is; but it tests the loss law, and where the model
-errs."""
+"""Every so many runs the predicted optimum itself is run. The acquisition function never proposes it, because
+by its model nothing is learnt there about where the optimum is; but it tests the loss law, and where the
+model errs."""
 
 CHECK_SHARE = 0.15
 """Rungs are checked if one run costs at most this share of the budget."""
 
 MAX_RUNS = 64
-"""A run is priced at no less than the budget divided by this: nobody wants hundreds of tiny runs, and a search
-that is ended by their number should have tried the larger rungs by then."""
+"""A run is priced at no less than the budget divided by this: nobody wants hundreds of tiny runs, and a
+search that is ended by their number should have tried the larger rungs by then."""
 
 MAX_TRIES = 32
 """A point that failed before is replaced by a start-up point; so many of these are tried."""

@@ -4,9 +4,10 @@ Optuna's own pruners compare all trials of a study at the same step and so stop 
 higher because they are small. Here a trial is only ever compared with finished trials of its own rung, at the
 same progress through the run.
 
-Symbols, at one progress p of one rung (losses to be minimized; signs turn for a maximised metric):
+Symbols (losses are minimized; for a maximized metric their signs turn):
+    p     progress through the run, in (0, 1]
     v     loss of the trial in question at p
-    v_i   loss of finished trial i at p
+    v_i   loss of finished trial i of the same rung at p
     f_i   final loss of finished trial i
     e     v - min_i v_i, the trial's excess over the best curve at p
 """
@@ -29,8 +30,8 @@ class RungPruner(optuna.pruners.BasePruner):
     """Stop a trial when both hold, from progress `min_progress` on, with `min_finished` to compare with.
 
     1. It is far behind: e > `factor` x the median excess of the finished trials at p.
-    2. It can't catch up: even if it recovers from here on as much as the best recovery seen on this rung,
-       max_i (v_i - f_i), it ends above the median final loss, median_i f_i.
+    2. It cannot catch up: even with the best recovery that a finished trial of this rung made from p on,
+       max_i (v_i - f_i), it would end above the median final loss, median_i f_i.
 
     Rule 2 keeps high learning rates alive, which look bad until the decay and then fall fast; rule 1 keeps
     a trial alive when the rung's curves lie far apart anyway. Both are differences of losses, so adding a
@@ -42,9 +43,9 @@ class RungPruner(optuna.pruners.BasePruner):
     but a good one stopped is a good one lost.
 
     Args:
-        min_progress: Share of the run, in (0, 1], before which nothing is stopped.
-        min_finished: Finished trials of the same rung that must be there to compare with.
-        factor: How many median excesses behind the best counts as far behind.
+        min_progress: share of the run, in (0, 1], before which nothing is stopped.
+        min_finished: number of finished trials of the same rung that are needed to compare with.
+        factor: how many median excesses behind the best counts as far behind.
     """
 
     def __init__(self, *, min_progress: float = 0.25, min_finished: int = 4, factor: float = 3.0) -> None:
@@ -58,6 +59,7 @@ class RungPruner(optuna.pruners.BasePruner):
         is_search = trial.user_attrs.get(PURPOSE_ATTR, "search") == "search"
         if step is None or step < self._min_step or scale is None or not is_search:
             return False
+
         peers = [
             peer
             for peer in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -65,10 +67,10 @@ class RungPruner(optuna.pruners.BasePruner):
             and math.isfinite(peer.intermediate_values.get(step, math.nan))
             and math.isfinite(peer.values[0])  # inf reaches COMPLETE when the objective is not wrapped
         ]
-        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         if len(peers) < self._min_finished or not math.isfinite(trial.intermediate_values[step]):
             return False
 
+        sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         v = sign * trial.intermediate_values[step]
         v_i = [sign * peer.intermediate_values[step] for peer in peers]
         f_i = [sign * peer.values[0] for peer in peers]

@@ -1,7 +1,7 @@
 """The runs before the surrogate is used: how many, at which rungs, and where.
 
-Start-up points are a low-discrepancy (Sobol) sequence that is indexed by the trial's number, so that a resumed
-search goes on with the next point.
+Start-up points are a low-discrepancy (Sobol) sequence that is indexed by the trial's number, so that a
+resumed search goes on with the next point.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def startup_point(dimensions: Sequence[Dimension], settings: StudySettings, numb
 
 
 def _prior_optimum(dimensions: Sequence[Dimension], settings: StudySettings) -> dict[str, Any]:
-    """The optimum at the base scale that is expected before any run; of a categorical HP, the first choice."""
+    """The optimum at the base scale expected before any run; of a categorical HP, the first choice."""
     axes = [axis for axis in settings.base if settings.base[axis] != settings.target[axis]]
     coordinates = Coordinates(dimensions, settings.base, axes)
     names = [dim.name for dim in coordinates.numeric]

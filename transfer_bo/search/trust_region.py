@@ -2,22 +2,23 @@
 
 Thirty to a hundred multipliers cannot be searched everywhere, and divergence lies behind a cliff that no
 stationary model predicts from afar; close to a good setting the loss is tame (2512.22382, search in a trust
-region). The region and its rule are those of TuRBO-1 (Eriksson et al., 1910.01739, section 3): side L, doubled
-after τ_succ successes in a row, halved after τ_fail runs in a row without one; a success betters the best
-loss by a thousandth. Proposals are draws of Thompson sampling among points that move about 20 HPs at once.
+region). The region and its rule are those of TuRBO-1 (Eriksson et al., 1910.01739, section 3): side L,
+doubled after τ_succ successes in a row, halved after τ_fail runs in a row without one; a success betters the
+best loss by a thousandth. Proposals are draws of Thompson sampling among points that move about 20 HPs at
+once.
 
-What differs: the model is the study's own surrogate, fitted to all runs and not only to those in the region, so
-nothing is forgotten when the region moves; the region starts at half of each range (multipliers: 3 of 6
-octaves), not at .8; τ_fail is at most 10, because a study has a few hundred runs, not thousands; a region that
-has become too small begins anew at the same centre. The state is a function of the runs alone, so any worker
-finds the same.
+What differs: the model is the study's own surrogate, fitted to all runs and not only to those in the region,
+so nothing is forgotten when the region moves; the region starts at half of each range (multipliers: 3 of 6
+octaves), not at .8; τ_fail is at most 10, because a study has a few hundred runs, not thousands; a region
+that has become too small begins anew at the same centre. The state is a function of the runs alone, so any
+worker finds the same.
 
 HPs found to be unimportant are frozen at the centre, so that the region has fewer sides.
 
-A share of what the second stage spends goes to more expensive rungs (`next_rung`), else nothing would be learnt
-of whether multipliers keep their worth: there the centre of the region is run first, then with half of its
-multipliers, drawn at random, back at their defaults (`propose_at_larger_rung`). Close to the optimum the loss is
-flat and says little about where it lies; the difference that leaving multipliers out makes says most.
+A share of what the second stage spends goes to more expensive rungs (`next_rung`), else nothing would be
+learnt of whether multipliers keep their worth: there the centre of the region is run first, then with half of
+its multipliers, drawn at random, back at their defaults (`propose_at_larger_rung`). Close to the optimum the
+loss is flat and says little about where it lies; the difference that leaving multipliers out makes says most.
 
 Symbols:
     L        side of the region as a share of each searched range

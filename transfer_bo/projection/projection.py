@@ -1,0 +1,260 @@
+"""A fitted study that answers questions about any scale.
+
+The suggested setting is the one with the least expected loss at the target, plus the price of divergence
+times its probability (`surrogate.recommendation`). Its interval is that of the best setting itself. Setting,
+interval and predicted loss rest on the same draws from the posterior of the landscape
+(`surrogate.posterior_sampling`).
+
+Symbols:
+    z        HPs in natural coordinates, octaves (`surrogate.coordinates`)
+    v        HPs in the coordinates of the landscape, v = mix z
+    s        scale, doublings of each axis from the base
+    B        drift of the optimum, octaves of each HP per doubling of each axis (d x a)
+    X        rows of the surrogate: v, category flags, s and source flags (n x (d+k+a+q))
+    y        loss in the transformed unit in which the surrogate sees it, smaller is better
+    θ        parameters of the landscape: loss law, bowl and drift
+    d, k     number of numeric HPs, and of choices of categorical HPs
+    a, q     number of axes of scale, and of source studies
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transfer_bo.errors import ScaleError
+from transfer_bo.projection.caveats import caveats
+from transfer_bo.projection.suggestion import Drift, PredictedLoss, Suggestion, central_interval
+from transfer_bo.records import Run, StudySettings
+from transfer_bo.scale import Ladder, Scale
+from transfer_bo.surrogate.gp import TOLERANCE
+from transfer_bo.surrogate.posterior_sampling import PosteriorSamples
+from transfer_bo.surrogate.recommendation import minimize_expected_loss
+from transfer_bo.surrogate.surrogate import Surrogate
+
+__all__ = ["Projection"]
+
+BAND_SDS = 1.645
+"""Half width of a central 90% band, in standard deviations of a normal distribution."""
+
+IMPORTANCE_POINTS = 33
+"""Points along an HP's range over which the spread of the loss is taken."""
+
+AT_EDGE = 1e-9
+"""Octaves; a draw that is as close to the end of a range has been cut by it."""
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Projection:
+    """A fitted study, ready for questions about any scale.
+
+    Args:
+        surrogate: fitted to the study's runs.
+        runs: all runs of the study.
+        settings: settings of the study.
+    """
+
+    def __init__(self, surrogate: Surrogate, runs: Sequence[Run], settings: StudySettings) -> None:
+        self.surrogate, self.runs, self.settings = surrogate, list(runs), settings
+        self.ladder = Ladder(settings.scales[index] for index in settings.proxies)
+        self.ladder.align(settings.scales)
+        self.target = settings.target
+        self.hps = [dim.name for dim in surrogate.coordinates.numeric]
+        self._samples: PosteriorSamples | None = None
+
+    @property
+    def samples(self) -> PosteriorSamples:
+        """Posterior draws that all answers rest on, made when the first one is asked for."""
+        if self._samples is None:
+            self._samples = PosteriorSamples(self.surrogate.model, self.settings.seed)
+        return self._samples
+
+    def suggest(self, target: Scale | None = None) -> Suggestion:
+        """The setting with the least expected loss at the target, and what is known about it.
+
+        Args:
+            target: another scale than the study's target.
+
+        Raises:
+            ScaleError: for a scale that differs from the base along an axis that the fit does not have.
+        """
+        scale = self.target if target is None else target
+        surrogate = self.surrogate
+        for axis, ratio in scale.log2_ratio(self.settings.base).items():
+            if ratio and axis not in surrogate.coordinates.axes:
+                raise ScaleError(
+                    f"{axis} = {scale[axis]:g} is unknown to this fit, because all its scales have "
+                    f"{axis} = {self.settings.base[axis]:g}; fit with fit_study(study, target)."
+                )
+
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        z = self._optima(scale)
+        v, flags = minimize_expected_loss(surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T)
+        return Suggestion(
+            target=scale,
+            params=surrogate.coordinates.params(v, flags),
+            optimum=self._values(z),
+            predicted_loss=self.predict(scale, v, flags),
+            drift=self.drift(),
+            warnings=caveats(self, scale),
+            provenance=self._provenance(),
+        )
+
+    def optimum(self, scale: Scale, level: float = 0.9) -> dict[str, tuple[float, float, float]]:
+        """`{hp: (median, low, high)}` of the optimum at a scale."""
+        z = self._optima(scale)
+        return {
+            name: (float(np.median(draws)), *central_interval(draws, level))
+            for name, draws in self._values(z).items()
+        }
+
+    def curve(self, hp: str, scale: Scale, n: int = 81) -> tuple[Array, Array, Array, Array]:
+        """Loss along one HP at a scale, the others at their optimum.
+
+        Returns:
+            HP values, mean, low and high end of the band, each of shape n. The band is the central 90% of
+            the loss itself, without the noise of a run.
+        """
+        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
+        i = self.hps.index(hp)
+        z = self._line(i, scale, n)
+        posterior = surrogate.model.posterior(surrogate.rows(z @ coordinates.mix.T, scale))
+        mean = posterior.mean.detach().squeeze(-1)
+        band = BAND_SDS * posterior.variance.detach().clamp(min=0).sqrt().squeeze(-1)
+
+        losses = [
+            [surrogate.output.backward(float(y)) for y in line] for line in (mean, mean - band, mean + band)
+        ]
+        values = np.array([coordinates.value_of(i, float(at)) for at in z[:, i]], dtype=float)
+        low, high = np.minimum(losses[1], losses[2]), np.maximum(losses[1], losses[2])
+        return values, np.array(losses[0]), low, high
+
+    def importance(self, scale: Scale) -> dict[str, float]:
+        """Share of each HP in the spread of the loss over the searched box at a scale; sums to 1.
+
+        The variance of the fitted bowl along the HP over its range, the others at their optimum.
+        """
+        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
+        s = coordinates.s(scale)
+        spreads = []
+        for i in range(coordinates.d):
+            z = self._line(i, scale, IMPORTANCE_POINTS)
+            spreads.append(float(surrogate.landscape.bowl(surrogate.theta, z @ coordinates.mix.T, s).var()))
+        total = sum(spreads)
+        return {name: spread / total for name, spread in zip(self.hps, spreads, strict=True)}
+
+    def drift(self) -> Drift:
+        """Drift of each HP's optimum along each axis, octaves per doubling, beside its prior.
+
+        For an HP on a linear scale an "octave" is a quarter of its range.
+        """
+        surrogate, coordinates = self.surrogate, self.surrogate.coordinates
+        B, sd = surrogate.latent(self.target).drift()
+        prior = surrogate.drift_prior
+        return {
+            name: {
+                axis: {
+                    "mean": float(B[i, j]),
+                    "sd": float(sd[i, j]),
+                    "prior_mean": float(prior.mean[i, j]),
+                    "prior_sd": float(prior.sd[i, j]),
+                }
+                for j, axis in enumerate(coordinates.axes)
+            }
+            for i, name in enumerate(self.hps)
+        }
+
+    def sources(self) -> dict[str, dict[str, float]]:
+        """For each source study, how many of its runs were fitted, and how far off its optimum seems to lie.
+
+        That shift, in octaves, is learned and the same for all HPs. It is the weight of a source study: near
+        0 its runs count like the study's own, at several octaves they hardly count.
+        """
+        surrogate = self.surrogate
+        shift_sd = surrogate.model.covar_module.shift.detach()
+        return {
+            name: {"runs": sum(run.source == name for run in surrogate.runs), "shift": float(shift_sd[i])}
+            for i, name in enumerate(surrogate.coordinates.sources)
+        }
+
+    def predict(self, scale: Scale, v: Tensor, flags: Tensor | None = None) -> PredictedLoss:
+        """The metric of one run at a scale.
+
+        Args:
+            scale: where it runs.
+            v: its HPs (shape d).
+            flags: its choices of categorical HPs, one-hot (shape k); the best known ones if None.
+        """
+        X = self.surrogate.rows(v[None], scale, flags)
+        y = self.draw_losses(X, X[0])[:, 0]
+        return PredictedLoss(np.sort([self.surrogate.output.backward(float(value)) for value in y]))
+
+    def draw_losses(self, X: Tensor, at: Tensor) -> Tensor:
+        """Joint draws of y of one run at each of some rows, smaller is better (shape draws x m).
+
+        Args:
+            X: rows at one scale (shape m x (d+k+a+q)).
+            at: one row; what the bowl does not explain is drawn there and taken to be the same at all rows.
+        """
+        landscape = self.surrogate.landscape
+        v, flags, s = landscape.split(X)
+        draws = self.samples.at(s[0], at)
+        theta = draws.theta.unsqueeze(-2)
+        bowl = landscape.bowl(theta, v - draws.jitter.unsqueeze(-2), s)  # the jitter moves the bowl, not v
+        effects = landscape.get(draws.theta, "w") @ flags.T
+        y = landscape.law(theta, s) + bowl + effects + draws.error.unsqueeze(-1)
+
+        noise_sd = (draws.floor.unsqueeze(-1) ** 2 + (TOLERANCE * bowl) ** 2).sqrt()
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return y + noise_sd * torch.randn(y.shape, dtype=y.dtype, generator=generator)
+
+    def is_at_edge(self, scale: Scale) -> list[bool]:
+        """Whether at least half of the draws of each HP's optimum are cut by its range."""
+        coordinates = self.surrogate.coordinates
+        z = self._optima(scale)
+        cut = (z <= coordinates.z_low + AT_EDGE) | (z >= coordinates.z_high - AT_EDGE)
+        return [bool(share >= 0.5) for share in cut.double().mean(0)]
+
+    def _line(self, i: int, scale: Scale, n: int) -> Tensor:
+        """Points in z (shape n x d): the i-th HP over its range, the others at their optimum."""
+        coordinates = self.surrogate.coordinates
+        centre, _ = self.surrogate.latent(scale).optimum()
+        z: Tensor = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(n, 1)
+        z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), n)
+        return z
+
+    def _optima(self, scale: Scale) -> Tensor:
+        """Draws of the optimum in z (shape draws x d), the same ones at every call."""
+        coordinates = self.surrogate.coordinates
+        draws = self.samples.at(coordinates.s(scale))
+        return coordinates.clip_z(draws.optimum @ coordinates.unmix.T + draws.off)
+
+    def _values(self, z: Tensor) -> dict[str, Array]:
+        """Sorted values of each HP at points in z (shape draws x d)."""
+        value_of = self.surrogate.coordinates.value_of
+        return {
+            name: np.sort([float(value_of(i, float(at))) for at in z[:, i]])
+            for i, name in enumerate(self.hps)
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        """Versions, seed and numbers of runs."""
+        outcomes = [str(run.outcome) for run in self.runs if run.source is None]
+        sources = self.sources()
+        return {
+            "transfer_bo": version("transfer-bo"),
+            "torch": torch.__version__,
+            "botorch": version("botorch"),
+            "optuna": version("optuna"),
+            "python": platform.python_version(),
+            "seed": self.settings.seed,
+            "runs": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
+            **({"past": sources} if sources else {}),
+        }

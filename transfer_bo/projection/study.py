@@ -1,0 +1,56 @@
+"""The two calls for an Optuna study: fit everything it has run, and say what to set at the target.
+
+Reads a study through its public attributes and needs no import of Optuna.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transfer_bo.projection.projection import Projection
+from transfer_bo.projection.suggestion import Suggestion
+from transfer_bo.records import read_dimensions, read_runs, read_settings
+from transfer_bo.scale import Scale
+from transfer_bo.surrogate.surrogate import Surrogate
+
+__all__ = ["fit_study", "suggest"]
+
+
+def fit_study(study: Any, target: Scale | None = None) -> Projection:
+    """Fit the surrogate to all runs of an Optuna study.
+
+    Args:
+        study: an Optuna study that a `TransferSampler` with a ladder has worked on.
+        target: another scale than the sampler's target.
+
+    Raises:
+        StudyError: if the study holds no ladder.
+        NoRunsError: if no run has finished with a scale.
+        ScaleError: if the target has other axes than the ladder.
+    """
+    settings = read_settings(study)
+    if target is not None:
+        target.log2_ratio(settings.base)  # refuses other axes
+        settings = dataclasses.replace(settings, target=target)
+
+    runs = read_runs(study)
+    distributions = (trial.distributions for trial in study.get_trials(deepcopy=False))
+    dimensions = read_dimensions(distributions, settings.defaults)
+    surrogate = Surrogate(runs, dimensions, settings, maximize=study.direction.name == "MAXIMIZE")
+    return Projection(surrogate, runs, settings)
+
+
+def suggest(study: Any, target: Scale | None = None) -> Suggestion:
+    """What to set at the target, from everything that a study has run.
+
+    Args:
+        study: an Optuna study that a `TransferSampler` with a ladder has worked on.
+        target: another scale than the sampler's target.
+
+    Raises:
+        StudyError: if the study holds no ladder.
+        NoRunsError: if no run has finished with a scale.
+        ScaleError: if the target has other axes than the ladder.
+    """
+    return fit_study(study, target).suggest()

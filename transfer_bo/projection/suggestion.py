@@ -1,0 +1,101 @@
+"""What to set at a scale, how sure that is, and what it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from transfer_bo.errors import TransferError
+from transfer_bo.scale import Scale
+
+__all__ = ["PredictedLoss", "Suggestion", "central_interval"]
+
+LEVEL = 0.9
+"""Probability of the intervals in the JSON output."""
+
+Drift = dict[str, dict[str, dict[str, float]]]
+"""`{hp: {axis: {"mean", "sd", "prior_mean", "prior_sd"}}}`, octaves per doubling."""
+
+
+def central_interval(draws: np.ndarray[Any, np.dtype[np.float64]], level: float) -> tuple[float, float]:
+    """The interval that holds the central share `level` of some draws.
+
+    Raises:
+        TransferError: for a level that is no probability.
+    """
+    if not 0 < level < 1:
+        raise TransferError(
+            f"The level of an interval is {level!r}; give a number between 0 and 1, e.g. 0.9."
+        )
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class PredictedLoss:
+    """The loss of one run at the target with the suggested setting: its predictive distribution.
+
+    Attributes:
+        draws: draws of the metric, sorted, in the study's unit.
+    """
+
+    draws: np.ndarray[Any, np.dtype[np.float64]] = field(repr=False)
+
+    @property
+    def mean(self) -> float:
+        """Expected metric over the central 90% of the draws.
+
+        The far tail of an uncertain bowl is exponential and rests on no run; a few of its draws would
+        otherwise dominate the mean.
+        """
+        low, high = central_interval(self.draws, 0.9)
+        return float(self.draws[(self.draws >= low) & (self.draws <= high)].mean())
+
+    def interval(self, level: float = 0.9) -> tuple[float, float]:
+        """Central interval that holds the metric of one new run with the given probability."""
+        return central_interval(self.draws, level)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to set at the target.
+
+    Attributes:
+        target: the scale it is for.
+        params: HPs as searched (base coordinates under a parametrization).
+        optimum: draws of the best value of each HP at the target (numeric HPs only).
+        predicted_loss: the loss of one run with `params`.
+        drift: `{hp: {axis: {"mean", "sd", "prior_mean", "prior_sd"}}}`, octaves per doubling of the axis.
+        warnings: plain sentences about what the answer rests on.
+        provenance: versions, seed, numbers of runs.
+    """
+
+    target: Scale
+    params: dict[str, Any]
+    optimum: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = field(repr=False)
+    predicted_loss: PredictedLoss
+    drift: Drift = field(repr=False)
+    warnings: list[str]
+    provenance: dict[str, Any] = field(repr=False)
+
+    def interval(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
+        """`{hp: (low, high)}`: where the optimum at the target lies with the given probability, HP by HP."""
+        return {name: central_interval(draws, level) for name, draws in self.optimum.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the intervals are at 90%."""
+        return {
+            "target": dict(self.target),
+            "params": self.params,
+            "intervals": {name: list(bounds) for name, bounds in self.interval(LEVEL).items()},
+            "predicted_loss": {
+                "mean": self.predicted_loss.mean,
+                "interval": list(self.predicted_loss.interval(LEVEL)),
+            },
+            "drift": self.drift,
+            "level": LEVEL,
+            "warnings": self.warnings,
+            "provenance": self.provenance,
+        }
