@@ -32,10 +32,9 @@ import transfer_bo as tb
 import transfer_bo.search.policy  # or the first proposal loads torch, while another thing is measured
 from transfer_bo.attributes import OUTCOME_ATTR, SCALE_ATTR
 from transfer_bo.runners.objective import objective
-from transfer_bo.runners.worker_loop import work
-from transfer_bo.store.backends import connect_backend
-from transfer_bo.store.heartbeat import Owner
-from transfer_bo.store.open_study import open_storage
+from transfer_bo.runners.worker_loop import WorkerOptions, work
+from transfer_bo.store.backends import connect_backend, open_storage
+from transfer_bo.store.owner import Owner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runners"))
 LADDER = [tb.Scale(width=16, tokens=1e6), tb.Scale(width=32, tokens=1e6)]
@@ -73,7 +72,7 @@ def our_loop(url: str, trials: int, sampler: optuna.samplers.BaseSampler) -> Non
             ladder.suggest(trial)
         return train(trial)
 
-    work(study, scaled, is_over=lambda ended: len(ended) >= trials, owner=owner)
+    work(study, scaled, is_over=lambda ended: len(ended) >= trials, options=WorkerOptions(owner=owner))
 
 
 def milliseconds(function: Callable[[], None], trials: int) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from transfer_bo.projection import suggest
 from transfer_bo.records import Outcome, read_runs
-from transfer_bo.runners.worker_pool import run_search, run_verification
+from transfer_bo.runners.study_runner import run_search, run_verification
 from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import StudyFile, load_study_file
 

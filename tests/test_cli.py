@@ -22,7 +22,7 @@ from transfer_bo.cli.common import interruptible
 from transfer_bo.runners.objective import objective
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import Ladder
-from transfer_bo.store.open_study import open_study
+from transfer_bo.store.open_study import create_study
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -105,7 +105,7 @@ def search(path: Path, losses: Callable[[Scale, float], float] = lambda scale, l
     study_file = load_study_file(path)
     ladder = Ladder(study_file.proxies)
     sampler = TransferSampler(ladder=ladder, target=study_file.target, seed=0, budget=1e9)
-    study = open_study(study_file, definition=study_file.definition(), sampler=sampler)
+    study = create_study(study_file, study_file.definition(), sampler=sampler)
 
     @objective
     def train(trial: optuna.Trial) -> float:

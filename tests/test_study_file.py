@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from transfer_bo import Scale, TransferError
+from transfer_bo import Scale
+from transfer_bo.errors import StudyFileError
 from transfer_bo.study_file import StudyFile, load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -53,15 +54,15 @@ BAD = {  # what is replaced by what, and what the sentence must name beside the 
     "past runs nowhere": (("[budget]", "[[past]]\n[budget]"), "past[0]", "give either runs"),
     "past runs twice": (
         ("[budget]", '[[past]]\nruns = "a.csv"\n[[past]]\nruns = "b/a.csv"\n[budget]'),
-        "past: two past studies are called 'a'",
+        "past: two source studies are called 'a'",
         "give each a name",
     ),
     "a study in a table": (
         ("[budget]", '[[past]]\nruns = "a.csv"\nstudy = "x"\n[budget]'),
         "past[0].study = 'x'",
-        "leave this out",
+        "leave this key out",
     ),
-    "unknown key of a past study": (
+    "unknown key of a source study": (
         ("[budget]", '[[past]]\nrun = "a.csv"\n[budget]'),
         "past[0].run = 'a.csv'",
         "'runs'",
@@ -97,15 +98,15 @@ def test_paths_are_relative_to_the_study_file(
     """The same file means the same folders from any current directory."""
     path = write_study()
     monkeypatch.chdir(tmp_path)
-    near = load_study_file("tiny.toml")
+    relative = load_study_file("tiny.toml")
     monkeypatch.chdir("/")
 
-    far = load_study_file(path)
+    absolute = load_study_file(path)
 
-    assert near == far
-    assert tmp_path / "runs" / "tiny" == far.out
-    assert str(tmp_path / "text") == far.data_source
-    assert f"sqlite:///{tmp_path}/runs/tiny/study.db" == far.storage_url
+    assert relative == absolute
+    assert tmp_path / "runs" / "tiny" == absolute.out
+    assert str(tmp_path / "text") == absolute.data_source
+    assert f"sqlite:///{tmp_path}/runs/tiny/study.db" == absolute.storage_url
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -114,15 +115,15 @@ def test_a_bad_file_is_refused_in_one_sentence(case: str, write_study: WriteStud
     replacement, key_and_value, hint = BAD[case]
     path = write_study(replacement)
 
-    with pytest.raises(TransferError) as caught:
+    with pytest.raises(StudyFileError) as caught:
         load_study_file(path)
 
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ")
-    assert key_and_value in said
-    assert hint in said
-    assert "\n" not in said
-    assert "pydantic" not in said
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{path}: ")
+    assert key_and_value in sentence
+    assert hint in sentence
+    assert "\n" not in sentence
+    assert "pydantic" not in sentence
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["missing", "not text"])
@@ -132,7 +133,7 @@ def test_a_file_that_cannot_be_read_is_refused(content: bytes | None, tmp_path: 
     if content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(TransferError, match=r"other\.toml: this study file"):
+    with pytest.raises(StudyFileError, match=r"other\.toml: this study file"):
         load_study_file(path)
 
 

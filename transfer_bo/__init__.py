@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transfer_bo.sampler import TransferSampler
     from transfer_bo.scale import Ladder, Scale
     from transfer_bo.space import HP, Space
-    from transfer_bo.verification.jobs import verify
+    from transfer_bo.verification.running import verify
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOME = {
     "suggest_from_runs": "run_table",
     "Outcome": "runners.objective",
     "objective": "runners.objective",
-    "verify": "verification.jobs",
+    "verify": "verification.running",
     "TransferSampler": "sampler",
     "Ladder": "scale",
     "Scale": "scale",

@@ -63,11 +63,10 @@ MOVED_MODULES = {
     "plots": "display.figures",
     "reference_laws": "run_table.published_laws",
     "runners.command": "runners.external_program",
-    "runners.loop": "runners.worker_loop",
     "runners.outcomes": "runners.objective",
     "runners.pruner": "search.pruner",
     "runners.storage": "store.open_study",
-    "runners.verify": "verification.jobs",
+    "runners.verify": "verification",
     "surrogate.dimension": "dimension",
 }
 """Modules that programs may import under the name they had in version 0.1.0, and what they are called now."""

@@ -16,7 +16,7 @@ from scipy import stats
 from search import ARMS, FIRST, THEN
 from transfer import FACTORS, LENGTHS, RULES, SCALES
 
-from transfer_bo.verification.paired_test import Comparison, paired
+from transfer_bo.verification.paired_test import Comparison, compare_paired
 
 
 def speed_up(loss: float, lengths: Sequence[float], losses: Sequence[float]) -> float:
@@ -71,7 +71,7 @@ def search_table(rows: Rows) -> None:
             both = one.keys() & two.keys()
             means.append((_finite(_mean(one, both)), _finite(_mean(two, both))))
         if mine != other and len(means) > 1:
-            print(_said(paired(mine, other, means)))
+            print(_said(compare_paired(mine, other, means)))
 
 
 def _mean(losses: Mapping[int, float], which: Collection[int] | None = None) -> float:
@@ -106,7 +106,7 @@ def gains(rows: Rows, part: str) -> dict[str, tuple[Comparison, list[float]]]:
     found = {}
     for arm, of in losses.items():
         seeds = [seed for seed in of if 1.0 in curves.get(seed, {})]
-        gap = paired(arm, "global", [(_finite(of[s]), _finite(curves[s][1.0])) for s in seeds])
+        gap = compare_paired(arm, "global", [(_finite(of[s]), _finite(curves[s][1.0])) for s in seeds])
         saved = [
             speed_up(of[s], sorted(curves[s]), [curves[s][n] for n in sorted(curves[s])])
             for s in seeds
@@ -173,7 +173,7 @@ def pairs_table(rows: Rows) -> None:
         both = [s for p, a, s, n in at if (p, a, n) == (*mine, one) and (*other, s, one) in at]
         losses = [(_finite(at[*mine, s, one]), _finite(at[*other, s, one])) for s in both]
         if len(both) > 1:
-            print(_said(paired(" / ".join(mine), " / ".join(other), losses)))
+            print(_said(compare_paired(" / ".join(mine), " / ".join(other), losses)))
 
 
 def draw(rows: Rows) -> Figure:

@@ -26,7 +26,7 @@ from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.surrogate import surrogate as surrogate_module
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
-from transfer_bo.verification.paired_test import paired
+from transfer_bo.verification.paired_test import compare_paired
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -143,7 +143,7 @@ def main() -> None:
             at_one.append(
                 min(problem.excess_loss(np.r_[lr, np.zeros(GROUPS)]) for lr in np.linspace(-4, 4, 401))
             )
-        gap = paired("with", "without", pairs)
+        gap = compare_paired("with", "without", pairs)
         with_it, without = np.mean(pairs, axis=0)
         print(
             f"{name:30} with {with_it:.2f}  without {without:.2f}  difference {gap.mean:+.2f} "

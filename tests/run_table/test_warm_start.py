@@ -28,10 +28,10 @@ from transfer_bo.report.state import read_state
 from transfer_bo.run_table.warm_start import MAX_SOURCE_RUNS, is_added
 from transfer_bo.runners.study_search import search_is_over
 from transfer_bo.runners.task import make_task
-from transfer_bo.runners.warm_start import read_new_past, refuse_missing_past
-from transfer_bo.runners.worker_loop import work
+from transfer_bo.runners.warm_start import read_missing_source_runs, refuse_missing_source_runs
+from transfer_bo.runners.worker_loop import WorkerOptions, work
 from transfer_bo.search.budget import spent
-from transfer_bo.store.open_study import open_study
+from transfer_bo.store.open_study import create_study, find_study
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -320,18 +320,18 @@ def test_a_study_file_brings_its_past_runs_once(write_study: WriteStudy) -> None
     study_file = load_study_file(path)
     task = make_task(study_file)
     with pytest.raises(TransferError, match="'old' are not in the study yet"):
-        refuse_missing_past(study_file)
-    found = read_new_past(task)
+        refuse_missing_source_runs(study_file, find_study(study_file))
+    found = read_missing_source_runs(task, find_study(study_file))
     was_written = study_file.out.exists()
-    study = open_study(study_file, definition=task.definition())
+    study = create_study(study_file, task.definition())
 
     added = [past.store(study) for past in found]
     (path.parent / "old.csv").unlink()
-    refuse_missing_past(study_file)
+    refuse_missing_source_runs(study_file, study)
 
     assert not was_written
     assert [4] == added
-    assert [] == read_new_past(task)
+    assert [] == read_missing_source_runs(task, study)
     assert "old.csv" not in str(study.user_attrs)
     assert not search_is_over(task, study, read_runs(study))
 
@@ -343,10 +343,10 @@ def test_a_source_study_that_knows_nothing_of_the_space_is_refused(write_study: 
 
     frame.rename(columns={"lr": "rate"}).to_csv(path.parent / "old.csv", index=False)
     with pytest.raises(TransferError, match=r"tiny.toml: past\[0\]: its HPs are rate, none of which is in"):
-        read_new_past(make_task(load_study_file(path)))
+        read_missing_source_runs(make_task(load_study_file(path)), None)
     frame.drop(columns="depth").to_csv(path.parent / "old.csv", index=False)
     with pytest.raises(TransferError, match=r"tiny.toml: past\[0\]: .* depth"):
-        read_new_past(make_task(load_study_file(path)))
+        read_missing_source_runs(make_task(load_study_file(path)), None)
 
 
 def test_the_first_own_trial_runs_the_defaults_behind_past_runs() -> None:
@@ -360,8 +360,8 @@ def test_the_first_own_trial_runs_the_defaults_behind_past_runs() -> None:
         study,
         lambda trial: trial.suggest_float("lr", 0.0, 1.0),
         is_over=lambda trials: len(trials) > 4,
-        first={"lr": 0.25},
-        beat=0.1,
+        first_params={"lr": 0.25},
+        options=WorkerOptions(beat=0.1),
     )
 
     assert [2] == [trial.number for trial in study.trials if trial.params == {"lr": 0.25}]

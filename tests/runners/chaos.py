@@ -2,7 +2,7 @@
 
 Worker processes run short trials that write a checkpoint at every step. Every so often a random worker is
 killed with signal 9 and a new one starts; the database is restarted twice, once as if it had crashed. Every
-result that a worker was told to be stored is noted in a file of its own; at the end the study must hold each
+result that a worker stored is noted in a file of its own; at the end the study must hold each
 exactly once. Workers take each other for machines of their own, so that the dead are found by their silence
 alone.
 """
@@ -34,10 +34,10 @@ import transfer_bo as tb
 from transfer_bo.attributes import OWNER_LOSSES_ATTR, TOKEN_ATTR
 from transfer_bo.records import Outcome, read_run
 from transfer_bo.runners.objective import objective
-from transfer_bo.runners.worker_loop import work
+from transfer_bo.runners.worker_loop import WorkerOptions, work
 from transfer_bo.sampler import TransferSampler
-from transfer_bo.store.heartbeat import Owner
-from transfer_bo.store.open_study import open_storage
+from transfer_bo.store.backends import open_storage
+from transfer_bo.store.owner import Owner
 
 LOADED = [  # once, before the workers are forked; by name, for a script itself is not preloaded
     "transfer_bo.runners.worker_loop",
@@ -139,9 +139,10 @@ def run_worker(url: str, folder: Path, plan: Plan) -> None:
         return sum(read_run(trial).outcome is not Outcome.PREEMPTED for trial in trials) >= plan.trials
 
     def after(trial: FrozenTrial) -> None:
-        _note(folder / "told", f"{trial.number} {trial.value!r}")
+        _note(folder / "results", f"{trial.number} {trial.value!r}")
 
-    work(study, objective(train), is_over=is_over, owner=owner, after=after, beat=1.0, grace=plan.grace)
+    options = WorkerOptions(owner=owner, on_end=after, beat=1.0, grace=plan.grace)
+    work(study, objective(train), is_over=is_over, options=options)
 
 
 def _note(file: Path, line: str) -> None:
@@ -208,7 +209,7 @@ def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Count:
                     workers.remove(worker)
                     if worker.exitcode != 0:  # killed, or dead of itself
                         workers.append(start())
-            ended = _lines(folder / "told")
+            ended = _lines(folder / "results")
             is_time = time.monotonic() > next_kill and len(ended) >= plan.kill_trials * count.kills
             if is_time and workers and count.kills < plan.most_kills:
                 victim = chance.choice(workers)
@@ -228,7 +229,7 @@ def run(plan: Plan, say: Callable[[str], None] = lambda line: None) -> Count:
         for worker in workers:
             worker.kill()
         trials = study.get_trials(deepcopy=False)
-        _judge(count, trials, _lines(folder / "told"), _lines(folder / "steps"))
+        _judge(count, trials, _lines(folder / "results"), _lines(folder / "steps"))
         log = folder / "workers.log"
         if log.exists():
             say(log.read_text()[-1500:])
@@ -239,7 +240,7 @@ def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def _judge(count: Count, trials: list[FrozenTrial], told: list[str], steps: list[str]) -> None:
+def _judge(count: Count, trials: list[FrozenTrial], results: list[str], steps: list[str]) -> None:
     outcomes = Counter(trial.state.name for trial in trials)
     count.trials = len(trials)
     count.finished = outcomes["COMPLETE"]
@@ -248,13 +249,13 @@ def _judge(count: Count, trials: list[FrozenTrial], told: list[str], steps: list
     count.retried = sum(bool(trial.user_attrs.get(OWNER_LOSSES_ATTR)) for trial in trials)
     count.steps_repeated = len(steps) - len(set(steps))
     values = {trial.number: trial.value for trial in trials if trial.state.name == "COMPLETE"}
-    for line in told:
+    for line in results:
         number, value = line.split()
         count.lost += values.get(int(number)) != float(value)
     for trial in trials:  # a result that is there but wrong is lost, too
         if trial.state.name == "COMPLETE":
             count.lost += trial.value != loss_of(trial.params["x"])
-    count.twice = len(told) - len(set(told))
+    count.twice = len(results) - len(set(results))
     for name in (TOKEN_ATTR, "x"):
         of = Counter(trial.user_attrs.get(name, trial.params.get(name)) for trial in trials)
         of.pop(None, None)  # a trial that died before it asked for anything

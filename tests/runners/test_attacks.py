@@ -1,7 +1,7 @@
 """Study files and what is stored with a study are data: attacks that try to run something through them.
 
-Attacks of other kinds stand with what they attack: values of trials and templates in `test_command`,
-checkpoints in `test_checkpoint`, names in the report in `test_report`, passwords in `test_retrying`,
+Attacks of other kinds stand with what they attack: values of trials and templates in `test_external_program`,
+checkpoints in `test_checkpoint`, names in the report in `test_report`, passwords in `test_secrets`,
 `test_worker` and `test_report`, a program that a storage names in `test_worker`.
 """
 
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from transfer_bo import TransferError
 from transfer_bo.attributes import STUDY_FILE_ATTR
+from transfer_bo.errors import StudyError, TransferError
 from transfer_bo.runners.external_program import CommandError
 from transfer_bo.runners.task import Attempt, make_task
-from transfer_bo.store.open_study import open_study, stored_study_file
+from transfer_bo.store.existing_study import stored_study_file
+from transfer_bo.store.open_study import create_study
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -59,7 +60,7 @@ def test_a_study_file_runs_nothing(
     with contextlib.suppress(TransferError, CommandError):
         study_file = load_study_file(path)
         task = make_task(study_file)
-        open_study(study_file, definition=task.definition())
+        create_study(study_file, task.definition())
         if study_file.command is not None:
             task.run(Attempt(0, study_file.proxies[0], {"lr": 0.01}, 1, 1, 0, lambda *_: None))
 
@@ -73,12 +74,12 @@ def test_a_storage_does_not_decide_where_files_are_written(
 ) -> None:
     """A worker that joins by address alone writes below its own folder, or not at all."""
     study_file = load_study_file(write_study())
-    study = open_study(study_file, definition=study_file.definition())
+    study = create_study(study_file, study_file.definition())
     attack = study_file.run.model_copy(update={key: folder})
-    study.set_user_attr(STUDY_FILE_ATTR, study_file.model_copy(update={"run": attack}).shared())
+    study.set_user_attr(STUDY_FILE_ATTR, study_file.model_copy(update={"run": attack}).without_storage())
     before = sorted(tmp_path.rglob("*"))
 
-    with pytest.raises(TransferError, match=f"--study 'tiny': its run.{key} is '{folder}', not below"):
+    with pytest.raises(StudyError, match=f"run.{key} .* '{folder}'"):
         stored_study_file(study_file.storage_url, "tiny")
     assert before == sorted(tmp_path.rglob("*"))
 
@@ -89,9 +90,9 @@ def test_a_storage_does_not_decide_where_files_are_written(
 def test_what_is_stored_with_a_study_is_checked(text: str, write_study: WriteStudy) -> None:
     """A worker that joins by address alone reads it like a study file, and refuses it in a sentence."""
     study_file = load_study_file(write_study())
-    study = open_study(study_file, definition=study_file.definition())
+    study = create_study(study_file, study_file.definition())
     assert "tiny" == stored_study_file(study_file.storage_url, "tiny").name
     study.set_user_attr(STUDY_FILE_ATTR, text)
 
-    with pytest.raises(TransferError, match="--study 'tiny': the study file kept with it can't be read"):
+    with pytest.raises(StudyError, match="'tiny'"):
         stored_study_file(study_file.storage_url, "tiny")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_bo import TransferError
+from transfer_bo.errors import StudyFileError
 from transfer_bo.runners.task import StudyTask
 from transfer_bo.study_file import load_study_file
 
@@ -26,7 +26,7 @@ def test_the_models_own_modules_are_searched(write_study: WriteStudy) -> None:
 
 
 def test_an_empty_section_searches_learning_rates(write_study: WriteStudy) -> None:
-    """The kinds whose multipliers kept their worth at larger scales in studies/per_module."""
+    """The kinds whose multipliers kept their gain at larger scales in studies/per_module."""
     task = StudyTask(load_study_file(write_study(("[budget]", "[per_module]\n[budget]"))))
     multipliers = [name for name in task.space.hps if "." in name]
 
@@ -49,5 +49,5 @@ def test_betas_without_room_for_multipliers_are_refused(write_study: WriteStudy)
         ('"lr.embedding" = {}', "one_minus_beta1 = { low = 0.1, high = 0.99 }"), ("[budget]", betas)
     )
 
-    with pytest.raises(TransferError, match=r"tiny\.toml: per_module: HP 'one_minus_beta1': high = 0\.99"):
+    with pytest.raises(StudyFileError, match=r"tiny\.toml: per_module: HP 'one_minus_beta1': high = 0\.99"):
         StudyTask(load_study_file(path))

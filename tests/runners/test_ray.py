@@ -20,15 +20,17 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from transfer_bo import Outcome, TransferError
+from transfer_bo import Outcome
 from transfer_bo.attributes import OWNER_LOSSES_ATTR
+from transfer_bo.errors import StudyError, WorkerError
 from transfer_bo.records import read_runs
-from transfer_bo.runners import worker_pool
+from transfer_bo.runners import study_runner
 from transfer_bo.runners.study_search import make_sampler
 from transfer_bo.runners.task import Attempt, make_task
-from transfer_bo.store.heartbeat import Owner
+from transfer_bo.runners.worker_spec import WorkerSpec
 from transfer_bo.store.open_study import open_study
-from transfer_bo.study_file import StudyFile, load_study_file
+from transfer_bo.store.owner import Owner
+from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
 SECONDS = 600
@@ -94,7 +96,7 @@ def test_a_lost_node_costs_nothing(write_study: WriteStudy, ray_cluster: Any) ->
         running: list[int] = []
         while len(running) < 2:
             time.sleep(0.05)
-            with contextlib.suppress(TransferError):  # nothing yet
+            with contextlib.suppress(StudyError):  # nothing yet
                 trials = open_study(study_file).get_trials(states=(TrialState.RUNNING,))
                 running = [trial.number for trial in trials if trial.intermediate_values]
         ray_cluster.remove_node(nodes[0], allow_graceful=False)
@@ -103,12 +105,12 @@ def test_a_lost_node_costs_nothing(write_study: WriteStudy, ray_cluster: Any) ->
     remover = threading.Thread(target=remove)
     remover.start()
     shown = io.StringIO()
-    worker_pool.run_search(study_file, Console(file=shown, width=160))
+    study_runner.run_search(study_file, Console(file=shown, width=160))
     remover.join()
 
     trials = open_study(study_file).get_trials()
     died = [trial.number for trial in trials if trial.user_attrs.get(OWNER_LOSSES_ATTR)]
-    assert "its trial is given back and a new worker starts" in shown.getvalue()
+    assert "its trial returns to the queue and a new worker starts" in shown.getvalue()
     assert len(trials) in (4, 5)
     assert {Outcome.FINISHED} == {run.outcome for run in read_runs(open_study(study_file))}
     assert 1 == len(died)
@@ -134,8 +136,8 @@ def test_without_ray_the_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     study_file = load_study_file(write_study(("trials = 4", f"trials = 4\n{ON_RAY}")))
 
-    with pytest.raises(TransferError, match=r'pip install "transfer-bo\[ray\]"'):
-        worker_pool.run_search(study_file, Console(file=io.StringIO()))
+    with pytest.raises(WorkerError, match=r'pip install "transfer-bo\[ray\]"'):
+        study_runner.run_search(study_file, Console(file=io.StringIO()))
 
 
 class FakeRay(types.ModuleType):
@@ -171,10 +173,10 @@ class FakeRay(types.ModuleType):
         """The result, or that a node is gone."""
         if len(self.asked) > 1:
             return result()
-        spec = result.args[0]
-        study_file = StudyFile.model_validate_json(json.dumps(spec["study"]))
-        owner = Owner("elsewhere", 1, spec["owner"])
-        open_study(study_file, sampler=make_sampler(make_task(study_file)), owner=owner).ask()
+        spec = WorkerSpec.from_json(result.args[0])
+        owner = Owner("elsewhere", 1, spec.owner)
+        sampler = make_sampler(make_task(spec.study_file))
+        open_study(spec.study_file, sampler=sampler, owner=owner).ask()
         raise ConnectionError("The node is gone.")
 
 
@@ -192,12 +194,15 @@ def test_a_task_runs_one_trial_on_gpus_of_its_own(write_study: WriteStudy, fake_
     """As many tasks as trials, one for a lost one, and one that finds nothing left to do."""
     path = write_study(("trials = 4", 'trials = 2\n[run]\nrunner = "ray"\nthreads = 2'))
     shown = io.StringIO()
-    worker_pool.run_search(load_study_file(path), Console(file=shown, width=160))
+    study_runner.run_search(load_study_file(path), Console(file=shown, width=160))
 
     study = open_study(load_study_file(path))
     assert [Outcome.FINISHED, Outcome.FINISHED] == [run.outcome for run in read_runs(study)]
     assert [1, None] == [trial.user_attrs.get(OWNER_LOSSES_ATTR) for trial in study.trials]
-    assert "A worker died (exit code 1); its trial is given back and a new worker starts." in shown.getvalue()
+    assert (
+        "A worker died (exit code 1); its trial returns to the queue and a new worker starts."
+        in shown.getvalue()
+    )
     assert "The node is gone." in (load_study_file(path).out / "workers.log").read_text()
     assert [(1, 2, 0)] * 4 == [
         (asked["num_gpus"], asked["num_cpus"], asked["max_retries"]) for asked in fake_ray.asked
@@ -210,5 +215,5 @@ def test_trials_that_keep_failing_end_the_study(write_study: WriteStudy, fake_ra
     path = write_study(
         ("trials = 4", 'trials = 99\n[run]\nrunner = "ray"'), ("[budget]", f"{command}[budget]")
     )
-    with pytest.raises(TransferError, match="5 trials in a row failed, the last with CommandError: "):
-        worker_pool.run_search(load_study_file(path), Console(file=io.StringIO()))
+    with pytest.raises(WorkerError, match=r"5 trials .* CommandError: "):
+        study_runner.run_search(load_study_file(path), Console(file=io.StringIO()))

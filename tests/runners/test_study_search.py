@@ -14,9 +14,11 @@ from postgres import cluster, why_not
 
 from transfer_bo import Outcome
 from transfer_bo.records import read_runs
-from transfer_bo.runners.worker_loop import work
-from transfer_bo.store.heartbeat import Owner, requeue
-from transfer_bo.store.open_study import open_storage, open_study
+from transfer_bo.runners.worker_loop import WorkerOptions, work
+from transfer_bo.store.backends import open_storage
+from transfer_bo.store.heartbeat import requeue
+from transfer_bo.store.open_study import create_study
+from transfer_bo.store.owner import Owner
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -46,8 +48,9 @@ def join(path: Path, url: str, names: list[str], barrier: Any) -> None:
         study_file = load_study_file(path).model_copy(update={"name": name}).stored_in(url)
         owner = Owner.here()
         barrier.wait(SECONDS)
-        study = open_study(study_file, definition=study_file.definition(), owner=owner)
-        work(study, train, is_over=lambda trials: len(trials) > 3, first=FIRST, owner=owner, beat=0.1)
+        study = create_study(study_file, study_file.definition(), owner=owner)
+        options = WorkerOptions(owner=owner, beat=0.1)
+        work(study, train, is_over=lambda trials: len(trials) > 3, first_params=FIRST, options=options)
 
 
 @pytest.mark.usefixtures("no_open_connections")
@@ -64,7 +67,7 @@ def test_two_that_open_a_new_study_at_once_run_the_defaults_once(
 ) -> None:
     """Only the first trial has them; the storage gives its number to one process."""
     path, names = write_study(), ["one", "two", "three"]
-    CONTEXT.set_forkserver_preload(["test_search", "alembic.command"])
+    CONTEXT.set_forkserver_preload(["test_study_search", "alembic.command"])
     with storage(kind, tmp_path) as url:
         barrier = CONTEXT.Barrier(2)
         both = [CONTEXT.Process(target=join, args=(path, url, names, barrier), daemon=True) for _ in range(2)]
@@ -86,9 +89,10 @@ def test_the_first_trial_keeps_its_hps_when_its_owner_dies_at_once() -> None:
     """Between its birth and its HPs being written: whoever takes it next writes them."""
     study = optuna.create_study()
     study._storage.create_new_trial(study._study_id)
-    requeue(study, study.get_trials()[0], died=True)
+    requeue(study, study.get_trials()[0], owner_died=True)
 
-    work(study, train, is_over=lambda trials: len(trials) > 1, first=FIRST, beat=0.1)
+    options = WorkerOptions(beat=0.1)
+    work(study, train, is_over=lambda trials: len(trials) > 1, first_params=FIRST, options=options)
 
     assert [0] == [trial.number for trial in study.trials if trial.params == FIRST]
     assert 2 == len(study.trials)

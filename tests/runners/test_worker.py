@@ -18,7 +18,7 @@ from transfer_bo import Outcome
 from transfer_bo.attributes import TOKEN_ATTR, WORKER_ATTR
 from transfer_bo.records import read_runs
 from transfer_bo.runners.task import make_task
-from transfer_bo.store.open_study import open_study
+from transfer_bo.store.open_study import create_study
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -57,7 +57,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def stored(path: Path, server: Cluster) -> optuna.Study:
     """The study file's study, made on the server."""
     study_file = load_study_file(path).stored_in(server.url)
-    return open_study(study_file, definition=make_task(study_file).definition())
+    return create_study(study_file, make_task(study_file).definition())
 
 
 def holds_the_password(text: str) -> bool:
@@ -75,12 +75,12 @@ def test_two_join_by_address_alone(
         start("--storage", server.url, "--study", "joined"),
         start("--study", "joined", storage=server.url),
     ]
-    said = [process.communicate(timeout=SECONDS) for process in both]
+    ended = [process.communicate(timeout=SECONDS) for process in both]
 
     runs, trials = read_runs(study), study.get_trials(deepcopy=False)
-    shown = [text for texts in said for text in texts]
+    shown = [text for texts in ended for text in texts]
     kept = [file.read_text() for file in tmp_path.rglob("*.log")] + [str(study.user_attrs)]
-    assert [0, 0] == [process.returncode for process in both], said
+    assert [0, 0] == [process.returncode for process in both], ended
     assert len(runs) in (4, 5)  # both may start a last one at the same moment
     assert {Outcome.FINISHED} == {run.outcome for run in runs}
     assert len(trials) == len({trial.user_attrs[TOKEN_ATTR] for trial in trials})
@@ -103,10 +103,10 @@ def test_two_work_at_the_same_time(
     study = stored(path, server)
 
     both = [start(str(path), "--storage", server.url), start(str(path), storage=server.url)]
-    said = [process.communicate(timeout=SECONDS) for process in both]
+    ended = [process.communicate(timeout=SECONDS) for process in both]
 
     trials = study.get_trials(deepcopy=False)
-    assert [0, 0] == [process.returncode for process in both], said
+    assert [0, 0] == [process.returncode for process in both], ended
     assert {Outcome.FINISHED} == {run.outcome for run in read_runs(study)}
     assert 2 == len({trial.user_attrs[WORKER_ATTR]["id"] for trial in trials})
     assert not any(holds_the_password(file.read_text()) for file in (tmp_path / "met").iterdir())
@@ -120,12 +120,12 @@ def test_a_program_that_only_the_storage_names_is_not_run(
     study = stored(write_study(("tiny", "attack"), ("[budget]", f"[command]\n{command}\n[budget]")), server)
 
     process = start("--study", "attack", storage=server.url)
-    shown, said = process.communicate(timeout=SECONDS)
+    printed, error = process.communicate(timeout=SECONDS)
 
     assert 2 == process.returncode
-    assert "" == shown
-    assert said.startswith("--study 'attack': its trials run a program, 'touch")
-    assert 1 == said.count("\n")
+    assert "" == printed
+    assert error.startswith("--study 'attack': its trials run a program, 'touch")
+    assert 1 == error.count("\n")
     assert [] == study.get_trials()
     assert not (tmp_path / "trace").exists()
 
@@ -138,13 +138,13 @@ def test_a_worker_with_another_study_file_is_refused(
     other = write_study(("tiny", "refused"), ("context = 16", "context = 8"))
 
     process = start(str(other), "--storage", server.url)
-    shown, said = process.communicate(timeout=SECONDS)
+    printed, error = process.communicate(timeout=SECONDS)
 
     assert 2 == process.returncode
-    assert "" == shown
+    assert "" == printed
     assert (
         f"{other}: data.context = 8, but the stored trials of study 'refused' were run with 16; "
-        "set it back, or give the study another name.\n" == said
+        "set it back, or give the study another name.\n" == error
     )
     assert [] == study.get_trials()
 
@@ -163,10 +163,10 @@ def test_no_password_in_what_goes_wrong(
 ) -> None:
     """One sentence that names the address without its secret, and exit code 2."""
     process = start("--study", "nosuch", storage=re.sub(*damage, server.url))
-    shown, said = process.communicate(timeout=SECONDS)
+    printed, error = process.communicate(timeout=SECONDS)
 
     assert 2 == process.returncode
-    assert words in said
-    assert "postgresql://tester:***@" in said
-    assert 1 == said.count("\n")
-    assert not holds_the_password(shown + said)
+    assert words in error
+    assert "postgresql://tester:***@" in error
+    assert 1 == error.count("\n")
+    assert not holds_the_password(printed + error)

@@ -8,7 +8,7 @@ import optuna
 from optuna.storages import InMemoryStorage
 
 import transfer_bo as tb
-from transfer_bo.runners.worker_loop import work
+from transfer_bo.runners.worker_loop import WorkerOptions, work
 from transfer_bo.store.retrying_storage import RetryingStorage
 
 LOOKS = 4
@@ -44,7 +44,8 @@ def test_a_trial_takes_few_looks_at_the_study() -> None:
 
     def run(trials: int) -> int:
         before = storage.reads
-        work(study, train, is_over=lambda trials: False, has_heartbeat=False, at_most=trials)
+        options = WorkerOptions(has_heartbeat=False, max_trials=trials)
+        work(study, train, is_over=lambda trials: False, options=options)
         return storage.reads - before
 
     run(2)

@@ -18,12 +18,13 @@ import pytest
 from commands import commands
 from rich.console import Console
 
-from transfer_bo import Outcome, TransferError
+from transfer_bo import Outcome
 from transfer_bo.attributes import OWNER_LOSSES_ATTR, WORKER_ATTR
+from transfer_bo.errors import StudyError, StudyFileError, WorkerError
 from transfer_bo.records import Run, read_runs
-from transfer_bo.runners import worker, worker_pool
-from transfer_bo.store.heartbeat import _is_alive
+from transfer_bo.runners import study_lock, study_runner, worker, worker_pool
 from transfer_bo.store.open_study import open_study
+from transfer_bo.store.owner import is_alive
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -49,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def search(path: Path) -> str:
     """Search in this process (the workers are their own); what is shown."""
     shown = io.StringIO()
-    worker_pool.run_search(load_study_file(path), Console(file=shown, width=160))
+    study_runner.run_search(load_study_file(path), Console(file=shown, width=160))
     return shown.getvalue()
 
 
@@ -64,7 +65,7 @@ def running_trial(path: Path, seconds: float = SECONDS) -> tuple[int, int]:
     study = None
     while time.monotonic() < deadline:
         time.sleep(0.05)
-        with contextlib.suppress(TransferError):  # nothing yet
+        with contextlib.suppress(StudyError):  # nothing yet
             study = study or open_study(load_study_file(path))
         for trial in study.get_trials(deepcopy=False) if study is not None else []:
             if trial.state == optuna.trial.TrialState.RUNNING and trial.intermediate_values:
@@ -78,11 +79,11 @@ def test_a_study_runs_verifies_and_is_not_repeated(write_study: WriteStudy) -> N
     path, shown = write_study(), Console(file=io.StringIO())
     study_file = load_study_file(path)
     searched = read(path)
-    assert not worker_pool.run_search(study_file, shown)
+    assert not study_runner.run_search(study_file, shown)
     assert searched == read(path)
-    first = worker_pool.run_verification(study_file, shown)
+    first = study_runner.run_verification(study_file, shown)
     verified = read(path)
-    second = worker_pool.run_verification(study_file, shown)
+    second = study_runner.run_verification(study_file, shown)
 
     assert len(searched) in (4, 5)  # both workers may start a last trial at the same moment
     assert DEFAULTS == searched[0].params
@@ -96,7 +97,7 @@ def test_a_study_runs_verifies_and_is_not_repeated(write_study: WriteStudy) -> N
 
 
 def test_a_killed_worker_costs_one_trial_only(write_study: WriteStudy) -> None:
-    """Its trial is given back and runs again under its number, and a new worker makes the rest."""
+    """Its trial is requeued and runs again under its number, and a new worker makes the rest."""
     path = write_study(*LONG, ("trials = 4", "trials = 2"))
     killed: list[int] = []
 
@@ -129,7 +130,7 @@ def test_an_interrupted_run_ends_in_order(write_study: WriteStudy, start: Start)
 
     assert 130 == process.returncode
     assert f"Stopped. Finished trials are kept; go on with: transfer-bo run {path}\n" == said
-    assert not _is_alive(pid)
+    assert not is_alive(pid)
     assert [Outcome.WAITING] == [run.outcome for run in read(path)]
     assert OWNER_LOSSES_ATTR not in open_study(load_study_file(path)).trials[0].user_attrs
 
@@ -160,7 +161,7 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(write_study: WriteStudy, star
     process.communicate()
     search(path)
 
-    assert not _is_alive(pid)
+    assert not is_alive(pid)
     assert [Outcome.FINISHED] == [run.outcome for run in read(path)]
     assert DEFAULTS == read(path)[0].params
 
@@ -168,10 +169,10 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(write_study: WriteStudy, star
 def test_a_study_runs_once_at_a_time(write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second run of the same study says so instead of taking the cores from the first."""
     study_file = load_study_file(write_study())
-    monkeypatch.setattr(worker_pool, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(study_lock, "WAIT_SECONDS", 0.0)
 
-    with worker_pool._only_one(study_file), pytest.raises(TransferError, match="is running already"):
-        worker_pool.run_search(study_file, Console(file=io.StringIO()))
+    with study_lock.study_lock(study_file), pytest.raises(StudyFileError, match="'tiny'"):
+        study_runner.run_search(study_file, Console(file=io.StringIO()))
 
 
 def test_workers_that_keep_dying_end_the_run(
@@ -181,8 +182,8 @@ def test_workers_that_keep_dying_end_the_run(
     study_file = load_study_file(write_study())
     monkeypatch.setattr(worker, "main", os.abort)  # fails for it is given arguments
 
-    with pytest.raises(TransferError, match=r"died 4 times, last with exit code 1; look into .*workers\.log"):
-        worker_pool.run_search(study_file, Console(file=io.StringIO()))
+    with pytest.raises(WorkerError, match=r"4 times.* code 1.*workers\.log"):
+        study_runner.run_search(study_file, Console(file=io.StringIO()))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -193,7 +194,7 @@ def test_a_request_to_end_that_got_lost_is_remembered() -> None:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    with worker_pool._remembered() as was_asked:
+    with worker_pool.remembered_interrupts() as was_asked:
         before = was_asked()
         Deaf()
 

@@ -8,10 +8,13 @@ from typing import Any
 import optuna
 import pytest
 
-from transfer_bo import Diverged, Ladder, Outcome, Scale, TransferError, TransferSampler, objective, verify
+from transfer_bo import Diverged, Ladder, Outcome, Scale, TransferSampler, objective, verify
 from transfer_bo.attributes import PREDICTION_ATTR, PURPOSE_ATTR
+from transfer_bo.errors import StudyError
 from transfer_bo.records import read_runs
-from transfer_bo.verification.jobs import Verification, known_suggestion, plan, run_job
+from transfer_bo.verification.jobs import plan, verified_suggestion
+from transfer_bo.verification.running import run_job
+from transfer_bo.verification.verdict import Verification
 
 TARGET = Scale(width=64, tokens=1e6)
 SUGGESTED, DEFAULTS = {"lr": 0.02}, {"lr": 0.01}
@@ -165,7 +168,7 @@ def test_an_error_is_no_answer() -> None:
         world.ladder.suggest(trial)
         raise OSError("disk full")
 
-    with pytest.raises(TransferError, match="run the verification again"):
+    with pytest.raises(StudyError):
         verify(world.study, broken, SUGGESTION)
     assert verify(world.study, world.objective, SUGGESTION).measured is not None
 
@@ -194,13 +197,13 @@ def test_the_suggestion_is_known_until_the_search_goes_on() -> None:
     (job,) = plan(SUGGESTION, n_search=7)
     run_job(world.study, world.objective, job)
 
-    known = known_suggestion(world.study, TARGET, 7)
+    known = verified_suggestion(world.study, TARGET, 7)
 
     assert known is not None
     assert SUGGESTED == known.params
     assert [job] == plan(known, n_search=7)
-    assert known_suggestion(world.study, TARGET, 8) is None
-    assert known_suggestion(world.study, TARGET.replace(width=128), 7) is None
+    assert verified_suggestion(world.study, TARGET, 8) is None
+    assert verified_suggestion(world.study, TARGET.replace(width=128), 7) is None
 
 
 @pytest.mark.parametrize(

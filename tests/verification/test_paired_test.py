@@ -17,7 +17,7 @@ from transfer_bo.records import read_runs
 from transfer_bo.runners.task import REPLICA_SEEDS, Attempt, StudyTask
 from transfer_bo.study_file import load_study_file
 from transfer_bo.verification.jobs import plan, replicas
-from transfer_bo.verification.paired_test import Comparison, paired
+from transfer_bo.verification.paired_test import Comparison, compare_paired
 
 WriteStudy = Callable[..., Path]
 TARGET = Scale(width=64, tokens=1e6)
@@ -39,25 +39,25 @@ class _Suggestion:
 def test_the_interval_is_students() -> None:
     """Against scipy's own paired t-test: the interval leaves out 0 just where p < 10%."""
     one, two = [2.01, 2.03, 1.99, 2.01], [2.05, 2.06, 2.06, 2.03]
-    comparison = paired("winner", "incumbent", list(zip(one, two, strict=True)))
+    comparison = compare_paired("winner", "incumbent", list(zip(one, two, strict=True)))
     expected = stats.ttest_rel(one, two).confidence_interval(0.9)
 
     assert pytest.approx((expected.low, expected.high)) == comparison.interval
     assert "better" == comparison.verdict
-    assert "worse" == paired("a", "b", list(zip(two, one, strict=True))).verdict
-    assert "worse" == paired("a", "b", list(zip(one, two, strict=True)), maximize=True).verdict
+    assert "worse" == compare_paired("a", "b", list(zip(two, one, strict=True))).verdict
+    assert "worse" == compare_paired("a", "b", list(zip(one, two, strict=True)), maximize=True).verdict
     assert "the winner is better" in comparison.text
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=0, max_size=2))
 def test_two_pairs_decide_nothing(gains: list[float]) -> None:
     """However large and alike the differences are."""
-    assert "undecided" == paired("a", "b", [(2.0 - gain, 2.0) for gain in gains]).verdict
+    assert "undecided" == compare_paired("a", "b", [(2.0 - gain, 2.0) for gain in gains]).verdict
 
 
 def test_a_setting_that_diverges_once_is_not_called_better() -> None:
     """A lost run is no missing value: it is said, and nothing is decided."""
-    comparison = paired("winner", "incumbent", [(1.0, 2.0), (1.01, 2.0), (1.02, 2.0), (None, 2.0)])
+    comparison = compare_paired("winner", "incumbent", [(1.0, 2.0), (1.01, 2.0), (1.02, 2.0), (None, 2.0)])
 
     assert (3, 1) == (len(comparison.differences), comparison.lost)
     assert "undecided" == comparison.verdict
@@ -71,14 +71,14 @@ def test_verify_runs_all_again_with_shared_seeds_and_nothing_twice() -> None:
     study = optuna.create_study(
         sampler=TransferSampler(ladder=ladder, target=TARGET, seed=0, n_startup_trials=4)
     )
-    seen: list[tuple[float, int]] = []
+    seeds: list[tuple[float, int]] = []
 
     @objective
     def train(trial: optuna.Trial) -> float:
         ladder.suggest(trial)
         lr, replica = trial.suggest_float("lr", 1e-3, 1.0, log=True), trial.user_attrs.get(REPLICA_ATTR, 0)
         if PURPOSE_ATTR in trial.user_attrs:
-            seen.append((lr, replica))
+            seeds.append((lr, replica))
         return 2.0 + lr + NOISE[replica]
 
     study.optimize(train, n_trials=1)
@@ -88,7 +88,7 @@ def test_verify_runs_all_again_with_shared_seeds_and_nothing_twice() -> None:
     same = verify(study, train, _Suggestion(), controls, replicate=3)
 
     assert () == first.comparisons
-    assert [(lr, replica) for replica in range(4) for lr in (0.02, 0.01)] == seen
+    assert [(lr, replica) for replica in range(4) for lr in (0.02, 0.01)] == seeds
     assert [pytest.approx(0.01)] * 4 == list(again.comparisons[0].differences)
     assert "worse" == again.comparisons[0].verdict
     assert again == same

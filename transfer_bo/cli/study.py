@@ -36,7 +36,7 @@ def run(study: StudyArgument) -> None:
     if study_file.run.runner == "local":
         forkserver.prepare()
     silence_libraries()
-    from transfer_bo.runners.worker_pool import run_search
+    from transfer_bo.runners.study_runner import run_search
 
     console = output_console()
     with interruptible(f"run {study}"):
@@ -59,7 +59,7 @@ def verify(
     """
     study_file = load_study_file(study)
     silence_libraries()
-    from transfer_bo.runners.worker_pool import run_verification
+    from transfer_bo.runners.study_runner import run_verification
 
     console = output_console()
     with interruptible(f"verify {study}"):

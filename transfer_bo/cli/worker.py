@@ -51,11 +51,11 @@ def worker(
     if joined.run.runner == "local":
         forkserver.prepare()
     silence_libraries()
-    from transfer_bo.runners.worker_pool import join
+    from transfer_bo.runners.study_runner import join_search
 
     console = output_console()
     with interruptible(f"worker {study_file or f'--storage URL --study {study}'}"):
-        if not join(joined, console):
+        if not join_search(joined, console):
             console.print("The budget is spent; there is nothing left to do.")
 
 
@@ -69,6 +69,6 @@ def _study_file(path: Path | None, storage: str | None, name: str | None) -> Stu
         return load_named(path, storage, name)
     if storage is None or name is None:
         raise TransferError("Which study? Give a study file, or both --storage and --study.")
-    from transfer_bo.store.open_study import stored_study_file
+    from transfer_bo.store.existing_study import stored_study_file
 
     return stored_study_file(storage, name)

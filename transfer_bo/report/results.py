@@ -12,7 +12,7 @@ from transfer_bo.report import page
 from transfer_bo.report.compute import search_effort
 from transfer_bo.report.state import Check, State
 from transfer_bo.space import DEPTH, KINDS, split_name
-from transfer_bo.verification.jobs import Verification
+from transfer_bo.verification.verdict import Verification
 
 __all__ = ["headline", "prediction", "target_settings"]
 

@@ -1,23 +1,24 @@
-"""Run any training program as a trial: Megatron, torchtitan, JAX, a shell script; it needs no code of ours.
+"""Any training program as a trial: Megatron, torchtitan, JAX, a shell script; it needs no code of ours.
 
-What the program gets, all of it in each of three ways:
-    arguments     `{lr}`, `{width}`, `{trial}`, `{seed}`, ... in the study file's `command.run` are filled in.
-                  An HP with a dot in its name is written as it is: `{lr.embedding}`. `{{` and `}}` are
-                  braces.
+The program gets everything in each of three ways:
+    arguments     `{lr}`, `{width}`, `{trial}`, `{seed}`, ... in the study file's `command.run` are replaced
+                  by values. An HP with a dot in its name is written as it is: `{lr.embedding}`. `{{` and `}}`
+                  stand for braces.
     environment   TRANSFER_BO_INPUT, TRANSFER_BO_OUTPUT and TRANSFER_BO_CHECKPOINT: paths of the files below
     {input}       a JSON file: {"trial", "seed", "attempt", "scale": {axis: value}, "hps": {name: value},
-                  "accumulate", "checkpoint", "output"}; floats in full, as they are stored
+                  "accumulate", "checkpoint", "output"}; floats with all digits, as they are stored
 
-What the program says, as lines of JSON appended to the file {output}:
-    {"progress": 0.1, "loss": 3.2}      any number of times, progress in (0, 1]; the pruner looks at these
+The program reports by appending lines of JSON to the file {output}:
+    {"progress": 0.1, "loss": 3.2}      any number of times, progress in (0, 1]; the pruner uses them
     {"loss": 2.9}                       once, at the end: the result
-    {"outcome": "diverged"}             instead: or "out_of_memory", "preempted", with a "message" if it likes
+    {"outcome": "diverged"}             instead of a result; or "out_of_memory", "preempted", and optionally a
+                                        "message"
 
-or, from Python, `from transfer_bo.runners.external_program import tell; tell(loss=2.9)`. A program that ends with an
-error and says nothing is an error, with the end of what it wrote to standard error. When a worker is asked to
-end, the program gets SIGTERM: it may write what it needs to go on to the folder {checkpoint} and finds it
-there when the trial runs again. Nothing goes through a shell unless `shell = true`, and then every value is
-quoted.
+or, from Python, `from transfer_bo.runners.external_program import tell; tell(loss=2.9)`. A program that ends
+with an exit code other than 0 and without a result is an error, with the end of what it wrote to standard
+error. When a worker is asked to end, the program gets SIGTERM: it may write what it needs to go on to the
+folder {checkpoint} and finds it there when the trial runs again. No shell is involved unless `shell = true`,
+and then every value is quoted.
 """
 
 from __future__ import annotations
@@ -36,18 +37,36 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from transfer_bo.errors import Diverged, Preempted, TransferError
+from transfer_bo.errors import Diverged, Preempted, StudyFileError, WorkerError
 
-__all__ = ["CommandError", "Program", "fill", "tell"]
+__all__ = ["CHECKPOINT", "INPUT", "LOST", "OUTPUT", "CommandError", "Program", "fill", "tell"]
 
 POLL_SECONDS = 0.1
+"""How often the program's output is read."""
+
 STOP_SECONDS = 10.0
 """How long a program may take to end after SIGTERM; then it is killed, with all its children."""
-INPUT, OUTPUT, CHECKPOINT = "TRANSFER_BO_INPUT", "TRANSFER_BO_OUTPUT", "TRANSFER_BO_CHECKPOINT"
+
+TAIL_LENGTH = 1500
+"""Characters from the end of standard error that are shown when a program fails."""
+
+LINE_LENGTH = 200
+"""Characters of an unreadable line of output that are shown."""
+
+INPUT = "TRANSFER_BO_INPUT"
+"""Environment variable: path of the JSON file with what is to be trained."""
+
+OUTPUT = "TRANSFER_BO_OUTPUT"
+"""Environment variable: path of the file to which the program reports."""
+
+CHECKPOINT = "TRANSFER_BO_CHECKPOINT"
+"""Environment variable: folder that is kept from one attempt to the next."""
+
 LOST = "lost"
-"""Outcome that a process reports when another one of the same trial is gone without a word."""
+"""Outcome that a process reports if another process of the same trial has disappeared."""
+
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -55,33 +74,45 @@ class CommandError(RuntimeError):
     """A training program ended without a result."""
 
 
-def tell(**what: Any) -> None:
-    """Say something to the study from inside a program that a study runs; does nothing elsewhere.
+def tell(
+    *,
+    loss: float | None = None,
+    progress: float | None = None,
+    outcome: str | None = None,
+    message: str | None = None,
+) -> None:
+    """Report to the study from inside a program that a study runs; without a study it does nothing.
 
     Args:
-        what: `loss=` for the result, `progress=` and `loss=` on the way, `outcome=` and `message=` for an end
-            without a result.
+        loss: The result; with `progress`, the loss reached so far.
+        progress: Share of the run that is done, in (0, 1].
+        outcome: "diverged", "out_of_memory", "preempted" or "error", for an end without a result.
+        message: What happened, beside `outcome`.
     """
     path = os.environ.get(OUTPUT)
     if path is None:
         return
-    line = json.dumps({key: float(v) if hasattr(v, "__float__") else v for key, v in what.items()})
+
+    numbers = {"loss": loss, "progress": progress}
+    line: dict[str, Any] = {key: float(value) for key, value in numbers.items() if value is not None}
+    words = {"outcome": outcome, "message": message}
+    line |= {key: str(value) for key, value in words.items() if value is not None}
     with Path(path).open("a") as file:
-        file.write(line + "\n")
+        file.write(json.dumps(line) + "\n")
 
 
 def fill(template: str, values: Mapping[str, Any], quote: Callable[[str], str] = str) -> str:
-    """A template with `{name}` replaced by the value of that name.
+    """Replace each `{name}` in a template by the value of that name.
 
-    No formatting language: a name is looked up as it stands, so that a template can't reach into objects.
+    This is no formatting language: names are looked up as they are, so a template can't reach into objects.
 
     Args:
         template: The text.
-        values: By name; floats are written in full, so that reading them back gives the same bits.
+        values: By name; floats are written with all digits, so that reading them back gives the same bits.
         quote: Applied to each value.
 
     Raises:
-        TransferError: for a name that is not there.
+        StudyFileError: If a name is not in `values`.
     """
 
     def replace(found: re.Match[str]) -> str:
@@ -89,7 +120,7 @@ def fill(template: str, values: Mapping[str, Any], quote: Callable[[str], str] =
         if name is None:
             return found.group()[0]
         if name not in values:
-            raise TransferError(
+            raise StudyFileError(
                 f"command.run: {found.group()!r} is no value of a trial; use one of "
                 f"{', '.join(sorted(values))}, or double the braces."
             )
@@ -100,36 +131,90 @@ def fill(template: str, values: Mapping[str, Any], quote: Callable[[str], str] =
 
 
 @dataclass
-class _Said:
-    """What a program has said so far."""
+class _Output:
+    """What a program has reported so far."""
 
     loss: float | None = None
     outcome: str | None = None
     message: str = ""
     reports: list[tuple[float, float]] = field(default_factory=list)
+    """Progress and loss of the reports that were not passed on yet."""
+
+    def read(self, line: str) -> None:
+        """Add a line of JSON.
+
+        Raises:
+            CommandError: If it is no report.
+        """
+        try:
+            content = json.loads(line)
+            if "outcome" in content:
+                # Of several processes the first to fail knows the reason; that another is lost is no reason.
+                if self.outcome in (None, LOST):
+                    self.outcome, self.message = str(content["outcome"]), str(content.get("message", ""))
+            elif "progress" in content:
+                progress = min(max(float(content["progress"]), 0.0), 1.0)
+                self.reports.append((progress, float(content["loss"])))
+            else:
+                self.loss = float(content["loss"])
+        except (ValueError, TypeError, KeyError) as error:
+            shown = line.strip()[:LINE_LENGTH]
+            raise CommandError(f"The program reported {shown!r}, which is no result ({error!r}).") from error
+
+    def result(self, code: int, errors: Path) -> float:
+        """The program's loss, after its end.
+
+        Args:
+            code: Its exit code.
+            errors: File with what it wrote to standard error.
+
+        Raises:
+            Diverged, MemoryError, Preempted: As the program reported.
+            CommandError: If it ended without a result.
+        """
+        was_killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        was_stopped = code in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+        if self.outcome == "diverged":
+            raise Diverged(self.message or "The program reported that it diverged.")
+        if self.outcome == "out_of_memory":
+            raise MemoryError(self.message or "The program reported that it ran out of memory.")
+        if self.outcome == LOST or (self.outcome is None and was_killed):
+            raise Preempted("A process of the program was killed.", died=True)
+        if self.outcome == "preempted" or (self.outcome is None and was_stopped):
+            raise Preempted(self.message or "The program was stopped.")
+        if self.outcome is not None and self.outcome != "finished":
+            raise CommandError(self.message or f"The program ended with the outcome {self.outcome!r}.")
+
+        if self.loss is None or code != 0:
+            tail = errors.read_text(errors="replace").strip()[-TAIL_LENGTH:]
+            raise CommandError(f"The program ended with exit code {code} and no result. {tail}")
+        if not math.isfinite(self.loss):
+            raise Diverged(f"The program's loss is {self.loss}.")
+        return self.loss
 
 
 @dataclass(frozen=True)
 class Program:
-    """A training program as a study file describes it.
-
-    Args:
-        run: Arguments, or one string for the shell.
-        shell: Whether a shell reads it.
-        env: Added to the environment; values may hold `{names}`, too.
-        folder: Where it runs.
-    """
+    """A training program as a study file describes it."""
 
     run: Sequence[str] | str
+    """Arguments, or one string for the shell; both may hold `{names}`."""
+
     shell: bool
+    """Whether a shell reads it."""
+
     env: Mapping[str, str]
+    """Added to the environment; values may hold `{names}`, too."""
+
     folder: Path
+    """Where it runs."""
 
     def command(self, values: Mapping[str, Any]) -> list[str] | str:
-        """What is executed.
+        """The command that is executed.
 
         Raises:
-            TransferError: for a `{name}` that is no value of a trial.
+            StudyFileError: If a `{name}` is not in `values`.
         """
         if isinstance(self.run, str):
             return fill(self.run, values, shlex.quote)
@@ -141,49 +226,57 @@ class Program:
         content: Mapping[str, Any],
         *,
         report: Callable[[float, float], None],
-        stop: Callable[[], bool],
+        should_stop: Callable[[], bool],
         checkpoint: Path,
     ) -> float:
-        """Run it once.
+        """Run the program once.
 
         Args:
-            values: What `{names}` stand for.
-            content: Of the JSON file.
-            report: Called with (progress, loss); what it raises ends the program.
-            stop: Whether this process has been asked to end.
+            values: Values of `{names}`.
+            content: Content of the JSON file.
+            report: Called with (progress, loss); an exception that it raises ends the program.
+            should_stop: Whether this process was asked to end.
             checkpoint: Folder that the program may use, kept from one attempt to the next.
 
         Returns:
-            Its loss.
+            The program's loss.
 
         Raises:
-            Diverged, MemoryError, Preempted: as the program says.
-            CommandError: if it ends without a result.
-            TransferError: if it can't be started.
+            Diverged, MemoryError, Preempted: As the program reported.
+            CommandError: If it ended without a result.
+            StudyFileError: If a `{name}` is not in `values`.
+            WorkerError: If it can't be started.
         """
         with tempfile.TemporaryDirectory(prefix="transfer-bo-") as name:
-            files = {"input": Path(name) / "input.json", "output": Path(name) / "output.jsonl"}
-            places = {**{key: str(path) for key, path in files.items()}, "checkpoint": str(checkpoint)}
-            files["input"].write_text(json.dumps({**content, **places}))
-            files["output"].touch()
-            values = {**values, **places}
+            folder = Path(name)
+            output, errors = folder / "output.jsonl", folder / "stderr"
+            output.touch()
+
+            paths = {
+                "input": str(folder / "input.json"),
+                "output": str(output),
+                "checkpoint": str(checkpoint),
+            }
+            Path(paths["input"]).write_text(json.dumps({**content, **paths}))
+
+            values = {**values, **paths}
             environment = {
                 **os.environ,
                 **{key: fill(text, values) for key, text in self.env.items()},
-                INPUT: places["input"],
-                OUTPUT: places["output"],
-                CHECKPOINT: places["checkpoint"],
+                INPUT: paths["input"],
+                OUTPUT: paths["output"],
+                CHECKPOINT: paths["checkpoint"],
             }
-            errors = Path(name) / "stderr"
             with errors.open("w") as stderr, self._started(values, environment, stderr) as process:
-                said = self._follow(process, files["output"], report, stop)
+                reported = _follow(process, output, report, should_stop)
                 code = process.wait()
-            return _result(said, code, errors)
+            return reported.result(code, errors)
 
     @contextlib.contextmanager
     def _started(
-        self, values: Mapping[str, Any], environment: Mapping[str, str], stderr: Any
+        self, values: Mapping[str, Any], environment: Mapping[str, str], stderr: IO[str]
     ) -> Iterator[subprocess.Popen[bytes]]:
+        """The running program; it is ended, with its children, when the block ends."""
         command = self.command(values)
         try:
             process = subprocess.Popen(
@@ -199,94 +292,61 @@ class Program:
             )
         except OSError as error:
             shown = command if isinstance(command, str) else command[0]
-            raise TransferError(
+            raise WorkerError(
                 f"command.run: {shown!r} can't be started ({error.strerror}); check the path."
             ) from error
+
         try:
             yield process
         finally:
             _end(process)
 
-    def _follow(
-        self,
-        process: subprocess.Popen[bytes],
-        output: Path,
-        report: Callable[[float, float], None],
-        stop: Callable[[], bool],
-    ) -> _Said:
-        said = _Said()
-        with output.open() as lines:
-            while True:
-                has_ended = process.poll() is not None  # asked first: what it said last is then there to read
-                while line := lines.readline():
-                    if not line.endswith("\n") and not has_ended:
-                        lines.seek(lines.tell() - len(line.encode()))  # half a line: the rest comes later
-                        break
-                    _listen(said, line)
-                for progress, loss in said.reports:
-                    report(progress, loss)
-                said.reports.clear()
-                if has_ended:
-                    return said
-                if stop():
-                    _end(process)
-                    raise Preempted("The program was stopped.")
-                time.sleep(POLL_SECONDS)
-
 
 def _end_with_worker() -> None:
-    """In the new process: ask the kernel for SIGTERM when the worker is gone, whatever kills it."""
+    """In the new process: ask the kernel for SIGTERM when the worker is gone, however it ended."""
     import ctypes
 
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _listen(said: _Said, line: str) -> None:
-    try:
-        what = json.loads(line)
-        if "outcome" in what:
-            # Of several processes the first one to fail knows why; that another one is lost is no reason.
-            if said.outcome in (None, LOST):
-                said.outcome, said.message = str(what["outcome"]), str(what.get("message", ""))
-        elif "progress" in what:
-            said.reports.append((min(max(float(what["progress"]), 0.0), 1.0), float(what["loss"])))
-        else:
-            said.loss = float(what["loss"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CommandError(
-            f"The program said {line.strip()[:200]!r}, which is no result ({error!r})."
-        ) from error
+def _follow(
+    process: subprocess.Popen[bytes],
+    output: Path,
+    report: Callable[[float, float], None],
+    should_stop: Callable[[], bool],
+) -> _Output:
+    """Read a program's output until it has ended, and pass its reports on."""
+    reported = _Output()
+    with output.open() as lines:
+        while True:
+            has_ended = process.poll() is not None  # asked first: then its last line is there to be read
+            while line := lines.readline():
+                if not line.endswith("\n") and not has_ended:
+                    lines.seek(lines.tell() - len(line.encode()))  # half a line: the rest comes later
+                    break
+                reported.read(line)
+
+            for progress, loss in reported.reports:
+                report(progress, loss)
+            reported.reports.clear()
+
+            if has_ended:
+                return reported
+            if should_stop():
+                _end(process)
+                raise Preempted("The program was stopped.")
+            time.sleep(POLL_SECONDS)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a program and its children: in order if it listens, else the hard way."""
-    for sign, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
+    """End a program and its children, by SIGTERM if it obeys, else by SIGKILL."""
+    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, sign)
+                os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
+
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # children that outlived it
-
-
-def _result(said: _Said, code: int, errors: Path) -> float:
-    tail = errors.read_text(errors="replace").strip()[-1500:]
-    if said.outcome == "diverged":
-        raise Diverged(said.message or "The program says that it diverged.")
-    if said.outcome == "out_of_memory":
-        raise MemoryError(said.message or "The program says that it ran out of memory.")
-    if said.outcome == LOST or (said.outcome is None and code in (-signal.SIGKILL, 128 + signal.SIGKILL)):
-        raise Preempted("A process of the program was killed.", died=True)
-    if said.outcome == "preempted" or (
-        said.outcome is None and code in (-signal.SIGTERM, 128 + signal.SIGTERM)
-    ):
-        raise Preempted(said.message or "The program was stopped.")
-    if said.outcome is not None and said.outcome != "finished":
-        raise CommandError(said.message or f"The program ended with the outcome {said.outcome!r}.")
-    if said.loss is None or code != 0:
-        raise CommandError(f"The program ended with exit code {code} and no result. {tail}")
-    if not math.isfinite(said.loss):
-        raise Diverged(f"The program's loss is {said.loss}.")
-    return said.loss

@@ -1,8 +1,8 @@
-"""Worker processes are forks of one process that has loaded the libraries: they start at once.
+"""Worker processes that start at once: forks of one process that has loaded the libraries.
 
-A fresh Python needs seconds of a core to load torch and the rest, each time a worker starts. Here that is
-paid once, beside what the parent itself loads, and memory that nobody writes to is shared. Where processes
-can't be forked (Windows), or not with all libraries (macOS), they are fresh ones.
+A fresh Python needs seconds of a core to load torch and the other libraries, each time a worker starts. Here
+they are loaded once, while the parent loads its own, and memory that nobody writes to is shared. Where
+processes can't be forked (Windows), or not with all libraries (macOS), workers are fresh processes.
 """
 
 from __future__ import annotations
@@ -15,47 +15,55 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transfer_bo.runners import worker
+
+if TYPE_CHECKING:
+    from transfer_bo.runners.worker_spec import WorkerSpec
 
 __all__ = ["ForkedWorker", "prepare"]
 
 _CAN_FORK = sys.platform == "linux"
+
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if _CAN_FORK else "spawn")
-_LOADED = [  # what a worker imports; nothing of it touches a GPU or starts a thread
+
+_LOADED = [
     "transfer_bo.cli",
     "transfer_bo.runners.worker_loop",
+    "transfer_bo.runners.worker_spec",
     "transfer_bo.runners.study_search",
-    "transfer_bo.store.open_study",
     "transfer_bo.runners.task",
-    "transfer_bo.verification.jobs",
+    "transfer_bo.store.open_study",
     "transfer_bo.search.policy",
+    "transfer_bo.search.pruner",
+    "transfer_bo.verification.running",
     "alembic.command",  # Optuna compares the version of its tables
     "sqlalchemy.dialects.sqlite",
     "sqlalchemy.dialects.postgresql.psycopg",
     "psycopg",  # where it is installed
 ]
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Modules that a worker imports; none of them touches a GPU or starts a thread."""
 
 
 def prepare() -> None:
-    """Begin to load the libraries in a process of their own, if that has not begun; returns at once."""
-    if _CAN_FORK:
-        _CONTEXT.set_forkserver_preload(_LOADED)
-        resource_tracker.ensure_running()  # it would lift the mask
-        with _one_thread(), _no_interrupts():
-            forkserver.ensure_running()
+    """Start to load the libraries in a process of their own, unless that has started; returns at once."""
+    if not _CAN_FORK:
+        return
+    _CONTEXT.set_forkserver_preload(_LOADED)
+    resource_tracker.ensure_running()  # it would lift the signal mask
+    with _one_thread(), _no_interrupts():
+        forkserver.ensure_running()
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Libraries read these when they load; a pool of threads would not survive the fork.
+    """Keep the libraries from starting a pool of threads when they load, which would not survive the fork.
 
-    torch's own threads are set in each worker.
+    The number of torch's own threads is set in each worker.
     """
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    before = {name: os.environ.get(name) for name in worker.THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(worker.THREAD_VARIABLES, "1"))
     try:
         yield
     finally:
@@ -68,7 +76,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """What starts here never hears Ctrl-C, which is its parent's; a new process keeps the mask."""
+    """Block Ctrl-C in the processes that start here, which inherit the mask: it is for their parent."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -80,40 +88,40 @@ class ForkedWorker:
     """A worker process.
 
     Args:
-        spec: What it is told, see `transfer_bo.runners.worker`.
-        lock: File descriptor that it keeps open.
+        spec: What it is to do.
+        lock: File descriptor that it keeps open, None for none.
     """
 
-    def __init__(self, spec: dict[str, Any], lock: int | None) -> None:
+    def __init__(self, spec: WorkerSpec, lock: int | None) -> None:
         prepare()
-        self._heard, says = _CONTEXT.Pipe(duplex=False)
-        with says, contextlib.ExitStack() as stack:
-            # A worker is no child of ours: what it is to keep open must be sent to it.
-            sent = None if lock is None else stack.enter_context(Connection(os.dup(lock)))
-            self._process = _CONTEXT.Process(target=worker.main, args=(spec, says, sent), daemon=True)
+        self._messages, sender = _CONTEXT.Pipe(duplex=False)
+        with sender, contextlib.ExitStack() as stack:
+            # A worker is no child of this process: what it is to keep open must be sent to it.
+            sent_lock = None if lock is None else stack.enter_context(Connection(os.dup(lock)))
+            arguments = (spec.to_json(), spec.environment, sender, sent_lock)
+            self._process = _CONTEXT.Process(target=worker.main, args=arguments, daemon=True)
             self._process.start()
 
     @property
     def exitcode(self) -> int | None:
-        """None while it runs; minus the signal that killed it."""
+        """None while it runs; minus the number of the signal that killed it."""
         code: int | None = self._process.exitcode
         return code
 
-    @property
-    def said(self) -> str:
-        """A sentence for the user, if it had one; to be asked once, after its end."""
-        with self._heard, contextlib.suppress(EOFError, OSError):
-            return str(self._heard.recv())
+    def message(self) -> str:
+        """The sentence that it sent for the user, "" if none; to be called once, after its end."""
+        with self._messages, contextlib.suppress(EOFError, OSError):
+            return str(self._messages.recv())
         return ""
 
     def terminate(self) -> None:
-        """Ask it to write a checkpoint and give its trial back."""
+        """Ask it to write a checkpoint, put its trial back into the queue, and end."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """End it the hard way."""
+        """End it at once."""
         self._process.kill()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, so many seconds at most."""
+        """Wait until it has ended, at most `timeout` seconds."""
         self._process.join(timeout)

@@ -1,8 +1,8 @@
-"""How a trial ended, as a type that the surrogate can use; `objective` is the decorator that finds out.
+"""How a trial ended, as a type that the surrogate can use; the decorator `objective` finds it out.
 
-Optuna alone cannot tell: nan and exceptions both become FAIL with no reason kept, inf becomes COMPLETE, and
-an exception ends `study.optimize`. Here every ending is written to a trial attribute, and only Ctrl-C and a
-run of errors with nothing else in between end the study.
+Optuna alone cannot distinguish endings: nan and exceptions both become FAIL with no reason kept, inf becomes
+COMPLETE, and an exception ends `study.optimize`. Here every ending is written to a trial attribute, and only
+Ctrl-C and a sequence of errors without any other outcome end the study.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import optuna
 
 from transfer_bo.attributes import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR
-from transfer_bo.errors import Diverged, Preempted, TransferError
+from transfer_bo.errors import Diverged, Preempted, TransferError, WorkerError
 from transfer_bo.records import Outcome
 from transfer_bo.secrets import hide_passwords
 
@@ -28,30 +28,36 @@ logger = logging.getLogger(__name__)
 MAX_ERRORS_IN_A_ROW = 5
 """So many errors with no other outcome in between are a bug in the objective, not bad HPs."""
 
+MAX_ERROR_LENGTH = 2000
+"""Characters of an exception's text that are kept with its trial."""
 
 _MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
-"""How it is said of memory in a plain RuntimeError: MPS and old CUDA builds, and torch on the CPU."""
+"""Parts of a plain RuntimeError's message when memory runs out: on MPS, old CUDA builds, and the CPU."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or here."""
+    """Whether memory ran out, on a device or on the host."""
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
-    # By name: torch is not imported for it.
-    said = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or any(words in said for words in _MEMORY_WORDS)
+    message = str(error).lower()
+    # By name, so that torch need not be imported.
+    return type(error).__name__ == "OutOfMemoryError" or any(words in message for words in _MEMORY_WORDS)
 
 
 def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
     """Turn nan, inf, out-of-memory and exceptions of an objective into typed outcomes.
 
-    The wrapped objective never raises for a bad trial: it notes the outcome as a trial attribute and returns
-    nan, so that Optuna marks the trial FAIL and `study.optimize` goes on. `TrialPruned` passes through.
-    A `KeyboardInterrupt` or `SystemExit` is noted as preempted, which teaches the surrogate nothing;
-    `Preempted` passes through without a note, for the trial may go on elsewhere.
+    The wrapped objective never raises for a bad trial: it records the outcome as a trial attribute and
+    returns nan, so that Optuna marks the trial FAIL and `study.optimize` goes on. `TrialPruned` passes
+    through. A `KeyboardInterrupt` or `SystemExit` is recorded as preempted, which is not informative;
+    `Preempted` passes through without a record, because the trial may go on elsewhere.
 
-    Raises:
-        TransferError: after 5 trials in a row that ended with an unexpected exception; the last is the cause.
+    Args:
+        function: Trains with the HPs that it asks of the trial; returns the loss.
+
+    Returns:
+        The wrapped objective, for `study.optimize` and `transfer_bo.verify`. It raises `WorkerError` after 5
+        trials in a row that ended with an unexpected exception; the last exception is its cause.
     """
     errors_in_a_row = 0
 
@@ -62,6 +68,7 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
         error: BaseException | None = None
         outcome: Outcome | None = Outcome.ERROR
         value = math.nan
+
         try:
             value = float(function(trial))
             outcome = Outcome.FINISHED if math.isfinite(value) else Outcome.DIVERGED
@@ -75,7 +82,7 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
             outcome = Outcome.PREEMPTED
             raise
         except TransferError:
-            raise  # a sentence for the user, from the sampler or the parametrization: not about these HPs
+            raise  # the sampler's or the parametrization's error for the user: not about these HPs
         except Diverged as caught:
             error, outcome = caught, Outcome.DIVERGED
         except Exception as caught:
@@ -87,15 +94,16 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
                 trial.set_user_attr(SECONDS_ATTR, seconds)
                 trial.set_user_attr(OUTCOME_ATTR, str(outcome))
             if error is not None:
-                said = hide_passwords(f"{type(error).__name__}: {error}")
-                trial.set_user_attr(ERROR_ATTR, said[:2000])
+                text = hide_passwords(f"{type(error).__name__}: {error}")
+                trial.set_user_attr(ERROR_ATTR, text[:MAX_ERROR_LENGTH])
+
         errors_in_a_row = errors_in_a_row + 1 if outcome is Outcome.ERROR else 0
         if outcome is Outcome.ERROR:
             assert error is not None
-            said = hide_passwords("".join(traceback.format_exception(error)))
-            logger.warning("Trial %d failed: %s", trial.number, said)
+            formatted = hide_passwords("".join(traceback.format_exception(error)))
+            logger.warning("Trial %d failed: %s", trial.number, formatted)
             if errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
-                raise TransferError(
+                raise WorkerError(
                     f"The objective failed {errors_in_a_row} times in a row, last with "
                     f"{type(error).__name__}: {error}. Mend it and run again; finished trials are kept."
                 ) from error

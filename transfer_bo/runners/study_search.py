@@ -1,4 +1,4 @@
-"""What the search of a study file is: its sampler, its first trial, its budget, its end."""
+"""The search of a study file: its sampler, its first trial, its budget, its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["first_params", "make_sampler", "search_is_over"]
 
 
 def make_sampler(task: Task) -> TransferSampler:
-    """The sampler of a study file, sharing the ladder with the task that trains."""
+    """The sampler of a study file, which shares the ladder with the task that trains."""
     return TransferSampler(
         ladder=task.ladder,
         target=task.file.target,
@@ -33,23 +33,27 @@ def make_sampler(task: Task) -> TransferSampler:
 
 
 def first_params(task: Task) -> dict[str, Any]:
-    """What a new study's first trial runs: the documented defaults at the cheapest rung."""
+    """HPs of a new study's first trial: the documented defaults at the cheapest rung."""
     cheapest = min(task.ladder.proxies, key=task.cost)
     return {RUNG: task.ladder.index(cheapest), **task.space.defaults}
 
 
 def search_is_over(task: Task, study: optuna.Study, runs: Sequence[Run]) -> bool:
-    """Whether budget or number of trials is used up by all runs there are, counting those that are running.
+    """Whether the budget or the number of trials is used up, counting trials that are running.
 
-    A study without any is not: its first trial is run whatever it costs.
+    A study without trials is never over: its first trial is run whatever it costs.
+
+    Args:
+        task: The task of the study file.
+        study: The study, for the costs that its sampler stored.
+        runs: All runs of the study.
     """
     runs = [run for run in runs if run.purpose == "search"]
-    if not runs:
+    if not runs or any(run.outcome is Outcome.WAITING for run in runs):
         return False
-    if any(run.outcome is Outcome.WAITING for run in runs):
-        return False
-    limit = task.file.budget.trials
-    if limit is not None and sum(run.outcome is not Outcome.PREEMPTED for run in runs) >= limit:
+
+    max_trials = task.file.budget.trials
+    if max_trials is not None and sum(run.outcome is not Outcome.PREEMPTED for run in runs) >= max_trials:
         return True
-    left = task.budget - spent_so_far(study, runs)
-    return all(task.cost(scale) > left for scale in task.ladder.proxies)
+    remaining = task.budget - spent_so_far(study, runs)
+    return all(task.cost(scale) > remaining for scale in task.ladder.proxies)

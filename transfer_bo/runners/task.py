@@ -1,4 +1,4 @@
-"""What one trial of a study file does: ask for scale and HPs, train, report the curve.
+"""One trial of a study file: ask for scale and HPs, train, report the learning curve.
 
 It trains in this process with the reference trainer, in several processes under torchrun, or with a program
 of the user's own.
@@ -12,7 +12,7 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from transfer_bo.attributes import (
     PURPOSE_ATTR,
     REPLICA_ATTR,
 )
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.parametrization import RULES, parametrize
 from transfer_bo.runners.external_program import Program
 from transfer_bo.runners.objective import is_out_of_memory
@@ -36,76 +36,100 @@ from transfer_bo.space import DEPTH, split_name
 from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 from transfer_bo.training.checkpoint import remove_checkpoint
+from transfer_bo.training.data import Corpus
 
 __all__ = ["Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
 
 REPLICA_SEEDS = 10**9
-"""Where the seeds of replicas begin, beyond those of any search."""
+"""Where the seeds of replicas begin, above those of any search."""
+
+SEEDS_PER_STUDY = 1000
+"""Distance between the seeds of two studies whose `seed` differs by 1."""
+
+N_FINGERPRINT_WINDOWS = 64
+"""Windows of a text that are hashed to identify it: a token file may be too large to be read whole."""
+
+FINGERPRINT_WINDOW = 1024
+"""Tokens per window."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is to be trained."""
+    """One training run of a trial."""
 
     number: int
+    """The trial's number."""
+
     scale: Scale
+    """Where it runs."""
+
     hps: dict[str, float]
+    """Its HPs, as searched."""
+
     seed: int
+    """Of weights and data order."""
+
     accumulate: int
     """Parts in which a process's share of the batch goes through the model."""
-    deaths: int
+
+    owner_losses: int
+    """How many processes died while running this trial."""
+
     report: Callable[[float, float], None]
     """Called with (progress, loss)."""
 
 
 class Task(ABC):
-    """A study file made ready to run. Writes nothing before it is called.
+    """A study file made ready to train; nothing is written before a trial is run.
 
     Call it with an Optuna trial to run that trial; wrap it in `transfer_bo.objective` first.
 
     Args:
         study_file: The checked study file.
-        stopping: Whether this process has been asked to end: the trial then writes a checkpoint and stops.
+        should_stop: Whether this process was asked to end: the trial then writes a checkpoint and stops.
     """
 
-    def __init__(self, study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> None:
+    coordinates = "base"
+    """Coordinates of the searched HPs, "base" or "raw"."""
+
+    def __init__(self, study_file: StudyFile, should_stop: Callable[[], bool] = lambda: False) -> None:
         self.file = study_file
         self.ladder = Ladder(study_file.proxies)
         self.space = study_file.hp_space
-        self.stopping = stopping
-
-    coordinates = "base"
-    """What the HPs are to the surrogate."""
+        self.should_stop = should_stop
 
     @abstractmethod
     def cost(self, scale: Scale) -> float:
-        """What a run at a scale costs."""
+        """The cost of a run at a scale."""
 
     @abstractmethod
     def run(self, attempt: Attempt) -> float:
-        """Train; the final loss."""
+        """Train, and return the final loss."""
 
     @property
     def budget(self) -> float:
-        """What the search may spend, in the unit of the cost."""
+        """Compute that the search may spend, in the unit of the cost."""
         return self.file.budget.target_runs * self.cost(self.file.target)
 
     def definition(self) -> dict[str, Any]:
-        """What must not change once trials are stored."""
+        """What identifies the study: none of it may change once trials are stored."""
         return self.file.definition()
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Run one trial.
 
-        Out of memory, it is run once more with the same global batch in two parts.
+        If memory runs out, it is run once more with the same global batch in two parts.
+
+        Args:
+            trial: Optuna's trial, which proposes scale and HPs.
 
         Returns:
             The final loss.
 
         Raises:
-            optuna.TrialPruned: if the pruner finds its curve hopeless.
-            transfer_bo.Diverged: if training blows up.
-            transfer_bo.errors.Preempted: if it was stopped.
+            optuna.TrialPruned: If the pruner stops it.
+            Diverged: If training diverges.
+            Preempted: If this process was asked to end.
         """
         scale = self.ladder.suggest(trial)
         hps = self.space.suggest(trial)
@@ -115,48 +139,73 @@ class Task(ABC):
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        # Each trial of the search has weights and data order of its own, so that the surrogate sees the true
-        # noise. Runs at the target share theirs, so that suggestion and control differ in HPs only.
         attrs = trial.user_attrs
-        seed = 1000 * self.file.seed + (0 if PURPOSE_ATTR in attrs else trial.number + 1)
-        if REPLICA_ATTR in attrs:  # the same in all runs of this number, and in no other run
-            seed = REPLICA_SEEDS + 1000 * self.file.seed + attrs[REPLICA_ATTR]
-        deaths, parts = attrs.get(OWNER_LOSSES_ATTR, 0), attrs.get(ACCUMULATE_ATTR, 1)
+        parts = attrs.get(ACCUMULATE_ATTR, 1)
+        attempt = Attempt(
+            number=trial.number,
+            scale=scale,
+            hps=hps,
+            seed=self._seed(trial),
+            accumulate=parts,
+            owner_losses=attrs.get(OWNER_LOSSES_ATTR, 0),
+            report=report,
+        )
         try:
-            return self.run(Attempt(trial.number, scale, hps, seed, parts, deaths, report))
+            return self.run(attempt)
         except Exception as error:
             if parts > 1 or not is_out_of_memory(error):
                 raise
-        # Only here, behind the exception, are the tensors that its traceback held free.
+
+        # Only here, after the exception, are the tensors free that its traceback held.
         _free_memory()
         trial.set_user_attr(ACCUMULATE_ATTR, 2)
-        return self.run(Attempt(trial.number, scale, hps, seed, 2, deaths, report))
+        return self.run(replace(attempt, accumulate=2))
 
-    def after(self, trial: FrozenTrial) -> None:
-        """Clear away what a trial that has ended leaves behind."""
-        remove_checkpoint(self.checkpoint(trial.number))
-        shutil.rmtree(self.checkpoint(trial.number).with_suffix(""), ignore_errors=True)
+    def _seed(self, trial: optuna.Trial) -> int:
+        """The seed of weights and data order.
 
-    def checkpoint(self, number: int) -> Path:
-        """The file for a trial's checkpoint; a program's folder has the same name without its ending."""
+        Each trial of the search has one of its own, so that the surrogate sees the true noise. Runs at the
+        target share theirs, so that suggestion and control differ in HPs only; replicas of one number share
+        a seed that no other run has.
+        """
+        first = SEEDS_PER_STUDY * self.file.seed
+        if REPLICA_ATTR in trial.user_attrs:
+            return int(REPLICA_SEEDS + first + trial.user_attrs[REPLICA_ATTR])
+        return first + (0 if PURPOSE_ATTR in trial.user_attrs else trial.number + 1)
+
+    def clean_up(self, trial: FrozenTrial) -> None:
+        """Remove the checkpoints of a trial that has ended."""
+        file = self.checkpoint_file(trial.number)
+        remove_checkpoint(file)
+        shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+
+    def checkpoint_file(self, number: int) -> Path:
+        """The file for a trial's checkpoint; a program's folder has the same name without its suffix."""
         return self.file.checkpoints / f"trial-{number}.pt"
 
     def run_program(self, program: Program, attempt: Attempt, more: Mapping[str, Any]) -> float:
-        """Run a program as a trial; its loss."""
-        folder = self.checkpoint(attempt.number).with_suffix("")
-        with contextlib.suppress(OSError):  # it may do without
+        """Run a program as a trial, and return its loss.
+
+        Args:
+            program: The program.
+            attempt: What it is to train.
+            more: Entries of its JSON file beyond those that every program gets.
+        """
+        folder = self.checkpoint_file(attempt.number).with_suffix("")
+        with contextlib.suppress(OSError):  # the program may need none
             folder.mkdir(parents=True, exist_ok=True)
+
         plain = {
             "trial": attempt.number,
             "seed": attempt.seed,
-            "attempt": attempt.deaths + 1,
+            "attempt": attempt.owner_losses + 1,
             "accumulate": attempt.accumulate,
         }
         return program(
             {**plain, **attempt.scale, **attempt.hps},
             {**plain, "scale": dict(attempt.scale), "hps": attempt.hps, **more},
             report=attempt.report,
-            stop=self.stopping,
+            should_stop=self.should_stop,
             checkpoint=folder,
         )
 
@@ -172,41 +221,51 @@ def _free_memory() -> None:
 
 
 class StudyTask(Task):
-    """The reference transformer on text, parametrized, here or under torchrun.
+    """The reference transformer on text, parametrized, trained in this process or under torchrun.
+
+    Args:
+        study_file: The checked study file.
+        should_stop: Whether this process was asked to end: the trial then writes a checkpoint and stops.
 
     Raises:
-        TransferError: if the text is missing or too short, the rule is not known, or an HP names a group that
+        StudyFileError: If the text is missing or too short, the rule is unknown, or an HP names a group that
             the model does not have.
     """
 
-    def __init__(self, study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(study_file, stopping)
+    def __init__(self, study_file: StudyFile, should_stop: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(study_file, should_stop)
+        self._check_rule()
+        self.corpus = self._load_corpus()
+        self._parametrizations: dict[Scale, Any] = {}
+        self._costs: dict[Scale, float] = {}
+
+        if study_file.per_module is not None:
+            modules = study_file.per_module.model_dump(exclude={"global_share"})
+            try:
+                self.space = self.space.with_modules(self.parametrization(study_file.base), **modules)
+            except TransferError as error:
+                raise StudyFileError(f"{study_file.path}: per_module: {error}") from None
+        self._check_groups()
+
+    def _check_rule(self) -> None:
         # The reference trainer steps with AdamW.
         rules = [n for n, rule in RULES.items() if rule.optimizer == "adamw" and rule.matrices is None]
-        if study_file.parametrization.rule not in rules:
-            raise study_file.says("parametrization.rule", f"no such rule; use one of {', '.join(rules)}.")
+        if self.file.parametrization.rule not in rules:
+            raise self.file.error("parametrization.rule", f"no such rule; use one of {', '.join(rules)}.")
+
+    def _load_corpus(self) -> Corpus:
         try:
-            self.corpus = load_text(study_file.data_source, token_dtype=study_file.data.token_dtype)
+            corpus = load_text(self.file.data_source, token_dtype=self.file.data.token_dtype)
         except TransferError as error:
-            raise study_file.says("data.source", str(error)) from error
-        shortest = min(len(self.corpus.train), len(self.corpus.heldout))
-        if shortest <= study_file.data.context:
-            raise study_file.says(
+            raise self.file.error("data.source", str(error)) from error
+
+        shortest = min(len(corpus.train), len(corpus.heldout))
+        if shortest <= self.file.data.context:
+            raise self.file.error(
                 "data.context",
                 f"the held-out text has only {shortest} tokens; give a longer text or a shorter context.",
             )
-        self._parametrizations: dict[Scale, Any] = {}
-        self._costs: dict[Scale, float] = {}
-        if study_file.per_module is not None:
-            base, chosen = (
-                self.parametrization(study_file.base),
-                study_file.per_module.model_dump(exclude={"global_share"}),
-            )
-            try:
-                self.space = self.space.with_modules(base, **chosen)
-            except TransferError as error:
-                raise TransferError(f"{study_file.path}: per_module: {error}") from None
-        self._check_groups()
+        return corpus
 
     def _check_groups(self) -> None:
         p = self.parametrization(self.file.base)
@@ -215,7 +274,7 @@ class StudyTask(Task):
             kind, group = split_name(name)
             known = sorted(p.residual_branches) if kind == "residual" else of_tensors
             if group is not None and not group.startswith(DEPTH) and group not in known:
-                raise TransferError(
+                raise StudyFileError(
                     f'{self.file.path}: space."{name}": the model has no group {group!r}; '
                     f"use one of {', '.join(known)}."
                 )
@@ -225,7 +284,7 @@ class StudyTask(Task):
         return build_transformer(scale, vocab_size=self.corpus.vocab_size, **self.file.model.model_dump())
 
     def parametrization(self, scale: Scale) -> Any:
-        """The rule from the base to a scale; kept, for it takes a few builds to find out."""
+        """The settings of every tensor at a scale; kept, because finding them takes several builds."""
         if scale not in self._parametrizations:
             rule = self.file.parametrization
             self._parametrizations[scale] = parametrize(
@@ -234,26 +293,26 @@ class StudyTask(Task):
         return self._parametrizations[scale]
 
     def cost(self, scale: Scale) -> float:
-        """What a run at a scale costs, in FLOPs."""
+        """The cost of a run at a scale, in FLOPs."""
         if scale not in self._costs:
             self._costs[scale] = count_flops(self.build, scale, self.file.data.context)
         return self._costs[scale]
 
     def definition(self) -> dict[str, Any]:
-        """What must not change once trials are stored: the study file's definition and the text itself."""
+        """What identifies the study: the study file's definition and a fingerprint of the text."""
         digest = hashlib.sha256()
         for part in (self.corpus.train, self.corpus.heldout):
             digest.update(str(len(part)).encode())
-            # A few windows tell texts apart, and a token file may be too large to read whole.
-            for start in range(0, len(part), max(1, len(part) // 64)):
-                digest.update(part[start : start + 1024].tobytes())
+            for start in range(0, len(part), max(1, len(part) // N_FINGERPRINT_WINDOWS)):
+                digest.update(part[start : start + FINGERPRINT_WINDOW].tobytes())
         return {**super().definition(), "data.fingerprint": digest.hexdigest()[:16]}
 
     def run(self, attempt: Attempt) -> float:
-        """Train here, or in several processes under torchrun; held-out loss in nats per token."""
+        """Train in this process, or in several under torchrun; held-out loss in nats per token."""
         if self.file.run.ranks == 1:
-            return self.train_here(attempt, self.checkpoint(attempt.number))
-        # The ranks do not talk to the storages, and have no use for their passwords.
+            return self.train_here(attempt, self.checkpoint_file(attempt.number))
+
+        # The ranks use no storage, and must not get its password.
         study = {"study": self.file.model_dump(mode="json", exclude={"run": {"storage"}, "past": True})}
         return self.run_program(_torchrun(self.file), attempt, study)
 
@@ -272,7 +331,7 @@ class StudyTask(Task):
             report=attempt.report,
             checkpoint=checkpoint,
             checkpoint_seconds=self.file.run.checkpoint_seconds,
-            stop=self.stopping,
+            stop=self.should_stop,
             accumulate=attempt.accumulate,
             parallel=self.file.run.parallel,
         )
@@ -280,44 +339,55 @@ class StudyTask(Task):
 
 
 def _torchrun(study_file: StudyFile) -> Program:
-    """The trainer in several processes of this machine; one that dies ends them all."""
+    """The trainer in several processes of this machine; if one dies, all end."""
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
-    run += [
-        f"--nproc-per-node={study_file.run.ranks}",
-        sys.executable,
-        "-m",
-        "transfer_bo.runners.torchrun_entry",
-    ]
+    run += [f"--nproc-per-node={study_file.run.ranks}"]
+    run += [sys.executable, "-m", "transfer_bo.runners.torchrun_entry"]
     return Program(run, shell=False, env={}, folder=Path.cwd())
 
 
 class CommandTask(Task):
-    """A training program of the user's own: see `transfer_bo.runners.external_program`."""
+    """A training program of the user's own, see `transfer_bo.runners.external_program`.
 
-    coordinates = "raw"
+    Args:
+        study_file: The checked study file.
+        should_stop: Whether this process was asked to end: the program then gets SIGTERM.
 
-    def __init__(self, study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(study_file, stopping)
+    Raises:
+        StudyFileError: If the command has a `{name}` that is no value of a trial.
+    """
+
+    def __init__(self, study_file: StudyFile, should_stop: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(study_file, should_stop)
         assert study_file.command is not None
         command = study_file.command
         self.coordinates = command.coordinates
         self._program = Program(command.run, command.shell, command.env, study_file.path.parent)
+
         names = ("trial", "seed", "attempt", "accumulate", "input", "output", "checkpoint")
         values = dict.fromkeys([*names, *study_file.target, *study_file.space], "")
         try:
-            self._program.command(values)  # a misspelt {name} is found out before the first trial
-        except TransferError as error:
-            raise TransferError(f"{study_file.path}: {error}") from None
+            self._program.command(values)  # finds a misspelt {name} before the first trial
+        except StudyFileError as error:
+            raise StudyFileError(f"{study_file.path}: {error}") from None
 
     def cost(self, scale: Scale) -> float:
-        """Training FLOPs up to a constant."""
+        """The cost of a run at a scale: training FLOPs up to a constant."""
         return default_cost(scale)
 
     def run(self, attempt: Attempt) -> float:
-        """Run the program; the loss it says."""
+        """Run the program, and return the loss that it reports."""
         return self.run_program(self._program, attempt, {})
 
 
-def make_task(study_file: StudyFile, stopping: Callable[[], bool] = lambda: False) -> Task:
-    """What a study file's trials do."""
-    return (StudyTask if study_file.command is None else CommandTask)(study_file, stopping)
+def make_task(study_file: StudyFile, should_stop: Callable[[], bool] = lambda: False) -> Task:
+    """The task of a study file's trials.
+
+    Args:
+        study_file: The checked study file.
+        should_stop: Whether this process was asked to end: the trial then writes a checkpoint and stops.
+
+    Raises:
+        StudyFileError: If something that the study file names does not exist, or does not fit together.
+    """
+    return (StudyTask if study_file.command is None else CommandTask)(study_file, should_stop)

@@ -1,9 +1,9 @@
-"""One process of a trial that several train together; torchrun starts it, a worker starts torchrun.
+"""One of several processes that train a trial together: a worker starts torchrun, which starts this.
 
-The first rank reads what is to be trained and sends it to the others as it stands, floats in full, and it
-alone reports. A rank that fails says why before it ends; what the others say then, that a peer is gone, does
-not count. When a rank is gone without a word the others end within seconds, and the trial goes back to the
-queue.
+The first rank reads what is to be trained and sends it to the others unchanged, floats with all digits; only
+the first rank reports. A rank that fails reports why before it ends; what the others report then, that a
+peer is lost, does not count. If a rank disappears without a report the others end within seconds, and the
+trial returns to the queue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 __all__ = ["main"]
 
 STOP_SECONDS = 8.0
-"""How long it may take to come to the end of a step and write a checkpoint, when asked to end."""
+"""How long it may take, when asked to end, to finish a step and write a checkpoint."""
+
 _PEER_WORDS = (
     "closed by peer",
     "reset by peer",
@@ -31,39 +32,37 @@ _PEER_WORDS = (
     "Timed out",
     "timeout",
 )
+"""Parts of an error's message if the cause lies with another rank."""
 
 _stop = threading.Event()
+"""Set when this process was asked to end."""
 
 
 def _end_soon() -> None:
     _stop.set()
 
     def end() -> None:
+        from transfer_bo.runners.external_program import LOST, tell
+
         time.sleep(STOP_SECONDS)
-        _say_lost()
+        tell(outcome=LOST)
         os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()
-
-
-def _say_lost() -> None:
-    from transfer_bo.runners.external_program import tell
-
-    tell(outcome="lost")
 
 
 def main() -> int:
     """Train one trial.
 
     Returns:
-        0 when the loss has been said, 1 after an ending without one.
+        0 once the loss is reported, 1 after an ending without one.
     """
     signal.signal(signal.SIGTERM, lambda *_: _end_soon())
     import torch
     import torch.distributed as dist
 
     from transfer_bo.errors import Diverged, Preempted
-    from transfer_bo.runners.external_program import tell
+    from transfer_bo.runners.external_program import LOST, tell
     from transfer_bo.runners.objective import is_out_of_memory
 
     rank = int(os.environ.get("RANK", "0"))
@@ -84,11 +83,12 @@ def main() -> int:
     except Exception as error:
         traceback.print_exc()
         if isinstance(error, dist.DistError) or any(word in str(error) for word in _PEER_WORDS):
-            tell(outcome="lost")
+            tell(outcome=LOST)
         else:
             kind = "out_of_memory" if is_out_of_memory(error) else "error"
             tell(outcome=kind, message=f"Rank {rank}: {type(error).__name__}: {error}")
-    # At once: destroying the group would wait for peers, and they are to see that this one is gone.
+
+    # At once: destroying the group would wait for the peers, which are to see that this rank is gone.
     sys.stderr.flush()
     os._exit(1)
 
@@ -110,7 +110,7 @@ def _train() -> float:
         hps=content["hps"],
         seed=content["seed"],
         accumulate=content["accumulate"],
-        deaths=content["attempt"] - 1,
+        owner_losses=content["attempt"] - 1,
         report=lambda progress, loss: tell(progress=progress, loss=loss),
     )
     return task.train_here(attempt, Path(content["checkpoint"]) / "state.pt")

@@ -1,15 +1,12 @@
-"""One worker of a study, a process of this machine or a Ray task; `transfer_bo.runners.worker_pool` looks after it.
+"""One worker of a study, a process of this machine or a Ray task; a `worker_pool.Pool` watches it.
 
-It is told: {"study": the study file, "slot": which worker it is, "jobs": the runs it is to make, or null to
-search, "owner": its name on the trials it runs, "log": the file for everything it prints, "devices":
-CUDA_VISIBLE_DEVICES or null}. At SIGTERM, or when its parent is gone, it writes a checkpoint, gives its trial
-back and ends. The parent beats for its trial (see `transfer_bo.store.heartbeat`): a long step here can't
-look like death.
+At SIGTERM, or when its parent is gone, it writes a checkpoint, puts its trial back into the queue and ends.
+The parent beats for its trial (see `transfer_bo.store.heartbeat`), so that a long step is not mistaken for
+death.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -20,93 +17,124 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MORE", "STOPPED", "STOP_SECONDS", "main", "run_task"]
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from transfer_bo.runners.worker_spec import WorkerSpec
+
+__all__ = [
+    "CRASHED",
+    "MORE_TRIALS",
+    "REFUSED",
+    "STOPPED",
+    "STOP_SECONDS",
+    "THREAD_VARIABLES",
+    "main",
+    "run_task",
+]
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Environment variables from which libraries read, when they load, how many threads to start."""
 
 STOPPED = 130
-"""Exit code when it was asked to end."""
-MORE = 3
-"""Exit code when it was to run one trial only, and did."""
+"""Exit code after a request to end."""
+
+REFUSED = 2
+"""Exit code after an error that the user is to read, which is sent to the parent."""
+
+CRASHED = 1
+"""Exit code after any other error; the traceback is in the log."""
+
+MORE_TRIALS = 3
+"""Exit code of a worker that was to run one trial only, and did."""
+
 STOP_SECONDS = 12.0
-"""How long giving the trial back may take before the process ends wherever it is."""
+"""How long putting the trial back may take before the process ends in the middle of whatever it does."""
 
 _stop = threading.Event()
+"""Set when this process was asked to end."""
 
 
-def main(spec: dict[str, Any], says: Connection, lock: Connection | None) -> None:
-    """As a process: work until there is nothing left to do.
+def main(spec_json: str, environment: dict[str, str], messages: Connection, lock: Connection | None) -> None:
+    """Work until there is nothing left to do, as a process of its own.
 
     Args:
-        spec: What to do, see above.
-        says: Takes a sentence for the user.
+        spec_json: A `WorkerSpec` as JSON.
+        environment: Environment variables of the process.
+        messages: Takes a sentence for the user.
         lock: Kept open; the study is locked until all its workers are gone.
 
     Raises:
-        SystemExit: 0 when done, 2 after a sentence, 1 after a crash, `STOPPED` when asked to end.
+        SystemExit: 0 when done, or `REFUSED`, `CRASHED` or `STOPPED`.
     """
     signal.signal(signal.SIGTERM, lambda *_: _end_soon())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     if hasattr(os, "setsid"):
         os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # for programs that it starts
-        os.environ[name] = str(spec["study"]["run"]["threads"])
-    if spec["devices"] is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = spec["devices"]  # read when the first tensor is put on a GPU
-
-    _pin(spec["slot"], spec["study"]["run"]["workers"], spec["study"]["run"]["threads"])
+    os.environ.update(environment)  # before any library is loaded
 
     from transfer_bo.errors import TransferError
+    from transfer_bo.runners.worker_spec import WorkerSpec
     from transfer_bo.secrets import hide_passwords
 
+    spec = WorkerSpec.from_json(spec_json)
+    log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    _pin_to_cores(spec.slot, spec.study_file.run.workers, spec.study_file.run.threads)
     try:
         _work(spec)
     except TransferError as error:
-        says.send(str(error))
-        sys.exit(2)
+        messages.send(str(error))
+        sys.exit(REFUSED)
     except Exception:
         print(hide_passwords(traceback.format_exc()), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(CRASHED)
     sys.exit(STOPPED if _stop.is_set() else 0)
 
 
-def run_task(spec: dict[str, Any]) -> tuple[int, str]:
-    """As a Ray task: run one trial, or the jobs.
+def run_task(spec_json: str) -> tuple[int, str]:
+    """Run one trial, or the jobs, as a Ray task.
+
+    Args:
+        spec_json: A `WorkerSpec` as JSON.
 
     Returns:
-        What would be the exit code of a process, and what it has to say: with `MORE`, the error of a trial
-        that failed.
+        What would be the exit code of a process, and a message for the user: with `MORE_TRIALS`, the error of
+        a trial that failed.
     """
     from transfer_bo.attributes import ERROR_ATTR, OUTCOME_ATTR
     from transfer_bo.errors import TransferError
     from transfer_bo.records import Outcome
+    from transfer_bo.runners.worker_spec import WorkerSpec
     from transfer_bo.secrets import hide_passwords
 
-    _stop.clear()  # a process of Ray's runs many tasks
-    signal.signal(signal.SIGINT, lambda *_: _stop.set())  # that is how Ray ends a task in order
-    failed: list[str] = []
+    _stop.clear()  # one process of Ray's runs many tasks
+    signal.signal(signal.SIGINT, lambda *_: _stop.set())  # how Ray asks a task to end
+    errors: list[str] = []
 
-    def after(trial: Any) -> None:
+    def note_error(trial: FrozenTrial) -> None:
         if trial.user_attrs.get(OUTCOME_ATTR) == Outcome.ERROR:
-            failed.append(trial.user_attrs[ERROR_ATTR])
+            errors.append(trial.user_attrs[ERROR_ATTR])
 
     try:
-        count = _work(spec, at_most=1, after=after)
+        n_trials = _work(WorkerSpec.from_json(spec_json), max_trials=1, on_end=note_error)
     except TransferError as error:
-        return 2, str(error)
+        return REFUSED, str(error)
     except Exception:
-        return 1, hide_passwords(traceback.format_exc())
-    return (STOPPED if _stop.is_set() else MORE if count else 0), "".join(failed)
+        return CRASHED, hide_passwords(traceback.format_exc())
+
+    code = STOPPED if _stop.is_set() else MORE_TRIALS if n_trials else 0
+    return code, "".join(errors)
 
 
 def _end_soon() -> None:
-    """Ask the training loop to end; should it not come round in time, end wherever it is.
+    """Ask the training loop to end; if it does not do so in time, end the process.
 
-    SQLite undoes a write that was cut off, and whoever looks after the study next gives the trial back.
+    SQLite undoes a write that was cut off, and the next process that observes the study requeues the trial.
     """
     if _stop.is_set():
         return
@@ -126,10 +154,10 @@ def _end_with_parent() -> None:
     _end_soon()
 
 
-def _pin(slot: int, workers: int, threads: int) -> None:
-    """Keep several workers out of each other's way, a core of its own for each thread.
+def _pin_to_cores(slot: int, workers: int, threads: int) -> None:
+    """Give each worker cores of its own, one for each thread.
 
-    Where there are not enough cores, or the system has no such call, they stay free to move.
+    Where there are not enough cores, or the system has no such call, workers may use all cores.
     """
     if workers == 1 or not hasattr(os, "sched_setaffinity"):
         return
@@ -139,59 +167,53 @@ def _pin(slot: int, workers: int, threads: int) -> None:
 
 
 def _work(
-    spec: dict[str, Any], at_most: float = math.inf, after: Callable[[Any], None] = lambda trial: None
+    spec: WorkerSpec, max_trials: float = math.inf, on_end: Callable[[FrozenTrial], Any] = lambda trial: None
 ) -> int:
     """Search, or run the jobs.
 
     Returns:
-        How many trials of the search were run here.
+        Number of search trials that were run here.
     """
-    from transfer_bo.study_file import StudyFile
-
-    study_file = StudyFile.model_validate_json(json.dumps(spec["study"]))
     import optuna
     import torch
-    from optuna.trial import FrozenTrial
 
     from transfer_bo.records import read_run
     from transfer_bo.runners.objective import objective
     from transfer_bo.runners.study_search import first_params, make_sampler, search_is_over
     from transfer_bo.runners.task import make_task
-    from transfer_bo.runners.worker_loop import work
-    from transfer_bo.scale import Scale
-    from transfer_bo.store.heartbeat import Owner, machine
+    from transfer_bo.runners.worker_loop import WorkerOptions, work
+    from transfer_bo.search.pruner import RungPruner
     from transfer_bo.store.open_study import open_study
-    from transfer_bo.verification.jobs import Job, run_job
+    from transfer_bo.store.owner import Owner, machine_id
+    from transfer_bo.verification.running import run_job
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    torch.set_num_threads(study_file.run.threads)
-    task = make_task(study_file, stopping=_stop.is_set)
-    owner = Owner(machine(), os.getpid(), spec["owner"])
-    study = open_study(study_file, sampler=make_sampler(task), owner=owner)
+    torch.set_num_threads(spec.study_file.run.threads)
+    task = make_task(spec.study_file, should_stop=_stop.is_set)
+    owner = Owner(machine_id(), os.getpid(), spec.owner)
+    study = open_study(spec.study_file, sampler=make_sampler(task), pruner=RungPruner(), owner=owner)
     train = objective(task)
 
-    def ended(trial: FrozenTrial) -> None:
-        task.after(trial)
-        after(trial)
+    def end(trial: FrozenTrial) -> None:
+        task.clean_up(trial)
+        on_end(trial)
 
-    if spec["jobs"] is None:
+    if spec.jobs is None:
+        options = WorkerOptions(
+            owner=owner, should_stop=_stop.is_set, on_end=end, has_heartbeat=False, max_trials=max_trials
+        )
         return work(
             study,
             train,
             is_over=lambda trials: search_is_over(task, study, [read_run(trial) for trial in trials]),
-            first=first_params(task),
-            owner=owner,
-            stopping=_stop.is_set,
-            after=ended,
-            has_heartbeat=False,
-            at_most=at_most,
+            first_params=first_params(task),
+            options=options,
         )
-    for fields in spec["jobs"]:
-        job = Job(**{**fields, "scale": Scale(fields["scale"])})
-        if (
-            not _stop.is_set() and job.find(study) is None
-        ):  # a worker that replaces a dead one finds some done
-            trial = run_job(study, train, job, owner=owner, stopping=_stop.is_set)
+
+    for job in spec.jobs:
+        # A worker that replaces a dead one finds some jobs done.
+        if not _stop.is_set() and job.find(study) is None:
+            trial = run_job(study, train, job, owner=owner, should_stop=_stop.is_set)
             if trial is not None:
-                ended(trial)
+                end(trial)
     return 0

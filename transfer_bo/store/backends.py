@@ -1,17 +1,17 @@
-"""Where a study is kept: one address for each kind of storage, looked at before anything is written.
+"""Optuna's storage at an address, one kind of address for each kind of storage.
 
     sqlite:///study.db                          one machine
-    postgresql://user:password@host/database    many machines (extra "postgres")
+    postgresql://user:password@host/database    many machines (extra "postgres"); also postgres://
     journal:///shared/study.log                 a file that is only appended to, on a shared file system
     grpc://host:13000                           Optuna's proxy in front of one of the first two (extra "grpc")
 
-A password may be left out of the address: PostgreSQL's client reads ~/.pgpass and PGPASSWORD.
+Other addresses of SQLAlchemy's are passed on to Optuna. A password may be left out of an address:
+PostgreSQL's client reads ~/.pgpass and PGPASSWORD.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import random
@@ -25,42 +25,57 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
-from optuna.storages.journal import JournalFileBackend
 
-from transfer_bo.errors import TransferError
-from transfer_bo.store.retrying_storage import is_transient
+from transfer_bo.errors import StorageError
+from transfer_bo.store.journal import LockedJournal
+from transfer_bo.store.owner import Owner
+from transfer_bo.store.retrying_storage import PATIENCE_SECONDS, RetryingStorage, is_transient
 
-__all__ = ["check_address", "connect_backend", "holds_something"]
+__all__ = ["check_address", "connect_backend", "file_of", "holds_storage", "open_storage"]
 
 BUSY_SECONDS = 60
-"""How long a process waits for another one's write to an SQLite file before it gives up."""
+"""How long a process waits for another's write to an SQLite file; `?timeout=` in an address overrides it."""
+
 CONNECT_SECONDS = 10
-"""How long to wait for a server when it is first looked at."""
+"""How long to wait for a server when it is first contacted."""
+
 CREATE_ATTEMPTS = 10
-"""Two processes that make the tables at the same moment get in each other's way once or twice."""
+"""Two processes that create the tables at the same moment get in each other's way once or twice."""
+
+
+def file_of(url: str) -> Path | None:
+    """The file that an address names; None if it names a server, or memory."""
+    if url.startswith("sqlite:///"):
+        path = url.removeprefix("sqlite:///").partition("?")[0]
+        return Path(path) if path and path != ":memory:" else None
+    return Path(url.removeprefix("journal:///")) if url.startswith("journal:///") else None
 
 
 def check_address(url: str) -> str | None:
-    """Find out, writing nothing, what is wrong with a storage's address.
+    """Find out what is wrong with the address of a storage; nothing is written.
+
+    Args:
+        url: The address.
 
     Returns:
-        What is wrong and what to do, or None.
+        What is wrong and what to do, as the end of a sentence; None if the storage can be opened.
     """
     if url == "sqlite://" or ":memory:" in url:
         return "worker processes can't share memory; give a file."
-    if url.startswith("sqlite:///"):
-        return _check_sqlite(Path(url.removeprefix("sqlite:///")))
-    if url.startswith("journal:///"):
-        return _check_journal(Path(url.removeprefix("journal:///")))
+
+    file = file_of(url)
+    if file is not None:
+        return _check_sqlite(file) if url.startswith("sqlite") else _check_journal(file)
+
     try:
         if url.startswith("grpc://"):
-            _proxy(url).wait_server_ready(timeout=CONNECT_SECONDS)
+            _connect_proxy(url).wait_server_ready(timeout=CONNECT_SECONDS)
         else:
             engine = sqlalchemy.create_engine(_with_driver(url))
             with engine.connect():
                 pass
             engine.dispose()
-    except TransferError as error:
+    except StorageError as error:
         return str(error)
     except Exception as error:  # whatever the driver raises
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -68,29 +83,52 @@ def check_address(url: str) -> str | None:
     return None
 
 
+def open_storage(
+    url: str, *, create: bool, owner: Owner | None = None, patience: float = PATIENCE_SECONDS
+) -> RetryingStorage:
+    """The storage at an address, whose calls wait until it answers.
+
+    Args:
+        url: The address, already checked.
+        create: Whether to create what is missing: tables, or the journal's file.
+        owner: The process whose name new trials get; None if the studies are only read.
+        patience: Seconds to wait for an answer.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: If tables are missing and not to be created, or can't be created.
+        StorageError: If the address names no storage.
+    """
+    new_trial_attrs = dict if owner is None else owner.attributes
+    return RetryingStorage(connect_backend(url, create=create), new_trial_attrs, patience=patience)
+
+
 def connect_backend(url: str, *, create: bool) -> BaseStorage:
     """Optuna's storage at an address.
 
     Args:
         url: The address, already checked.
-        create: Whether to make what is missing: tables, or the journal's file.
+        create: Whether to create what is missing: tables, or the journal's file.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: if tables are missing and not to be made, or can't be made.
-        TransferError: for an address that names no storage.
+        sqlalchemy.exc.SQLAlchemyError: If tables are missing and not to be created, or can't be created.
+        StorageError: If the address names no storage.
     """
     if url.startswith("grpc://"):
-        return _proxy(url)
-    if url.startswith("journal:///"):
-        return optuna.storages.JournalStorage(_Journal(Path(url.removeprefix("journal:///"))))
-    engine: dict[str, Any] = {"pool_pre_ping": True}  # a connection that died while a trial ran is replaced
+        return _connect_proxy(url)
+    file = file_of(url)
+    if file is not None and url.startswith("journal"):
+        return optuna.storages.JournalStorage(LockedJournal(file))
+
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a connection that died while a trial ran is replaced
     if url.startswith("sqlite"):
-        engine = {"connect_args": {"timeout": BUSY_SECONDS}}
+        has_timeout = "timeout" in sqlalchemy.make_url(url).query
+        options = {} if has_timeout else {"connect_args": {"timeout": BUSY_SECONDS}}
+
     for attempt in range(CREATE_ATTEMPTS):
         try:
             storage = optuna.storages.RDBStorage(
                 _with_driver(url).replace("{", "{{").replace("}", "}}"),  # Optuna formats the address
-                engine_kwargs=engine,
+                engine_kwargs=options,
                 skip_table_creation=not create,
             )
             return optuna.storages.get_storage(storage)
@@ -102,17 +140,18 @@ def connect_backend(url: str, *, create: bool) -> BaseStorage:
 
 
 def _with_driver(url: str) -> str:
-    """A PostgreSQL address names the driver that we ask for, psycopg 3, unless it names another."""
+    """A PostgreSQL address with the driver of the extra "postgres", psycopg 3, unless it names another."""
     for short in ("postgresql://", "postgres://"):
         if url.startswith(short):
             return "postgresql+psycopg://" + url.removeprefix(short)
     return url
 
 
-def _proxy(url: str) -> optuna.storages.GrpcStorageProxy:
+def _connect_proxy(url: str) -> optuna.storages.GrpcStorageProxy:
     host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
     if not host or not port.isdigit():
-        raise TransferError("a proxy's address has a host and a port; write grpc://host:13000.")
+        raise StorageError("a proxy's address has a host and a port; write grpc://host:13000.")
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.storages.GrpcStorageProxy(host=host, port=int(port))
@@ -126,6 +165,7 @@ def _check_sqlite(file: Path) -> str | None:
             tables = {name for (name,) in connection.execute("select name from sqlite_master")}
     except sqlite3.Error as error:
         return f"{file} can't be opened as an SQLite database ({error}); give another file."
+
     if tables and "studies" not in tables:
         return f"{file} is a database, but not Optuna's; give another file."
     return _check_writable(file)
@@ -149,19 +189,21 @@ def _check_writable(file: Path) -> str | None:
 
 
 def _open_sqlite(file: Path) -> contextlib.closing[sqlite3.Connection]:
-    # "rw" never creates a file, as "ro" does not, but can undo what a killed process left half written.
-    return contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS))
+    # As with "ro", no file is created; unlike "ro", "rw" can undo what a killed process left half written.
+    url = f"{file.absolute().as_uri()}?mode=rw"
+    return contextlib.closing(sqlite3.connect(url, uri=True, timeout=BUSY_SECONDS))
 
 
-def holds_something(url: str) -> bool:
-    """Whether there is a storage to read at an address; connecting to a missing file would make it."""
-    if url.startswith("sqlite:///"):
-        return _is_complete_sqlite(Path(url.removeprefix("sqlite:///")))
-    return not url.startswith("journal:///") or Path(url.removeprefix("journal:///")).exists()
+def holds_storage(url: str) -> bool:
+    """Whether there is a storage to read at an address; connecting to a missing file would create it."""
+    file = file_of(url)
+    if file is None:
+        return True
+    return _is_complete_sqlite(file) if url.startswith("sqlite") else file.exists()
 
 
 def _is_complete_sqlite(file: Path) -> bool:
-    """Whether Optuna has finished making this SQLite file; until then a reader would get in its way."""
+    """Whether Optuna has finished creating an SQLite file; until then a reader would get in its way."""
     if not file.exists():
         return False
     with _open_sqlite(file) as connection:
@@ -169,49 +211,3 @@ def _is_complete_sqlite(file: Path) -> bool:
             return connection.execute("select * from alembic_version").fetchone() is not None
         except sqlite3.OperationalError:
             return False
-
-
-class _Journal(JournalFileBackend):
-    """Optuna's journal, with a lock that the kernel takes back when its holder is killed.
-
-    Optuna's own lock stays for 30 s more. A record that was cut short, by a full disk, is taken out before
-    the next one is written: with more text behind it nobody could read the journal any more.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        super().__init__(str(file))
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write records, all or none of them."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            super().append_logs(logs)
-            return
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        with self._file.open("r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or its process is gone
-            end = _end_of_last_record(file)
-            file.truncate(end)
-            file.seek(end)
-            try:
-                if file.write(text) != len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
-                raise
-
-
-def _end_of_last_record(file: Any) -> int:
-    """Where the last complete line ends, in bytes."""
-    end: int = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65536)
-        file.seek(start)
-        newline: int = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0

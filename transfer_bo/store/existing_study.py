@@ -1,44 +1,49 @@
-"""Opening a study that somebody else has made, by the address of its storage and its name, to read it."""
+"""A study that a storage holds, opened by address and name: to read it, or to join without a study file."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import optuna
 import sqlalchemy.exc
+from pydantic import ValidationError
 
+from transfer_bo.attributes import STUDY_FILE_ATTR
 from transfer_bo.errors import StorageError, StudyError
-from transfer_bo.store.backends import check_address, holds_something
-from transfer_bo.store.open_study import open_storage
+from transfer_bo.store.backends import check_address, holds_storage, open_storage
+from transfer_bo.study_file import StudyFile
 
-__all__ = ["open_existing_study"]
+__all__ = ["open_existing_study", "stored_study_file"]
 
-MOST_NAMES = 10
+MAX_NAMES = 10
 """So many names of studies are listed in an error."""
 
 
 def open_existing_study(url: str, name: str | None = None) -> optuna.Study:
-    """The study in a storage; nothing is written.
+    """Open a study by the address of its storage, to read it; nothing is written.
 
     Args:
         url: Any address that a study file takes (see `transfer_bo.store.backends`).
-        name: Name of the study; None where the storage holds just one.
+        name: Name of the study; None if the storage holds just one.
 
     Raises:
-        StorageError: If the storage cannot be opened.
+        StorageError: If the storage can't be opened.
         StudyError: If it holds no such study, or several and no name is given.
     """
-    wrong = check_address(url)
-    if wrong is not None:
-        raise StorageError(f"Storage {url!r}: {wrong}")
+    problem = check_address(url)
+    if problem is not None:
+        raise StorageError(f"Storage {url!r}: {problem}")
+
     names: list[str] = []
     storage = None
     try:
-        if holds_something(url):
+        if holds_storage(url):
             storage = open_storage(url, create=False)
             names = sorted(study.study_name for study in storage.get_all_studies())
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
         names = []  # there are no tables yet
 
-    listed = ", ".join(map(repr, names[:MOST_NAMES])) + (", ..." if len(names) > MOST_NAMES else "")
+    listed = ", ".join(map(repr, names[:MAX_NAMES])) + (", ..." if len(names) > MAX_NAMES else "")
     if storage is None or not names:
         raise StudyError(f"Storage {url!r} holds no study; check the address.")
     if name is None and len(names) > 1:
@@ -46,3 +51,68 @@ def open_existing_study(url: str, name: str | None = None) -> optuna.Study:
     if name is not None and name not in names:
         raise StudyError(f"Storage {url!r} holds no study {name!r}; it holds {listed}.")
     return optuna.load_study(study_name=name or names[0], storage=storage)
+
+
+def stored_study_file(url: str, name: str) -> StudyFile:
+    """Read the study file that a study was started with, for a worker that has no copy.
+
+    Relative paths in it are relative to the current folder. One that runs a program, or writes outside of
+    that folder, is refused: write access to the storage must not decide what is run on the machines that
+    join, nor where files are created, replaced and removed.
+
+    Args:
+        url: Address of the storage.
+        name: Name of the study.
+
+    Raises:
+        StorageError: If the storage can't be opened.
+        StudyError: If it holds no such study, or the study file is refused.
+    """
+    problem = check_address(url)
+    if problem is not None:
+        raise StorageError(f"--storage {url!r}: {problem}")
+
+    try:
+        if not holds_storage(url):
+            raise KeyError(name)
+        study = optuna.load_study(study_name=name, storage=open_storage(url, create=False))
+        study_file = StudyFile.model_validate_json(study.user_attrs[STUDY_FILE_ATTR]).stored_in(url)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StudyError(
+            f"--study {name!r}: the study file kept with it can't be read ({key}: "
+            f"{first['msg']}); it may be another version's: join with the study file."
+        ) from None
+    except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+        raise StudyError(
+            f"--study {name!r}: {url!r} holds no study of that name that a study file has started; "
+            "start it with: transfer-bo run STUDY.toml"
+        ) from None
+
+    _refuse_unsafe(study_file, name)
+    return study_file
+
+
+def _refuse_unsafe(study_file: StudyFile, name: str) -> None:
+    """Refuse a stored study file that decides what is run, or writes elsewhere.
+
+    Raises:
+        StudyError: Naming the program, or the folder.
+    """
+    if study_file.command is not None:
+        run = study_file.command.run
+        shown = run if isinstance(run, str) else " ".join(run)
+        raise StudyError(
+            f"--study {name!r}: its trials run a program, {shown!r}, and a program is not run because a "
+            "storage names it; join with the study file: transfer-bo worker STUDY.toml"
+        )
+
+    for key in ("out", "checkpoints"):
+        folder = Path(getattr(study_file.run, key) or "")
+        if folder.anchor or ".." in folder.parts:
+            raise StudyError(
+                f"--study {name!r}: its run.{key} is {str(folder)!r}, not below the current folder, and "
+                "files are not written elsewhere because a storage says so; join with the study file: "
+                "transfer-bo worker STUDY.toml"
+            )

@@ -1,9 +1,9 @@
-"""A storage that waits when the database goes away, and does nothing twice when it comes back.
+"""A storage whose calls are repeated until the database answers, without doing anything twice.
 
 Optuna retries the creation of a trial only. Here every call is repeated until the database answers or
-patience ends. A call whose answer was lost may have been carried out: those that are not harmless to repeat
-(a new trial, the end of a trial) are looked up before they are repeated. A trial is born with the name of the
-process that asked for it, so that there is no moment at which a running trial belongs to nobody.
+the patience ends. A call whose answer was lost may have been carried out: those that are not harmless to
+repeat (a new trial, the end of a trial) are looked up before they are repeated. A trial is created with the
+name of the process that asked for it, so that there is no moment at which a running trial belongs to nobody.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from transfer_bo.attributes import TOKEN_ATTR
-from transfer_bo.errors import TransferError
+from transfer_bo.errors import StorageError
 from transfer_bo.secrets import hide_passwords
 
 __all__ = ["PATIENCE_SECONDS", "RetryingStorage", "is_transient"]
@@ -31,8 +31,12 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 300.0
 """How long a call waits for a storage that does not answer."""
-FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0
-"""Seconds between two attempts, doubling; each times a random number in [.5, 1]."""
+
+FIRST_WAIT = 0.05
+"""Seconds between the first two attempts; each wait is multiplied by a random number in [.5, 1]."""
+
+LONGEST_WAIT = 5.0
+"""Seconds to which the waits grow, doubling."""
 
 _TRANSIENT_SQL = (
     sqlalchemy.exc.OperationalError,
@@ -41,7 +45,11 @@ _TRANSIENT_SQL = (
     sqlalchemy.exc.TimeoutError,
     sqlalchemy.exc.PendingRollbackError,
 )
+"""Errors of SQLAlchemy's behind which the database is away, busy or restarting."""
+
 _PERMANENT_WORDS = ("no such table", "no such column", "password authentication failed", "does not exist")
+"""Parts of the messages of such errors that stay whatever the database does."""
+
 _TRANSIENT_GRPC = {
     "UNAVAILABLE",
     "UNKNOWN",  # the proxy lost its own database
@@ -51,6 +59,7 @@ _TRANSIENT_GRPC = {
     "RESOURCE_EXHAUSTED",
     "CANCELLED",
 }
+"""Status codes of gRPC behind which the proxy, or its database, is away."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -79,24 +88,24 @@ class RetryingStorage(BaseStorage):
 
     Args:
         backend: The storage that keeps the study.
-        birth: Gives the attributes of a trial that starts to run here.
+        new_trial_attrs: Returns the user attributes of each trial that is created as running.
         patience: Seconds to wait for an answer.
     """
 
     def __init__(
         self,
         backend: BaseStorage,
-        birth: Callable[[], dict[str, Any]] = dict,
+        new_trial_attrs: Callable[[], dict[str, Any]] = dict,
         *,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._backend = backend
-        self._birth = birth
+        self._new_trial_attrs = new_trial_attrs
         self._patience = patience
 
-    # Harmless to repeat: they read, or write what stands there already.
+    # Harmless to repeat: they read, or write what is stored already.
     delete_study = _delegated("delete_study")
-    create_new_study = _delegated("create_new_study")  # a repeated one is told that the name is taken
+    create_new_study = _delegated("create_new_study")  # a repeated one finds the name taken
     set_study_user_attr = _delegated("set_study_user_attr")
     set_study_system_attr = _delegated("set_study_system_attr")
     get_study_id_from_name = _delegated("get_study_id_from_name")
@@ -120,9 +129,10 @@ class RetryingStorage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """As in Optuna, trials that wait again included.
+        """All trials of a study, as in Optuna; requeued trials are always among the waiting ones.
 
-        Asked for exactly `(WAITING,)`, the storage in memory looks at trials behind the last one only.
+        Asked for exactly `(WAITING,)`, Optuna's storage in memory looks only at trials behind the last one
+        it found, so it is asked with a set instead.
         """
         wanted = set(states) if isinstance(states, tuple) else states
         found: list[FrozenTrial] = self._until_answered(
@@ -131,12 +141,13 @@ class RetryingStorage(BaseStorage):
         return found
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """A new trial, made once even if the answer to the first attempt is lost."""
+        """Create a trial, once even if the answer to the first attempt is lost; its id."""
         template = create_trial(state=TrialState.RUNNING) if template_trial is None else template_trial
         template = copy.deepcopy(template)
         token = uuid.uuid4().hex
-        born = self._birth() if template.state is TrialState.RUNNING else {}
-        template.user_attrs = {**template.user_attrs, **born, TOKEN_ATTR: token}
+        added = self._new_trial_attrs() if template.state is TrialState.RUNNING else {}
+        template.user_attrs = {**template.user_attrs, **added, TOKEN_ATTR: token}
+
         attempts = 0
 
         def create() -> int:
@@ -153,7 +164,7 @@ class RetryingStorage(BaseStorage):
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """As in Optuna; a repeated end of a trial finds that it was carried out."""
+        """Change a trial's state, as in Optuna; a repeated end of a trial finds that it was carried out."""
         attempts = 0
 
         def change() -> bool:
@@ -179,13 +190,15 @@ class RetryingStorage(BaseStorage):
             except Exception as error:
                 if not is_transient(error):
                     raise
+
                 waited = time.monotonic() - started
                 reason = hide_passwords(_first_line(error))
                 if waited > self._patience:
-                    raise TransferError(
+                    raise StorageError(
                         f"The study's storage has not answered for {waited:.0f} s ({reason}); bring it back "
                         "and start again, finished trials are kept."
                     ) from error
+
                 logger.warning("The storage does not answer (%s); next attempt in %.1f s.", reason, wait)
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_WAIT)
@@ -194,6 +207,6 @@ class RetryingStorage(BaseStorage):
 def _first_line(error: BaseException) -> str:
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
-    details = getattr(error, "details", None)  # grpc's texts are long
-    said = str(details()) if callable(details) else str(getattr(error, "orig", None) or error)
-    return (said.strip() or type(error).__name__).splitlines()[0]
+    details = getattr(error, "details", None)  # gRPC's own messages are long
+    message = str(details()) if callable(details) else str(getattr(error, "orig", None) or error)
+    return (message.strip() or type(error).__name__).splitlines()[0]

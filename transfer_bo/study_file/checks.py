@@ -1,0 +1,126 @@
+"""What is wrong with a study file and only shows when several keys are seen together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transfer_bo.errors import StudyFileError, TransferError
+from transfer_bo.scale import Ladder, default_cost
+from transfer_bo.space import KINDS
+from transfer_bo.study_file.schema import StudyFile
+
+__all__ = ["check_together"]
+
+
+def check_together(study_file: StudyFile) -> None:
+    """Refuse a study file whose keys do not go together.
+
+    Raises:
+        StudyFileError: For the first thing that is wrong, naming file, key and value.
+    """
+    _check_ladder_and_space(study_file)
+    _check_modules(study_file)
+    _check_source_studies(study_file)
+    if study_file.command is None:
+        _check_scales(study_file)  # what a program of the user's own can train is not known here
+    else:
+        _check_command(study_file)
+    _check_costs(study_file)
+
+
+def _check_ladder_and_space(study_file: StudyFile) -> None:
+    builds: dict[str, Callable[[], object]] = {
+        "ladder.rungs": lambda: Ladder(study_file.proxies),
+        "space": lambda: study_file.hp_space,
+    }
+    for key, build in builds.items():
+        try:
+            build()
+        except TransferError as error:
+            raise StudyFileError(f"{study_file.path}: {key}: {error}") from None
+
+
+def _check_modules(study_file: StudyFile) -> None:
+    if study_file.per_module is None:
+        return
+
+    for key in ("types", "depth"):
+        for kind in getattr(study_file.per_module, key):
+            if kind not in KINDS:
+                raise study_file.error(
+                    f"per_module.{key}", f"{kind!r} is no known kind; use some of {', '.join(KINDS)}."
+                )
+
+    if study_file.command is not None:
+        raise StudyFileError(
+            f"{study_file.path}: per_module goes with the reference trainer, whose module types are known; "
+            'with [command], list the multipliers in [space], as "lr.embedding" = {}.'
+        )
+
+
+def _check_source_studies(study_file: StudyFile) -> None:
+    for i, source in enumerate(study_file.past):
+        key = f"{study_file.path}: past[{i}]"
+        if (source.runs is None) == (source.storage is None):
+            raise StudyFileError(
+                f'{key}: give either runs = "old.csv" or storage = "sqlite:///old.db", to say where they are.'
+            )
+        if source.study is not None and source.storage is None:
+            raise StudyFileError(
+                f"{key}.study = {source.study!r}: a table holds no study; leave this key out."
+            )
+
+    labels = [source.label for source in study_file.past]
+    repeated = next((label for label in labels if labels.count(label) > 1), None)
+    if repeated is not None:
+        raise StudyFileError(
+            f"{study_file.path}: past: two source studies are called {repeated!r}; give each a name."
+        )
+
+
+def _check_command(study_file: StudyFile) -> None:
+    """A list for a program, one string for the shell, and not by accident the other one."""
+    command = study_file.command
+    assert command is not None
+    if command.shell != isinstance(command.run, str):
+        raise study_file.error(
+            "command.run",
+            "with shell = true give one string."
+            if command.shell
+            else "give a list of arguments, or shell = true if the shell is meant to read it.",
+        )
+    if not command.run:
+        raise study_file.error("command.run", "it is empty; give a program and its arguments.")
+
+
+def _check_scales(study_file: StudyFile) -> None:
+    """Whether the reference trainer can train at each scale."""
+    scales = {f"ladder.rungs[{i}]": scale for i, scale in enumerate(study_file.proxies)}
+    scales |= {"ladder.target": study_file.target, "ladder.base": study_file.base}
+    ranks, head_size = study_file.run.ranks, study_file.model.head_size
+
+    for key, scale in scales.items():
+        if scale.batch % ranks:
+            raise StudyFileError(
+                f"{study_file.path}: {key}.batch = {scale.batch}: set it to a multiple of "
+                f"run.ranks = {ranks}, so that every process gets the same share."
+            )
+        if scale.width % head_size:
+            raise StudyFileError(
+                f"{study_file.path}: {key}.width = {scale.width}: set it to a multiple of "
+                f"model.head_size = {head_size}."
+            )
+        step = scale.batch * study_file.data.context
+        if scale.tokens < step:
+            raise StudyFileError(
+                f"{study_file.path}: {key}.tokens = {scale.tokens}: that is less than one step of "
+                f"batch x context = {step} tokens; set it higher."
+            )
+
+
+def _check_costs(study_file: StudyFile) -> None:
+    if min(map(default_cost, study_file.proxies)) >= default_cost(study_file.target):
+        raise StudyFileError(
+            f"{study_file.path}: ladder.target = {dict(study_file.target)}: no rung is cheaper than "
+            "the target; add a rung with less width, depth or tokens."
+        )

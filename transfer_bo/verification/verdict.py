@@ -1,0 +1,123 @@
+"""What the runs of a verification say about the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+
+from transfer_bo.errors import StudyError
+from transfer_bo.scale import Scale
+from transfer_bo.verification.jobs import LEVEL, Job, replicas
+from transfer_bo.verification.paired_test import Comparison, compare_paired
+
+__all__ = ["Verification", "judge"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Measured losses beside the predicted one; a loss is None if the run diverged or failed."""
+
+    target: Scale
+    """Where the runs were made."""
+
+    measured: float | None
+    """Loss of the suggestion."""
+
+    predicted_mean: float
+    """Loss that was predicted for it."""
+
+    interval: tuple[float, float]
+    """Lower and upper end of the predicted interval."""
+
+    control: dict[str, float | None]
+    """Measured loss of each control run, by name."""
+
+    level: float = LEVEL
+    """Probability with which the interval was to hold the measured loss."""
+
+    maximize: bool = False
+    """Whether larger is better."""
+
+    comparisons: tuple[Comparison, ...] = ()
+    """Suggestion and each control over several seeds, if they were run again."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether the measured loss lies in the predicted interval."""
+        return self.measured is not None and self.interval[0] <= self.measured <= self.interval[1]
+
+    @property
+    def text(self) -> str:
+        """The verdict in words."""
+        low, high = self.interval
+        predicted = f"predicted {self.predicted_mean:.4f}, {self.level:.0%} interval [{low:.4f}, {high:.4f}]"
+        axes = ", ".join(f"{axis} {value:g}" for axis, value in self.target.items())
+        if self.measured is None:
+            return f"At {axes} the suggestion did not give a loss (the run diverged or failed); {predicted}."
+
+        sentences = [f"At {axes} the suggestion gave {self.measured:.4f}; {predicted}."]
+        if self.inside:
+            sentences.append("The measured value lies inside the interval.")
+        else:
+            side, edge = ("above", high) if self.measured > high else ("below", low)
+            distance = abs(self.measured - edge)
+            sentences.append(f"The measured value lies outside the interval, {distance:.4f} {side} it.")
+
+        sentences += [self._against_control(name, self.measured) for name in self.control]
+        return " ".join([*sentences, *(comparison.text for comparison in self.comparisons)])
+
+    def _against_control(self, name: str, measured: float) -> str:
+        loss = self.control[name]
+        if loss is None:
+            return f"The control run with the {name} gave no loss (it diverged or failed)."
+        gain = (measured - loss if self.maximize else loss - measured) / abs(loss)
+        compared = f"{abs(gain):.2%} {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
+        return f"It is {compared} the control run with the {name}, {loss:.4f}."
+
+
+def judge(study: optuna.Study, jobs: Sequence[Job], replicate: int = 0) -> Verification:
+    """The verdict on jobs that have been run, each once and `replicate` times more.
+
+    Args:
+        study: The study that holds the runs.
+        jobs: The suggestion's job first, then the controls', as `plan` makes them.
+        replicate: How often each was repeated.
+
+    Raises:
+        StudyError: If one of them has not run yet, or stopped with an error that says nothing about its HPs.
+    """
+    # The first runs were made after the search and nothing was chosen by them, so they are a pair, too.
+    losses = [[_loss(study, each) for each in (job, *replicas([job], replicate))] for job in jobs]
+    prediction = jobs[0].prediction
+    assert prediction is not None
+    low, high = prediction["interval"]
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+    comparisons = [
+        compare_paired(jobs[0].name, job.name, list(zip(losses[0], of_control, strict=True)), maximize)
+        for job, of_control in zip(jobs[1:], losses[1:], strict=True)
+        if replicate
+    ]
+    return Verification(
+        target=jobs[0].scale,
+        measured=losses[0][0],
+        predicted_mean=prediction["loss"],
+        interval=(low, high),
+        control={job.name: of_job[0] for job, of_job in zip(jobs[1:], losses[1:], strict=True)},
+        level=prediction["level"],
+        maximize=maximize,
+        comparisons=tuple(comparisons),
+    )
+
+
+def _loss(study: optuna.Study, job: Job) -> float | None:
+    run = job.find(study)
+    if run is None:
+        which = f"Replica {job.replica} of the" if job.replica else "The"
+        raise StudyError(
+            f"{which} {job.name} has not been run at {job.scale} yet, or stopped with an error; "
+            "run the verification again."
+        )
+    return run.loss
