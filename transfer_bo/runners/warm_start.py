@@ -30,7 +30,7 @@ def read_missing_source_runs(task: Task, study: optuna.Study | None) -> list[Sou
         study: Its study; None if there is none yet.
 
     Raises:
-        TransferError: If they can't be read, as `run_table.warm_start.read_source_runs` raises it, naming file and key.
+        TransferError: If they can't be read; it names file and key.
         RunTableError: If they have no HP that is searched.
     """
     missing = _missing(task.file, study)
