@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from transfer_bo.parametrization.anatomy import Anatomy, dissect
+from transfer_bo.parametrization.base_model import BaseModel
 from transfer_bo.scale import Scale
 
 VOCAB = 11
@@ -86,6 +88,11 @@ class Model(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.unembedding(self.final_norm(x))
+
+
+def dissect_at(build, base, target, roles=None, inputs=None) -> Anatomy:
+    """The tensors of a model at a target."""
+    return dissect(BaseModel(build, base, inputs), target, roles)
 
 
 def tokens() -> torch.Tensor:

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from small_models import HEAD, VOCAB, Model
+from small_models import HEAD, VOCAB, Model, dissect_at
 from torch import nn
 
 from transfer_bo.errors import ParametrizationError, ScaleError
-from transfer_bo.parametrization.anatomy import dissect
 from transfer_bo.scale import Scale
 from transfer_bo.training.model import build_transformer
 
@@ -16,14 +15,14 @@ TARGET = Scale(width=32, depth=6)
 
 def roles_of(build, **options):
     """Role by name."""
-    return {name: str(t.role) for name, t in dissect(build, BASE, TARGET, **options).tensors.items()}
+    return {name: str(t.role) for name, t in dissect_at(build, BASE, TARGET, **options).tensors.items()}
 
 
 def test_reference_transformer():
     """Every tensor of the reference transformer has the role its name says."""
     roles = {
         name: t.role
-        for name, t in dissect(
+        for name, t in dissect_at(
             build_transformer, Scale(width=16, depth=1), Scale(width=32, depth=2)
         ).tensors.items()
     }
@@ -76,7 +75,7 @@ def test_ratios_are_measured():
                 block.mlp.gate = nn.Linear(scale.width, inner)
                 block.mlp.down = nn.Linear(inner, scale.width)
 
-    tensors = dissect(Rounded, BASE, TARGET).tensors
+    tensors = dissect_at(Rounded, BASE, TARGET).tensors
 
     assert 4 == tensors["blocks.0.mlp.up.weight"].width
     assert 72 / 24 == tensors["blocks.0.mlp.down.weight"].width
@@ -97,7 +96,7 @@ def test_sizes_that_grow_late_grow():
                 block.mlp.gate = nn.Linear(scale.width, inner)
                 block.mlp.down = nn.Linear(inner, scale.width)
 
-    tensors = dissect(Late, BASE, TARGET).tensors
+    tensors = dissect_at(Late, BASE, TARGET).tensors
 
     assert "hidden_weight" == tensors["blocks.0.mlp.up.weight"].role
     assert "hidden_weight" == tensors["blocks.0.mlp.down.weight"].role
@@ -106,7 +105,7 @@ def test_sizes_that_grow_late_grow():
 
 def test_groups_of_the_reference_transformer():
     """Labels are the layer's name and its families."""
-    anatomy = dissect(build_transformer, Scale(width=16, depth=1), Scale(width=32, depth=2))
+    anatomy = dissect_at(build_transformer, Scale(width=16, depth=1), Scale(width=32, depth=2))
     labels = {name: t.labels for name, t in anatomy.tensors.items()}
 
     assert ("embedding",) == labels["embedding.weight"]
@@ -127,7 +126,7 @@ def test_layers_of_one_name_are_told_apart():
                 block.attn.proj = nn.Linear(scale.width, scale.width)
                 block.mlp.proj = nn.Linear(scale.width, scale.width)
 
-    types = {t.module_type for t in dissect(Twice, BASE, TARGET).tensors.values()}
+    types = {t.module_type for t in dissect_at(Twice, BASE, TARGET).tensors.values()}
 
     assert {"attn.proj", "mlp.proj", "q"} <= types
     assert "proj" not in types
@@ -137,7 +136,7 @@ def test_blocks_correspond_by_relative_depth():
     """A deeper model's block takes its initial spread from the base block in the middle of which it lies."""
 
     def matched(depth):
-        blocks = dissect(Model, BASE, TARGET.replace(depth=depth)).base_blocks
+        blocks = dissect_at(Model, BASE, TARGET.replace(depth=depth)).base_blocks
         return [blocks[f"blocks.{i}"].removeprefix("blocks.") for i in range(depth)]
 
     assert ["0", "0", "0", "1", "1", "1"] == matched(6)
@@ -146,7 +145,7 @@ def test_blocks_correspond_by_relative_depth():
 
 def test_without_a_depth_axis():
     """Blocks are also found when the scale says nothing about depth."""
-    tensors = dissect(Model, Scale(width=8), Scale(width=16)).tensors
+    tensors = dissect_at(Model, Scale(width=8), Scale(width=16)).tensors
 
     assert "blocks.1" == tensors["blocks.1.attn.q.weight"].block
     assert "norm_gain" == tensors["blocks.1.attn_norm.weight"].role
@@ -234,7 +233,7 @@ def _broken(scale):
 def test_bad_builds(build, named):
     """A build function that cannot be used is refused, and the error names what is wrong."""
     with pytest.raises(ParametrizationError) as error:
-        dissect(build, BASE, TARGET)
+        dissect_at(build, BASE, TARGET)
 
     assert named in str(error.value)
 
@@ -246,7 +245,7 @@ def test_bad_builds(build, named):
 def test_bad_roles(roles, named):
     """A pattern without effect or a role that does not exist is an error."""
     with pytest.raises(ParametrizationError) as error:
-        dissect(Model, BASE, TARGET, roles)
+        dissect_at(Model, BASE, TARGET, roles)
 
     assert named in str(error.value)
 
@@ -254,12 +253,12 @@ def test_bad_roles(roles, named):
 def test_no_width_axis():
     """Scales without a width are an error."""
     with pytest.raises(ScaleError):
-        dissect(Model, Scale(depth=2), Scale(depth=4))
+        dissect_at(Model, Scale(depth=2), Scale(depth=4))
 
 
 def test_head_size_and_vocabulary_do_not_grow():
     """The stand-in is what the other tests think it is."""
-    tensors = dissect(Model, BASE, TARGET).tensors
+    tensors = dissect_at(Model, BASE, TARGET).tensors
 
     assert (HEAD,) == tensors["blocks.0.attn.q_norm.weight"].shape
     assert (VOCAB, 32) == tensors["embedding.weight"].shape

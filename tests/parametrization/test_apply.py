@@ -125,8 +125,8 @@ def test_a_model_built_without_memory():
     assert torch.equal(usual(tokens()), model(tokens()))
 
 
-def test_frozen_tensors_are_left_to_the_model():
-    """A tensor that is not trained has no settings and keeps the model's own initial value."""
+def test_frozen_tensors_keep_their_values():
+    """A tensor that is not trained has no settings and is not written."""
 
     def build(scale):
         model = Model(scale)
@@ -135,11 +135,11 @@ def test_frozen_tensors_are_left_to_the_model():
 
     p = parametrize(build, BASE, TARGET)
     model = build(TARGET)
-    model.frozen.zero_()
+    model.frozen.fill_(7.0)
     p.initialize(model)
 
     assert "frozen" not in p.groups
-    assert torch.equal(torch.arange(5.0), model.frozen)
+    assert torch.equal(torch.full((5,), 7.0), model.frozen)
 
 
 # ------------------------------------------------------------------------------------------ groups

@@ -5,12 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import Block, Model
+from small_models import Block, Model, dissect_at
 from torch import nn
 
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization import parametrize
-from transfer_bo.parametrization.anatomy import dissect
 from transfer_bo.scale import Scale
 
 BASE = Scale(width=8, depth=2)
@@ -19,7 +18,7 @@ TARGET = Scale(width=32, depth=6)
 
 def tensors_of(build, base=BASE, target=TARGET, **options):
     """Tensor by name."""
-    return dissect(build, base, target, **options).tensors
+    return dissect_at(build, base, target, **options).tensors
 
 
 def roles_of(build, **options):

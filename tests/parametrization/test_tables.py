@@ -227,7 +227,7 @@ def test_variants(name, role, quantity, value):
     setting = RULES[name].factors(Role(role), dataclasses.replace(M, batch=1, tokens=1), 1.0)
 
     assert value == pytest.approx(getattr(setting, quantity), rel=1e-12)
-    changed = [role for role in Role if RULES[name].rows[role] != COMPLETE_D_P.rows[role]]
+    changed = [role for role in COMPLETE_D_P.rows if RULES[name].rows[role] != COMPLETE_D_P.rows[role]]
     assert changed
     assert Role.FINAL_NORM not in changed
 

@@ -116,8 +116,8 @@ def _layers(p: Parametrization) -> dict[str, _Layer]:
             factor = tensor.depth * p.rule.residual.at(Ratios(depth=tensor.depth), p.alpha)
         is_readout = tensor.role is Role.UNEMBEDDING
         layers[path] = _Layer(tensor.module_type, factor, theta.get(path, 1.0), is_readout)
-        if tensor.reader is not None:
-            layers[tensor.reader] = _Layer(tensor.reader.rpartition(".")[2], 1.0, 1.0, True)
+        for reader in tensor.readers:
+            layers[reader] = _Layer(reader.rpartition(".")[2], 1.0, 1.0, True)
     return {path: layer for path, layer in layers.items() if path}
 
 

@@ -14,18 +14,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from transfer_bo.errors import ParametrizationError, ScaleError
-from transfer_bo.parametrization.builds import (
-    BuildModel,
-    build_meta,
-    build_real,
-    modules_of,
-    parameters_of,
-)
-from transfer_bo.parametrization.example_inputs import ExampleCall, call_with_example_inputs
+from transfer_bo.errors import ParametrizationError
+from transfer_bo.parametrization.base_model import BaseModel
+from transfer_bo.parametrization.builds import modules_of
 from transfer_bo.parametrization.role_inference import MATRICES, TensorObservations, infer_roles
 from transfer_bo.parametrization.rules import Role
 from transfer_bo.parametrization.structure import (
@@ -75,8 +68,8 @@ class Tensor:
     """Relative depth of its block's middle, (i + 1/2) / L in (0, 1); None outside a stack."""
     branch: str | None
     """Name of the block's submodule that holds it, if that may be a residual branch; e.g. "attn"."""
-    reader: str | None = None
-    """Of a tied embedding: path of the module that maps to the outputs with it."""
+    readers: tuple[str, ...] = ()
+    """Of a tied embedding: paths of the linear layers that map to the outputs with it; () if others do."""
 
 
 @dataclass(frozen=True)
@@ -89,64 +82,46 @@ class Anatomy:
     """Block of the base model for each block of the target, by relative depth."""
     stacks: dict[str, float]
     """Ratio of blocks target/base for each stack, e.g. {"blocks": 4.0}."""
-    call: ExampleCall
-    """A call of the base model."""
-    attention: str
-    """Why its attention does not transfer over widths; "" if no reason was found."""
 
 
-def dissect(
-    build_model: BuildModel,
-    base: Scale,
-    target: Scale,
-    roles: Mapping[str, str] | None = None,
-    inputs: tuple[torch.Tensor, ...] | None = None,
-) -> Anatomy:
+def dissect(base: BaseModel, target: Scale, roles: Mapping[str, str] | None = None) -> Anatomy:
     """Find the role, the ratios and the groups of every trainable tensor of the target model.
 
     Args:
-        build_model: Gives the model at a scale.
-        base: Where base hyperparameters are defined.
-        target: Has the same axes.
+        base: The base model. If no call of it works, roles are inferred from the kinds of layers.
+        target: Has the same axes as the base.
         roles: Role by name pattern (as in a shell: `*`, `?`); the first match overrules what is inferred.
-        inputs: What the base model is called with; guessed if not given. If no call works, roles are inferred
-            from the kinds of layers.
 
     Raises:
         ParametrizationError: if builds fail or ignore an axis, a role cannot be inferred, or a pattern
             matches nothing.
-        ScaleError: if the base has no axis `width`.
     """
-    if "width" not in base:
-        raise ScaleError(f"{base} has no axis 'width'; give it one, so that growing sizes can be found.")
-    builds = _Builds(build_model)
-    base_shapes, shapes = builds.shapes(base), builds.shapes(target)
-    growth = _measure_width(builds, base, target)
-    stacks = find_stacks(builds.shapes, base, target)
-    call = call_with_example_inputs(build_real(build_model, base, seed=0).eval(), inputs)
-
-    if call.trace is None:
-        _refuse_tied(builds.model(target))
-    if target.get("depth") != base.get("depth") and all(stack.depth == 1 for stack in stacks.values()):
+    base_shapes, shapes = base.shapes(base.scale), base.shapes(target)
+    growth = _measure_width(base, target)
+    stacks = find_stacks(base.shapes, base.scale, target)
+    if base.call.trace is None:
+        _refuse_tied(base.meta(target))
+    if target.get("depth") != base.scale.get("depth") and all(stack.depth == 1 for stack in stacks.values()):
         raise ParametrizationError(
-            f"build_model ignores depth: it builds as many blocks at {target} as at {base}; "
+            f"build_model ignores depth: it builds as many blocks at {target} as at {base.scale}; "
             "use scale.depth in it."
         )
 
-    places = {name: place_of(name, stacks) for name in shapes}
     base_names = {name: _base_name(name, stacks, base_shapes) for name in shapes}
-
+    trace = base.call.trace or Trace({}, frozenset())
+    blocks = {path: stack for path, stack in stacks.items() if not _holds_heads(path, trace)}
+    places = {name: place_of(name, blocks) for name in shapes}
     observations = TensorObservations(
-        modules=modules_of(builds.model(target)),
+        modules=modules_of(base.meta(target)),
         shapes=shapes,
         growth=growth,
         places=places,
         base_names=base_names,
-        trace=call.trace or Trace({}, frozenset()),
-        not_run=call.reason,
+        trace=trace,
+        not_run=base.call.reason,
     )
     inferred = infer_roles(observations, roles or {})
-    scale_ratio = target.width / base.width
+    scale_ratio = target.width / base.scale.width
     branches = _branches(places, inferred)
     types = module_types(shapes, stacks)
 
@@ -161,24 +136,54 @@ def dissect(
             role=role,
             width=width,
             fan_out=fan_out,
-            depth=1.0 if place.stack is None else stacks[place.stack].depth,
+            depth=1.0 if place.stack is None else blocks[place.stack].depth,
             module_type=types[name],
             labels=_labels(types[name], role, branches[name]),
             base_name=base_names[name],
             base_shape=base_shapes[base_names[name]],
             block=place.block_path,
-            position=_position(place, stacks),
+            position=_position(place, blocks),
             branch=branches[name],
-            reader=observations.reader(name) if role is Role.TIED_EMBEDDING else None,
+            readers=_readers(name, observations, base) if role is Role.TIED_EMBEDDING else (),
         )
+
     base_blocks = {
         _join(path, number): _join(path, match)
-        for path, stack in stacks.items()
+        for path, stack in blocks.items()
         for number, match in stack.blocks.items()
         if match is not None
     }
-    attention = _attention(build_model, base, call) if target.width != base.width else ""
-    return Anatomy(tensors, base_blocks, {path: s.depth for path, s in stacks.items()}, call, attention)
+    return Anatomy(tensors, base_blocks, {path: stack.depth for path, stack in blocks.items()})
+
+
+def _holds_heads(path: str, trace: Trace) -> bool:
+    """Whether a container holds output heads instead of blocks: nothing outside a child depends on it."""
+    prefix = f"{path}." if path else ""
+
+    def child(name: str) -> str | None:
+        number = name.removeprefix(prefix).partition(".")[0]
+        return number if name.startswith(prefix) and number.isdigit() else None
+
+    depends_on_other_child = any(
+        child(name) is not None and child(name) != child(user)
+        for user, uses in trace.uses.items()
+        for use in uses
+        for name in use.upstream
+    )
+    return any(child(name) is not None for name in trace.heads) and not depends_on_other_child
+
+
+def _readers(name: str, observations: TensorObservations, base: BaseModel) -> tuple[str, ...]:
+    """Paths of the target's linear layers that hold a tied embedding; none if it is multiplied elsewhere."""
+    if not all(isinstance(base.modules.get(path), nn.Linear) for path in observations.matmuls(name)):
+        return ()
+    path, _, last = name.rpartition(".")
+    tensor = getattr(observations.modules[path], last)
+    return tuple(
+        path
+        for path, module in observations.modules.items()
+        if isinstance(module, nn.Linear) and module.weight is tensor
+    )
 
 
 def _position(place: Place, stacks: Mapping[str, Stack]) -> float | None:
@@ -192,28 +197,11 @@ def _join(path: str, number: int) -> str:
     return f"{path}.{number}".lstrip(".")
 
 
-class _Builds:
-    """Builds on the meta device, each scale once."""
-
-    def __init__(self, build_model: BuildModel) -> None:
-        self._build = build_model
-        self._models: dict[Scale, nn.Module] = {}
-
-    def model(self, scale: Scale) -> nn.Module:
-        if scale not in self._models:
-            self._models[scale] = build_meta(self._build, scale)
-        return self._models[scale]
-
-    def shapes(self, scale: Scale) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(p.shape) for name, p in parameters_of(self.model(scale)).items()}
-
-
 def _base_name(name: str, stacks: Mapping[str, Stack], base_names: Collection[str]) -> str:
     found = base_name_of(name, stacks)
     if found is not None and found not in base_names:
-        found = most_similar(
-            found, base_names
-        )  # the target has more experts than the base: another one of its block
+        # The target has more experts than the base: it is another one of its block.
+        found = most_similar(found, base_names)
     if found is None:
         raise ParametrizationError(
             f"Tensor {name!r} of the target has no counterpart in the base model; "
@@ -233,12 +221,12 @@ def _refuse_tied(model: nn.Module) -> None:
             )
 
 
-def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tuple[bool, ...]]:
+def _measure_width(base: BaseModel, target: Scale) -> dict[str, tuple[bool, ...]]:
     """Per dimension of each tensor of the target: whether it grows with the width."""
-    shapes = builds.shapes(target)
+    shapes = base.shapes(target)
 
     def at_width(width: float) -> dict[str, tuple[int, ...]]:
-        built = builds.shapes(target.replace(width=width))
+        built = base.shapes(target.replace(width=width))
         differing = set(built) ^ set(shapes)
         if differing:
             raise ParametrizationError(
@@ -247,7 +235,7 @@ def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tup
             )
         return built
 
-    narrow, wide = at_width(base.width), at_width(PROBE * base.width)
+    narrow, wide = at_width(base.scale.width), at_width(PROBE * base.scale.width)
     # The target is compared too: sizes that are rounded up may be equal at the base and a little above it.
     growth = {
         name: tuple(len(set(sizes)) > 1 for sizes in zip(narrow[name], wide[name], shape, strict=True))
@@ -256,30 +244,10 @@ def _measure_width(builds: _Builds, base: Scale, target: Scale) -> dict[str, tup
 
     if not any(map(any, growth.values())):
         raise ParametrizationError(
-            f"build_model ignores width: every tensor has the same shape at width {base.width:g} and "
-            f"{PROBE * base.width:g}; use scale.width in it."
+            f"build_model ignores width: every tensor has the same shape at width {base.scale.width:g} and "
+            f"{PROBE * base.scale.width:g}; use scale.width in it."
         )
     return growth
-
-
-def _attention(build_model: BuildModel, base: Scale, call: ExampleCall) -> str:
-    """Why attention does not transfer: heads grow with the width and scores are not divided by their size.
-
-    Queries and keys align in training, so that their products grow in proportion to the size of the heads.
-    """
-    if call.trace is None or not call.trace.attention:
-        return ""
-    wide = base.replace(width=PROBE * base.width)
-    wider = call_with_example_inputs(build_real(build_model, wide, seed=0).eval(), call.arguments)
-    for (size, scale), (wide_size, wide_scale) in zip(
-        call.trace.attention, () if wider.trace is None else wider.trace.attention, strict=False
-    ):
-        if wide_size * wide_scale > 1.01 * size * scale:
-            return (
-                f"attention heads grow with the width (size {size} at width {base.width:g}, {wide_size} at "
-                f"{wide.width:g}) and scores are not divided by it"
-            )
-    return ""
 
 
 # ---------------------------------------------------------------------------------------------- groups

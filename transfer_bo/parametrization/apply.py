@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -29,16 +30,11 @@ from torch import nn
 
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Tensor, dissect
-from transfer_bo.parametrization.builds import (
-    BuildModel,
-    build_meta,
-    build_real,
-    modules_of,
-    parameters_of,
-    unwrap,
-)
+from transfer_bo.parametrization.base_model import BaseModel
+from transfer_bo.parametrization.builds import BuildModel, build_real, parameters_of, unwrap
 from transfer_bo.parametrization.forward_multipliers import ForwardMultipliers, find_residual_branches
 from transfer_bo.parametrization.hp_values import HPs, check_hps, multiplier_of, value_of
+from transfer_bo.parametrization.initial_values import copy_buffers, is_constant, rms
 from transfer_bo.parametrization.optimizers import OPTIMIZERS, optimizer_of, options_of
 from transfer_bo.parametrization.rules import Ratios, Role, RoleExponents, Rule, ScalingFactors
 from transfer_bo.parametrization.sharding import total_norm, write_values
@@ -53,8 +49,8 @@ __all__ = ["Parametrization", "parametrize"]
 
 def parametrize(
     build_model: BuildModel,
-    base: Scale,
-    target: Scale,
+    base: Scale | Mapping[str, float],
+    target: Scale | Mapping[str, float] | None = None,
     rule: str | Rule = "complete_d_p",
     alpha: float = 1.0,
     *,
@@ -62,12 +58,13 @@ def parametrize(
     inputs: tuple[torch.Tensor, ...] | None = None,
     fold: bool = True,
 ) -> Parametrization:
-    """Work out every tensor's settings at the target from HPs in base coordinates.
+    """Work out every tensor's settings at any scale from HPs in base coordinates.
 
     Args:
         build_model: `build_model(scale)` gives the model at a scale, on whatever device torch's default is.
         base: The scale that HPs refer to. Needs the axis `width`; `depth`, `batch`, `tokens` where they vary.
-        target: The scale to train at, with the same axes.
+        target: The scale to train at, with the same axes; the base if not given. `at(scale)` gives the
+            settings at other scales.
         rule: Name of a table in `tables.RULES`, or a `Rule`.
         alpha: α of the residual multiplier m_L^-α, in [1/2, 1].
         roles: Role by name pattern, e.g. `{"*.router.weight": "hidden_weight"}`, for tensors whose role
@@ -82,41 +79,54 @@ def parametrize(
             α is outside the rule's range.
         ScaleError: if the two scales have different axes, or no width.
     """
-    return Parametrization(build_model, base, target, rule, alpha, roles=roles, inputs=inputs, fold=fold)
+    rule = find_rule(rule)
+    low, high = rule.alpha_range
+    if not low <= alpha <= high:
+        raise ParametrizationError(
+            f"alpha = {alpha!r} lies outside [{low:g}, {high:g}], where rule {rule.name!r} holds; "
+            "move it inside."
+        )
+    base = Scale(base)
+    options = Options(build_model, base, rule, float(alpha), dict(roles or {}), inputs, fold)
+    return Parametrization(options, base if target is None else Scale(target))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `parametrize` was called with, but for the target."""
+
+    build_model: BuildModel
+    base: Scale
+    rule: Rule
+    alpha: float
+    roles: Mapping[str, str]
+    inputs: tuple[torch.Tensor, ...] | None
+    fold: bool
 
 
 class Parametrization:
-    """What `parametrize` found: roles, groups, and the settings of every tensor at the target.
+    """The roles and groups of a model's tensors, and their settings at one scale, the target.
 
     It refers to tensors by name only, so one object serves any number of models built at the target, wrapped
     (torch.compile, DDP, fully_shard) or not. Set a model up before its first forward pass: a program that
     torch.compile has compiled does not contain multipliers that are registered later.
+
+    Args:
+        options: What `parametrize` was called with.
+        target: The scale to train at.
+        family: Parametrizations of the same model at other scales, and its base model.
     """
 
-    def __init__(
-        self,
-        build_model: BuildModel,
-        base: Scale,
-        target: Scale,
-        rule: str | Rule = "complete_d_p",
-        alpha: float = 1.0,
-        *,
-        roles: Mapping[str, str] | None = None,
-        inputs: tuple[torch.Tensor, ...] | None = None,
-        fold: bool = True,
-    ) -> None:
-        self.rule = find_rule(rule)
-        low, high = self.rule.alpha_range
-        if not low <= alpha <= high:
-            raise ParametrizationError(
-                f"alpha = {alpha!r} lies outside [{low:g}, {high:g}], where rule {self.rule.name!r} holds; "
-                "move it inside."
-            )
-        target.log2_ratio(base)  # checks that the two have the same axes
-        self.build_model, self.base, self.target, self.alpha = build_model, base, target, float(alpha)
+    def __init__(self, options: Options, target: Scale, family: _Family | None = None) -> None:
+        target.log2_ratio(options.base)  # checks that the two have the same axes
+        self._options = options
+        self._family = family or _Family(options)
+        self.build_model, self.base, self.target = options.build_model, options.base, target
+        self.rule, self.alpha = options.rule, options.alpha
 
-        anatomy = dissect(build_model, base, target, roles, inputs)
-        self._warn_of_transfer(anatomy.attention)
+        base = self._family.base
+        anatomy = dissect(base, target, options.roles)
+        self._warn_of_transfer(base.attention if target.width != options.base.width else "")
 
         self.tensors: dict[str, Tensor] = anatomy.tensors
         """Every trainable tensor by name."""
@@ -127,9 +137,9 @@ class Parametrization:
         self._labels = _unique(label for labels in self.groups.values() for label in labels)
 
         run = Ratios(
-            batch=target.get("batch", 1) / base.get("batch", 1),
-            tokens=target.get("tokens", 1) / base.get("tokens", 1),
-            parameters=sum(math.prod(t.shape) for t in self.tensors.values()) / _count(anatomy.call.model),
+            batch=target.get("batch", 1) / self.base.get("batch", 1),
+            tokens=target.get("tokens", 1) / self.base.get("tokens", 1),
+            parameters=sum(math.prod(t.shape) for t in self.tensors.values()) / base.size,
         )
         self._factors: dict[str, ScalingFactors] = {
             name: self.rule.factors(
@@ -139,21 +149,37 @@ class Parametrization:
             )
             for name, tensor in self.tensors.items()
         }
-        branches = find_residual_branches(anatomy)
+        branches = find_residual_branches(anatomy, base)
         self.residual_branches: tuple[str, ...] = _unique(b.name for b in branches.by_path.values())
         """Names of the residual branches, as HPs `residual.<name>` call them."""
         self._no_branches = branches.missing
-        base_modules = modules_of(build_meta(build_model, base))
         self._multipliers = ForwardMultipliers(
-            anatomy, branches, self.rule, self.alpha, self._factors, base_modules, fold
+            anatomy, branches, self.rule, self.alpha, self._factors, base, options.fold
         )
-        if anatomy.call.trace is None:
+        if base.call.trace is None:
             warnings.warn(
-                f"How tensors are used is not known ({anatomy.call.reason}), so roles are inferred from the "
+                f"How tensors are used is not known ({base.call.reason}), so roles are inferred from the "
                 "kinds of layers that hold them; give inputs=(tensor, ...) that the model accepts.",
                 stacklevel=3,
             )
         self._norm_factors_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
+        self._family.members[target] = self
+
+    def at(self, scale: Scale | Mapping[str, float]) -> Parametrization:
+        """The settings at another scale, for the same model, rule and options.
+
+        Each scale is worked out once; what depends on the base alone is shared by all.
+
+        Args:
+            scale: With the axes of the base.
+
+        Raises:
+            ParametrizationError: if the model at this scale does not correspond to the base.
+            ScaleError: if its axes are not those of the base.
+        """
+        scale = Scale(scale)
+        members = self._family.members
+        return members[scale] if scale in members else Parametrization(self._options, scale, self._family)
 
     def _warn_of_transfer(self, attention: str) -> None:
         """Warn of what may keep the rule from transferring."""
@@ -174,10 +200,12 @@ class Parametrization:
         return f"Parametrization({self.rule.name!r}, alpha={self.alpha:g}, {self.base} -> {self.target})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_norm_factors_of": None}
+        return {**self.__dict__, "_norm_factors_of": None, "_family": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _norm_factors_of=WeakKeyDictionary())
+        family = _Family(state["_options"])
+        self.__dict__.update(state, _norm_factors_of=WeakKeyDictionary(), _family=family)
+        family.members[self.target] = self
 
     # ------------------------------------------------------------------------------------ settings
 
@@ -254,14 +282,16 @@ class Parametrization:
         differing = sorted(set(found) ^ set(self.tensors))
         if differing:
             raise ParametrizationError(
-                f"The model is not what build_model gives at {self.target}: tensor {differing[0]!r} is in "
-                "one of them only; build it at the target scale."
+                f"The model is not what build_model gives at {self.target}, the scale of this "
+                f"parametrization: tensor {differing[0]!r} is in one of them only; use p.at(scale), with the "
+                "scale that the model was built at."
             )
         for name, parameter in found.items():
             if tuple(parameter.shape) != self.tensors[name].shape:
                 raise ParametrizationError(
                     f"Tensor {name!r} has shape {tuple(parameter.shape)}, but {self.tensors[name].shape} at "
-                    f"{self.target}; build the model at the target scale."
+                    f"{self.target}, the scale of this parametrization; use p.at(scale), with the scale that "
+                    "the model was built at."
                 )
         return found
 
@@ -273,8 +303,9 @@ class Parametrization:
         mean square is that of the base model's own draw (deeper blocks: the block at the same relative depth)
         times the rule's and the HPs' factors. So the model's own way of initialising is kept, at the base bit
         by bit. Constants (gains of one, biases of zero) stay as they are; `init_std` does not move them.
-        Buffers are recomputed. Draws are made on the CPU, so that they are the same on every device; a model
-        sharded by `fully_shard` gets its shards of the same values, without communication.
+        Frozen tensors keep their values, and so do the stored buffers of frozen modules, such as running
+        means; other buffers are recomputed. Draws are made on the CPU, so that they are the same on every
+        device; a model sharded by `fully_shard` gets its shards of the same values, without communication.
 
         Raises:
             ParametrizationError: for a model of another scale or on the meta device.
@@ -282,7 +313,7 @@ class Parametrization:
         """
         hps = self._check(hps)
         parameters = self._parameters(model)
-        if any(p.is_meta for p in parameters.values()):
+        if any(p.is_meta for p in model.parameters()):
             raise ParametrizationError(
                 "The model is on the meta device and has no memory; call model.to_empty(device=...) first."
             )
@@ -292,26 +323,18 @@ class Parametrization:
 
         for name, drawn in parameters_of(native).items():
             tensor = self.tensors[name]
-            if _is_constant(drawn):  # a gain of one or a bias of zero keeps its effect in the forward pass
+            if tensor.role is Role.UNTRAINED:
+                factor = 1.0
+            elif is_constant(drawn):  # a gain of one or a bias of zero keeps its effect in the forward pass
                 factor = self._multipliers.of_constant(name, hps)
             else:
                 factor = thetas[name] * self._factors[name].init_std
                 factor *= value_of("init_std", tensor.labels, hps, tensor.position)
-                factor *= _rms(base[tensor.base_name]) / _rms(drawn)
+                factor *= rms(base[tensor.base_name]) / rms(drawn)
             write_values(parameters[name], drawn * factor)
 
-        self._copy_untrained(native, model)
+        copy_buffers(native, model)
         self._multipliers.set_hooks(model, hps)
-
-    def _copy_untrained(self, native: nn.Module, model: nn.Module) -> None:
-        """Buffers and frozen tensors."""
-        modules = modules_of(model)
-        for path, source in modules_of(native).items():
-            for name, buffer in source.named_buffers(recurse=False):
-                write_values(modules[path].get_buffer(name), buffer)
-            for name, parameter in source.named_parameters(recurse=False):
-                if not parameter.requires_grad:
-                    write_values(modules[path].get_parameter(name), parameter)
 
     def param_groups(self, model: nn.Module, hps: HPs | None = None) -> list[dict[str, Any]]:
         """Parameter groups for the rule's optimizer, `torch.optim.AdamW` for most rules.
@@ -364,8 +387,7 @@ class Parametrization:
                     "name": ", ".join(_unique(self.tensors[name].module_type for name in names)),
                 }
             )
-        grouped = [id(p) for of_one in groups.values() for group in of_one for p in group["params"]]
-        assert len(grouped) == len(set(grouped)) == len(parameters), "groups must partition the parameters"
+        _check_partition(groups, model)
         return dict(groups)
 
     @torch.no_grad()
@@ -406,13 +428,25 @@ def _unique(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(items))
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in parameters_of(model).values())
+def _check_partition(groups: Mapping[str, list[dict[str, Any]]], model: nn.Module) -> None:
+    """Raise `ParametrizationError` unless every trainable tensor of a model is in exactly one group."""
+    grouped = Counter(id(p) for of_one in groups.values() for group in of_one for p in group["params"])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad != (grouped[id(parameter)] == 1):
+            raise ParametrizationError(
+                f"Tensor {name!r} is in {grouped[id(parameter)]} parameter groups; this is a mistake of the "
+                "parametrization, please report it with the model."
+            )
 
 
-def _is_constant(values: torch.Tensor) -> bool:
-    return bool((values == values.flatten()[0]).all())
+class _Family:
+    """Parametrizations of one model at several scales, and the base model that they share."""
 
+    def __init__(self, options: Options) -> None:
+        self.members: dict[Scale, Parametrization] = {}
+        self._options = options
 
-def _rms(values: torch.Tensor) -> float:
-    return float(values.double().square().mean().sqrt())
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model; built when it is first needed, as a copied parametrization may not need it."""
+        return BaseModel(self._options.build_model, self._options.base, self._options.inputs)

@@ -20,9 +20,8 @@ _IMAGE_SIZES = (32, 28, 64, 224)
 
 @dataclass(frozen=True)
 class ExampleCall:
-    """A model that was called, and with what."""
+    """A call of a model."""
 
-    model: nn.Module
     arguments: Arguments | None
     """What it was called with; None if no call worked."""
     trace: Trace | None
@@ -44,11 +43,11 @@ def call_with_example_inputs(model: nn.Module, inputs: Arguments | None) -> Exam
     for given in _guesses(model) if inputs is None else [inputs]:
         arguments = tuple(x.to(precision) if x.is_floating_point() else x for x in given)
         try:
-            return ExampleCall(model, arguments, trace_uses(model, arguments), "")
+            return ExampleCall(arguments, trace_uses(model, arguments), "")
         except Exception as error:
             reason = f"calling the model failed with {type(error).__name__}: {error}"
 
-    return ExampleCall(model, None, None, reason)
+    return ExampleCall(None, None, reason)
 
 
 def _guesses(model: nn.Module) -> list[Arguments]:

@@ -7,22 +7,17 @@ unchanged; everywhere else a hook multiplies the output of a branch or the input
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Anatomy, Tensor
+from transfer_bo.parametrization.base_model import BaseModel
 from transfer_bo.parametrization.builds import modules_of
 from transfer_bo.parametrization.hp_values import HPs, value_of
-from transfer_bo.parametrization.residual import (
-    Branch,
-    find_branches,
-    set_input_multiplier,
-    set_multiplier,
-)
+from transfer_bo.parametrization.residual import Branch, set_input_multiplier, set_multiplier
 from transfer_bo.parametrization.rules import Ratios, Role, Rule, ScalingFactors
 
 __all__ = ["ForwardMultipliers", "ResidualBranches", "find_residual_branches"]
@@ -46,18 +41,15 @@ class ResidualBranches:
         return self.block_of(path).rpartition(".")[0]
 
 
-def find_residual_branches(anatomy: Anatomy) -> ResidualBranches:
+def find_residual_branches(anatomy: Anatomy, base: BaseModel) -> ResidualBranches:
     """The branches of every block of the target: those of the base's block at the same relative depth."""
-    base_blocks, call = anatomy.base_blocks, anatomy.call
-    if not base_blocks:
+    if not anatomy.base_blocks:
         return ResidualBranches({}, "it has no stack of blocks")
-    if call.arguments is None:
-        return ResidualBranches({}, call.reason)
 
-    found, missing = find_branches(call.model, _unique(base_blocks.values()), call.arguments)
+    found, missing = base.branches(anatomy.base_blocks.values())
     by_path = {
         f"{block}.{branch.path}": branch
-        for block, base_block in base_blocks.items()
+        for block, base_block in anatomy.base_blocks.items()
         for branch in found.get(base_block, ())
     }
     return ResidualBranches(by_path, missing)
@@ -72,7 +64,7 @@ class ForwardMultipliers:
         rule: The rule.
         alpha: α.
         factors: The rule's factors by tensor.
-        base_modules: Modules of the base model by path.
+        base: The base model.
         fold: Whether to fold what can be folded exactly.
 
     Raises:
@@ -87,7 +79,7 @@ class ForwardMultipliers:
         rule: Rule,
         alpha: float,
         factors: Mapping[str, ScalingFactors],
-        base_modules: Mapping[str, nn.Module],
+        base: BaseModel,
         fold: bool,
     ) -> None:
         self._tensors: Mapping[str, Tensor] = anatomy.tensors
@@ -100,13 +92,14 @@ class ForwardMultipliers:
         if branches.missing and any(multiplier != 1 for multiplier in of_stack.values()):
             raise ParametrizationError(
                 f"Rule {rule.name!r} multiplies residual branches when depth grows, but they were not found "
-                f"({branches.missing}); let every block return its input plus outputs of its modules, "
-                "and give inputs=(tensor, ...) if the model needs more than token numbers."
+                f"({branches.missing}); let every block return its input plus outputs of its modules, give "
+                "inputs=(tensor, ...) if the model needs more than token numbers, or use a rule without such "
+                "multipliers, e.g. 'mup'."
             )
 
         self._of_branch = {path: of_stack[branches.stack_of(path)] for path in branches.by_path}
         self._folded, self._hooked = self._place_branch_multipliers(fold)
-        self._readers = self._place_tensor_multipliers(fold, base_modules)
+        self._readers = self._place_tensor_multipliers(fold, base.modules)
 
     # ----------------------------------------------------------------------------------------- placement
 
@@ -120,25 +113,26 @@ class ForwardMultipliers:
             carriers.update({name: path for name in self._tensors if name.startswith(f"{layer}.")})
         return folded, hooked
 
-    def _place_tensor_multipliers(self, fold: bool, base_modules: Mapping[str, nn.Module]) -> dict[str, str]:
-        """Tensors whose own multiplier is applied by a hook -> path of the layer whose input it is on."""
-        readers: dict[str, str] = {}
+    def _place_tensor_multipliers(
+        self, fold: bool, base_modules: Mapping[str, nn.Module]
+    ) -> dict[str, tuple[str, ...]]:
+        """Tensors whose own multiplier is applied by hooks -> paths of the layers whose input it is on."""
+        readers: dict[str, tuple[str, ...]] = {}
         for name, tensor in self._tensors.items():
             forward = self._factors[name].forward
             owner = tensor.base_name.rpartition(".")[0]
             if tensor.role is Role.TIED_EMBEDDING and forward != 1:
-                reader = base_modules.get(tensor.reader or "")
-                if not isinstance(reader, nn.Linear):
+                if not tensor.readers:
                     raise ParametrizationError(
-                        f"The tied tensor {name!r} needs a multiplier where it maps to the outputs, but "
-                        f"{tensor.reader or 'the model'!r} is no nn.Linear; let one hold the tied tensor."
+                        f"The tied tensor {name!r} needs a multiplier where it maps to the outputs, but is "
+                        "multiplied with outside an nn.Linear there; let one hold the tied tensor."
                     )
-                readers[name] = cast(str, tensor.reader)
+                readers[name] = tensor.readers
                 continue
 
             is_linear = name.endswith("weight") and isinstance(base_modules[owner], nn.Linear)
             if not fold and forward != 1 and is_linear:
-                readers[name] = name.rpartition(".")[0]
+                readers[name] = (name.rpartition(".")[0],)
         return readers
 
     # -------------------------------------------------------------------------------------------- values
@@ -194,9 +188,6 @@ class ForwardMultipliers:
         modules = modules_of(model)
         for path in self._branches.by_path.keys() - self._folded.values():
             set_multiplier(modules[path], self.of_branch(path, hps))
-        for name, path in self._readers.items():
-            set_input_multiplier(modules[path], self._factors[name].forward)
-
-
-def _unique(items: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(items))
+        for name, paths in self._readers.items():
+            for path in paths:
+                set_input_multiplier(modules[path], self._factors[name].forward)

@@ -230,7 +230,10 @@ class _BlockProbe:
         bare = copy.deepcopy(self.block)
         for parameter in bare.parameters():
             parameter.zero_()
-        if not self._is_input(self._run(bare)):
+        zeroed = self._run(bare)
+        if not zeroed.isfinite().all():
+            raise _NotResidual("is not finite with all its tensors at zero, as with normalised weights")
+        if not self._is_input(zeroed):
             raise _NotResidual("is not residual: with all its tensors at zero it does not return its input")
 
         bare_modules = modules_of(bare)
@@ -260,8 +263,8 @@ class _BlockProbe:
                 raise _NotResidual(f"changes its input by more than outputs of its modules (found {outputs})")
 
             names = _short([self._weights_of(end, ends) for end in ends])
-            found = [self._branch(name, end, tied) for name, end in zip(names, ends, strict=True)]
-            return found[::-1]
+            branches = [self._branch(name, end, tied) for name, end in zip(names, ends, strict=True)]
+            return [branch for branch in reversed(branches) if branch is not None]
         finally:
             for end in ends:
                 set_multiplier(self.modules[end], 1.0)
@@ -274,7 +277,10 @@ class _BlockProbe:
             set_multiplier(module, 1.0)
 
     def _is_input(self, out: torch.Tensor) -> bool:
-        return out.shape == self.x.shape and bool((out - self.x).abs().max() <= ROUNDING * self.x.abs().max())
+        return out.shape == self.x.shape and self._is_equal(out, self.x)
+
+    def _is_equal(self, out: torch.Tensor, other: torch.Tensor) -> bool:
+        return bool((out - other).abs().max() <= ROUNDING * self.x.abs().max())
 
     def _is_multiplied(self, once: torch.Tensor, multiplied: torch.Tensor) -> bool:
         size = once.abs().max()
@@ -294,26 +300,60 @@ class _BlockProbe:
                 return path
         return end
 
-    def _branch(self, name: str, end: str, tied: frozenset[int]) -> Branch:
-        """A branch with its last layer; foldable if multiplying the layer's tensors multiplies the branch."""
+    def _branch(self, name: str, end: str, tied: frozenset[int]) -> Branch | None:
+        """A branch with its last layer; foldable if multiplying the layer's tensors multiplies the branch.
+
+        Of a branch that adds something with its trainable tensors at zero, which frozen tensors compute, only
+        what the trainable ones add is a branch; None if that is nothing.
+
+        Raises:
+            _NotResidual: if what the trainable tensors add is not linear in the tensors of one layer.
+        """
         before = self.order[: self.order.index(end) + 1]
         layer = next((path for path in reversed(before) if self._own_tensors(path)), None)
-        if layer is None:
-            return Branch(name, end, end, False)
-        tensors = self._own_tensors(layer)
+        tensors = [] if layer is None else self._own_tensors(layer)
         set_multiplier(self.modules[end], 1.0)
         try:
             once = self._run(self.block)
-            for tensor in tensors:
-                tensor.mul_(PROBE_FACTOR)
-            multiplied = self._run(self.block)
-            for tensor in tensors:
-                tensor.div_(PROBE_FACTOR)
+            multiplied = self._run_with(tensors, PROBE_FACTOR)
+            frozen = self._run_with(self._trainable(), 0.0)
+            without_layer = self._run_with(tensors, 0.0)
         finally:
             set_multiplier(self.modules[end], 0.0)
 
-        foldable = not tied & {id(tensor) for tensor in tensors}
-        return Branch(name, end, layer, foldable and self._is_multiplied(once - self.x, multiplied - self.x))
+        is_untied = not tied & {id(tensor) for tensor in tensors}
+        if self._is_input(frozen):
+            if layer is None:
+                return Branch(name, end, end, False)
+            is_linear = self._is_multiplied(once - self.x, multiplied - self.x)
+            return Branch(name, end, layer, is_untied and is_linear)
+
+        if self._is_equal(once, frozen):
+            return None
+        is_all_in_layer = self._is_equal(without_layer, frozen)
+        if (
+            layer is None
+            or not is_all_in_layer
+            or not self._is_multiplied(once - frozen, multiplied - frozen)
+        ):
+            raise _NotResidual(
+                f"adds outputs of frozen tensors in {end!r}, whose trainable part cannot be multiplied alone"
+            )
+        return Branch(name, layer, layer, is_untied)
+
+    def _run_with(self, tensors: Iterable[torch.Tensor], factor: float) -> torch.Tensor:
+        """Run the block with some of its tensors multiplied."""
+        values = [(tensor, tensor.clone()) for tensor in tensors]
+        for tensor, _ in values:
+            tensor.mul_(factor)
+        try:
+            return self._run(self.block)
+        finally:
+            for tensor, value in values:
+                tensor.copy_(value)
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [q for q in self.block.parameters() if q.requires_grad]
 
     def _own_tensors(self, path: str) -> list[nn.Parameter]:
         return [q for q in self.modules[path].parameters(recurse=False) if q.requires_grad]

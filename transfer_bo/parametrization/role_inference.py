@@ -16,6 +16,7 @@ from functools import cached_property
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import ParametrizationList
 
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.builds import parameters_of
@@ -27,6 +28,9 @@ __all__ = ["MATRICES", "TensorObservations", "infer_roles"]
 
 MATRICES = frozenset({Role.HIDDEN_WEIGHT, Role.EXPERT_UP, Role.EXPERT_DOWN, Role.CONV_KERNEL})
 """Hidden weights: they map the width to the width."""
+
+_NORM_HOOKS = ("WeightNorm", "SpectralNorm")
+"""Hooks that compute a weight from other tensors of its module."""
 
 _BIAS_OF = {
     Role.INPUT_EMBEDDING: Role.INPUT_BIAS,
@@ -86,9 +90,23 @@ class TensorObservations:
     def _names(self) -> dict[int, str]:
         return {id(p): name for name, p in parameters_of(self.modules[""]).items()}
 
-    def reader(self, name: str) -> str | None:
-        """Path of the module that multiplies with the tensor."""
-        return next((u.module for u in self.uses(name) if u.how == "matmul"), None)
+    def matmuls(self, name: str) -> tuple[str, ...]:
+        """Paths of the base's modules that multiply with the tensor."""
+        return tuple(dict.fromkeys(use.module for use in self.uses(name) if use.how == "matmul"))
+
+    def inside(self, name: str) -> bool:
+        """Whether the tensor is in a block."""
+        return self.places[name].stack is not None
+
+    def is_head(self, name: str) -> bool:
+        """Whether its product is an output of the model."""
+        return self.base_names[name] in self.trace.heads
+
+    def is_untrained(self, name: str) -> bool:
+        """Whether it only changes a ranking, without gradient: a bias that balances the load of experts."""
+        only_added = {use.how for use in self.uses(name)} <= {"add"}
+        is_bare = len(self.shapes[name]) == 1 and self.weight_of(name) is None
+        return self.base_names[name] in self.trace.untrained and only_added and is_bare
 
     def axes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Dimensions that are fan-in and fan-out; None if the tensor is in no matrix product."""
@@ -161,6 +179,7 @@ def infer_roles(observations: TensorObservations, given: Mapping[str, str]) -> d
     """
     roles = _given(observations, given)
     specified = frozenset(roles)
+    _refuse_reparametrized(observations, specified)
 
     vectors = []
     for name, grows in observations.growth.items():
@@ -197,6 +216,32 @@ def _given(observations: TensorObservations, given: Mapping[str, str]) -> dict[s
         for name in matched:
             roles.setdefault(name, Role(role))
     return roles
+
+
+def _refuse_reparametrized(observations: TensorObservations, specified: frozenset[str]) -> None:
+    """Refuse tensors that a weight is computed from, such as those of weight_norm, if no role is given."""
+    for name in observations.shapes:
+        path, _, last = name.rpartition(".")
+        owner = observations.modules[path]
+        if isinstance(owner, ParametrizationList):
+            kind = ", ".join(type(step).__name__.lstrip("_") for step in owner)
+            layer = path.rpartition(".parametrizations.")[0]
+        elif hook := next((h for h in owner._forward_pre_hooks.values() if _computes(h, last)), None):
+            kind, layer = type(hook).__name__, path
+        else:
+            continue
+        if name not in specified:
+            raise ParametrizationError(
+                f"Tensor {name!r} is not a weight: {kind} computes the weight from it in {layer!r}, and "
+                "rules are stated for weights; remove the reparametrization, freeze the tensor, or state its "
+                f"role with roles={{{name!r}: ...}}."
+            )
+
+
+def _computes(hook: object, tensor: str) -> bool:
+    """Whether a hook is that of torch.nn.utils.weight_norm or spectral_norm for a tensor of its module."""
+    weight = getattr(hook, "name", None)
+    return type(hook).__name__ in _NORM_HOOKS and isinstance(weight, str) and tensor.startswith(f"{weight}_")
 
 
 class _Order:
@@ -253,7 +298,7 @@ def _correct_ends(
 
 def _weight(observations: TensorObservations, name: str, grows: tuple[bool, ...]) -> Role | None:
     """The role of a tensor with two or more dimensions; None if it is used like a vector."""
-    inside = observations.places[name].stack is not None
+    inside = observations.inside(name)
     how = {use.how for use in observations.uses(name)}
     axes = observations.axes(name)
     if "lookup" in how or (not how and isinstance(observations.owner(name), nn.Embedding)):
@@ -270,6 +315,8 @@ def _weight(observations: TensorObservations, name: str, grows: tuple[bool, ...]
             return Role.CONV_KERNEL if is_conv else Role.HIDDEN_WEIGHT
         if fan_in:
             if not inside:
+                return Role.UNEMBEDDING
+            if observations.is_head(name):
                 return Role.UNEMBEDDING
             if not how:
                 raise _unknown(observations, name)  # only a run shows whether it is a router
@@ -303,8 +350,10 @@ def _vector(
 ) -> Role | None:
     """The role of a tensor that is added or multiplied element by element; None if it is not clear."""
     how = {use.how for use in observations.uses(name)}
-    inside = observations.places[name].stack is not None
+    inside = observations.inside(name)
     grows = any(observations.growth[name])
+    if observations.is_untrained(name):
+        return Role.UNTRAINED
     if "norm" in how or "norm" in type(observations.owner(name)).__name__.lower():
         if inside:
             return Role.NORM_GAIN if grows else Role.QK_NORM
@@ -368,7 +417,7 @@ def _unknown(observations: TensorObservations, name: str) -> ParametrizationErro
         f"{size} ({'grows' if g else 'fixed'})"
         for size, g in zip(observations.shapes[name], observations.growth[name], strict=True)
     )
-    where = "inside" if observations.places[name].stack is not None else "outside"
+    where = "inside" if observations.inside(name) else "outside"
     use = ", ".join(sorted({use.how for use in observations.uses(name)})) or "not used when the model ran"
     remedy = ""
     if observations.not_run:

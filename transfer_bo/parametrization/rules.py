@@ -85,6 +85,9 @@ class Role(enum.StrEnum):
     OUTPUT_BIAS = "output_bias"
     FIXED = "fixed"
     """Outside the blocks, and nothing about it grows."""
+    UNTRAINED = "untrained"
+    """Gets no gradient and is set by other means, such as a bias that balances the load of experts: it has no
+    learning rate and no weight decay, and no rule needs a row for it."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,8 @@ class Rule:
         Raises:
             ParametrizationError: if the table has no row for the role.
         """
+        if role is Role.UNTRAINED:
+            return ScalingFactors(lr=0.0, weight_decay=0.0)
         if role not in self.rows:
             raise ParametrizationError(
                 f"Rule {self.name!r} has no row for role {str(role)!r}; "

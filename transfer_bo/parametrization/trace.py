@@ -8,9 +8,10 @@ dimensions of a tensor are followed through views by their strides.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,10 @@ class Trace:
     """Tensors whose product is, element by element, input to a softmax, sigmoid or top-k: routers."""
     selects: frozenset[str] = frozenset()
     """Those of them whose product is ranked, such that only its largest elements are used."""
+    heads: frozenset[str] = frozenset()
+    """Tensors whose product is, element by element, an output of the model and input to no other weight."""
+    untrained: frozenset[str] = frozenset()
+    """Tensors that outputs depend on only through a ranking, so that they get no gradient."""
     attention: tuple[tuple[int, float], ...] = ()
     """(size of the heads, factor on the scores) of each fused attention, in the order of calls."""
 
@@ -97,6 +102,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.gates: set[str] = set()
         self.selects: set[str] = set()
+        self.ranked: set[str] = set()
         self.attention: list[tuple[int, float]] = []
         self.running: list[str] = [""]
         self._alive: list[Any] = []  # keeps tensors alive, so that no id is used twice
@@ -221,11 +227,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.gates |= product
             if operation in _SELECT:
                 self.selects |= product
+                self.ranked |= upstream
         if operation in _MATMUL or operation in _CONV or _ATTENTION.search(operation):
             product = products
         for result in results:
             self._upstream[id(result)] = upstream
             self._product[id(result)] = product
+
+    def products_in(self, tensor: torch.Tensor) -> frozenset[str]:
+        """Parameters whose matrix product is, element by element, in a tensor."""
+        return self._product.get(id(tensor), frozenset())
 
 
 def _known(dims: Sequence[int | None]) -> tuple[int, ...]:
@@ -290,18 +301,76 @@ def trace_uses(model: nn.Module, arguments: tuple[torch.Tensor, ...]) -> Trace:
     try:
         # With gradients on, attention layers do not run as one fused operation that hides their matrices.
         with torch.enable_grad(), recorder:
-            model(*arguments)
+            out = model(*arguments)
     finally:
         for handle in handles:
             handle.remove()
+
+    outputs = _tensors_in(out)
+    heads = _heads(recorder, parameters, outputs)
+    untrained = frozenset(recorder.ranked) & _without_gradient(parameters, outputs)
 
     observed = {n: n if n in recorder.uses else most_similar(n, list(recorder.uses)) for n in parameters}
     return Trace(
         uses={name: () if of is None else tuple(recorder.uses[of]) for name, of in observed.items()},
         gates=frozenset(name for name, of in observed.items() if of in recorder.gates),
         selects=frozenset(name for name, of in observed.items() if of in recorder.selects),
+        heads=frozenset(name for name, of in observed.items() if of in heads),
+        untrained=frozenset(name for name in untrained if name in recorder.uses),
         attention=tuple(recorder.attention),
     )
+
+
+def _tensors_in(out: Any) -> list[torch.Tensor]:
+    """The floating-point tensors that a model returned, in whatever container."""
+    found: list[torch.Tensor] = []
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, torch.Tensor):
+            found += [leaf] if leaf.is_floating_point() else []
+        elif isinstance(leaf, Mapping) or dataclasses.is_dataclass(leaf):
+            values = leaf.values() if isinstance(leaf, Mapping) else vars(leaf).values()
+            found += [tensor for value in values for tensor in _tensors_in(value)]
+    return found
+
+
+def _heads(
+    recorder: _Recorder, parameters: Mapping[str, nn.Parameter], outputs: Sequence[torch.Tensor]
+) -> frozenset[str]:
+    """Tensors that map to the outputs, see `Trace.heads`.
+
+    An output with as many channels as the fan-in is hidden: its products have only scaled it, as those of a
+    router do.
+    """
+    products = [use for uses in recorder.uses.values() for use in uses if use.how in ("matmul", "conv")]
+    read = frozenset[str]().union(*(use.upstream for use in products))
+
+    def is_head(name: str, output: torch.Tensor) -> bool:
+        shape = parameters[name].shape
+        use = next(use for use in recorder.uses[name] if use.how in ("matmul", "conv"))
+        fan_in, fan_out = ({shape[d] for d in dims} for dims in (use.fan_in, use.fan_out))
+        channels = output.shape[1 if use.how == "conv" and output.dim() > 2 else -1] if output.dim() else 1
+        return channels in fan_out or channels not in fan_in
+
+    return frozenset(
+        name
+        for output in outputs
+        for name in recorder.products_in(output)
+        if name not in read and is_head(name, output)
+    )
+
+
+def _without_gradient(
+    parameters: Mapping[str, nn.Parameter], outputs: Sequence[torch.Tensor]
+) -> frozenset[str]:
+    """Tensors that the outputs do not depend on as far as gradients go; none if that is not known."""
+    total = sum((out.sum() for out in outputs if out.requires_grad), start=torch.zeros(()))
+    if not total.requires_grad:
+        return frozenset()
+    try:
+        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    except RuntimeError:  # an operation without a derivative
+        return frozenset()
+    return frozenset(name for name, g in zip(parameters, gradients, strict=True) if g is None)
 
 
 def _leave(running: list[str]) -> None:

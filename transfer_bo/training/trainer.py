@@ -161,6 +161,7 @@ def train(
         # Only for models that draw numbers as they run, such as dropout: each rank has its own.
         torch.manual_seed(seed + 1_000_003 * ranks.rank)
         if any(parameter.is_meta for parameter in model.parameters()):
+            _refuse_frozen(model)
             model.to_empty(device="cpu")
         # Before the move to the device, so that every device starts from the same weights.
         parametrization.initialize(model, hps, seed)
@@ -285,6 +286,15 @@ def _check_arguments(counts: Mapping[str, float], seed: int) -> None:
             raise TrainingError(f"Training needs a positive number of {name}, not {value!r}; correct it.")
     if seed < 0:
         raise TrainingError(f"The seed is {seed!r}; set it to 0 or more.")
+
+
+def _refuse_frozen(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise TrainingError(
+                f"The model is on the meta device, where its frozen tensor {name!r} has no values; "
+                "build it on the CPU, with these values loaded."
+            )
 
 
 def _checked_device(device: str | torch.device | None) -> torch.device:
