@@ -39,11 +39,13 @@ def test_heads_without_a_depth_axis():
 
     def build(scale):
         model = nn.Sequential(nn.Linear(5, scale.width), nn.ReLU(), nn.Linear(scale.width, scale.width))
-        return Parallel(model, nn.ModuleList(nn.Linear(scale.width, 3) for _ in range(2)))
+        heads = [nn.Sequential(nn.LayerNorm(scale.width), nn.Linear(scale.width, 3)) for _ in range(2)]
+        return Parallel(model, nn.ModuleList(heads))
 
     roles = roles_of(parametrize(build, Scale(width=16), Scale(width=64)))
+    head = ["final_norm", "final_norm", "unembedding", "output_bias"]
 
-    assert ["unembedding", "output_bias"] * 2 == [roles[n] for n in roles if n.startswith("heads")]
+    assert head * 2 == [roles[name] for name in roles if name.startswith("heads")]
 
 
 class Parallel(nn.Module):
