@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -144,6 +145,12 @@ def test_runnable_commands_run(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
 
     assert 0 == result.exit_code, result.output
+
+
+@pytest.mark.parametrize("name", re.findall(r"^::: (.*)$", "".join(page.read_text() for page in PAGES), re.M))
+def test_names_of_the_reference_exist(name: str) -> None:
+    """What the API reference documents can be imported from where it says."""
+    assert pkgutil.resolve_name(name) is not None
 
 
 def anchor(heading: str) -> str:

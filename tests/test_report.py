@@ -253,7 +253,7 @@ def test_compute_counts_stopped_runs_as_far_as_they_got(tmp_path: Path) -> None:
 
 
 def test_many_hps_keep_the_most_important_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader is told what is not drawn, and the table holds every HP."""
+    """The report says what is not drawn, and the table holds every HP."""
     monkeypatch.setattr(fitted_landscape, "MAX_PANELS", 2)
     runs = make_runs(4, verified=False)
     fit = FakeFit(runs)

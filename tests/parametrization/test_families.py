@@ -147,7 +147,7 @@ class Listed(nn.Module):
     ],
 )
 def test_experts(make, up, down):
-    """Routers and an expert's first and second layer are told apart, fused or not, reached or not."""
+    """Routers and an expert's first and second layer are distinguished, fused or not, reached or not."""
     roles = roles_of(with_mlp(make))
 
     assert "router" == roles["blocks.0.mlp.select.weight"]
@@ -232,7 +232,7 @@ class SharedKeys(nn.Module):
 
 
 def test_multi_query_attention_and_bare_tensors():
-    """Keys shared by heads are no router; bare vectors are told by their size and what is done with them."""
+    """Keys shared by heads are no router; bare vectors are recognised by their size and use."""
     roles = roles_of(with_mlp(SharedKeys))
 
     assert {
@@ -532,7 +532,7 @@ class Recurrent(nn.Module):
 
 
 def test_recurrent_layers():
-    """Recurrent layers, which may run as one operation, are told by what torch keeps in them."""
+    """Recurrent layers, which may run as one operation, are recognised by what torch keeps in them."""
     p = parametrize(Recurrent, BASE, TARGET, "mup", inputs=(torch.randn(2, 4, 3),))
     roles = {name: str(t.role) for name, t in p.tensors.items()}
 

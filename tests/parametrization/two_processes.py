@@ -29,7 +29,7 @@ WORLD = 2
 
 
 def build(scale: Scale) -> nn.Module:
-    """Float64, so that rounding is told from mistakes."""
+    """Float64, so that mistakes stand out from rounding."""
     return Model(scale, post_norm=True).double()
 
 

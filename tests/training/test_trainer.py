@@ -1,4 +1,4 @@
-"""The trainer is deterministic, learns, stops when told to, and knows a run that blew up."""
+"""The trainer is deterministic, learns, stops on request, and knows a run that blew up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def corpus() -> Corpus:
 
 
 def run(corpus: Corpus, lr: float = 2**-5, model: Transformer | None = None, **settings: Any) -> TrainResult:
-    """Train a tiny model for 20 steps, unless told otherwise."""
+    """Train a tiny model for 20 steps, unless asked otherwise."""
     arguments: dict[str, Any] = {"batch": 4, "tokens": 4 * 16 * 20, "context": 16, "seed": 0, "device": "cpu"}
     hps = {"lr": lr, **settings.pop("hps", {})}
     return train(model or build_transformer(TINY), StandIn(), hps, corpus, **{**arguments, **settings})
