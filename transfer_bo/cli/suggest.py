@@ -120,17 +120,17 @@ def _from_study(source: StudySource, target: dict[str, float], as_json: bool) ->
     from transfer_bo.scale import Scale
 
     scale = source.file.target if source.file is not None else Scale(target) if target else None
-    suggestion = suggest(source.open(), target=scale)
+    study = source.open()
+    suggestion = suggest(study, target=scale)
     if as_json:
         typer.echo(json.dumps(suggestion.to_json(), indent=2))
         return
 
-    from transfer_bo.display.tables import projection_table
+    from transfer_bo.display.suggestion_text import searched_ranges, suggestion_parts
 
     console = output_console()
-    console.print(projection_table(suggestion))
-    for warning in suggestion.warnings:
-        console.print(f"Note: {warning}", soft_wrap=True, markup=False)
+    for part in suggestion_parts(suggestion, ranges=searched_ranges(study)):
+        console.print(part, soft_wrap=True, markup=False)
 
 
 def _from_runs(

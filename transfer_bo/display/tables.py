@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from rich.table import Table
 from rich.text import Text
 
@@ -171,7 +170,7 @@ def rung_table(summaries: Sequence[RungSummary]) -> Table:
     )
 
 
-def spent_text(study: optuna.Study, runs: Sequence[Run]) -> str:
+def spent_text(study: Any, runs: Sequence[Run]) -> str:
     """Compute used by the search, in runs at the target."""
     if SETTINGS_ATTR not in study.user_attrs:
         return "Nothing is spent yet."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transfer_bo.errors import TransferError
 from transfer_bo.scale import Scale
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PredictedLoss", "Suggestion", "central_interval"]
 
@@ -99,3 +102,24 @@ class Suggestion:
             "warnings": self.warnings,
             "provenance": self.provenance,
         }
+
+    def __str__(self) -> str:
+        from transfer_bo.display.suggestion_text import suggestion_text
+
+        return suggestion_text(self)
+
+    def _repr_html_(self) -> str:
+        """The same as `print(suggestion)`, for notebooks."""
+        from transfer_bo.display.suggestion_text import suggestion_html
+
+        return suggestion_html(self)
+
+    def plot(self, level: float = 0.9) -> Figure:
+        """Draw the posterior of each HP's optimum at the target, and the predicted loss.
+
+        Args:
+            level: Probability of the intervals.
+        """
+        from transfer_bo.display.suggestion_figure import draw_suggestion
+
+        return draw_suggestion(self, level)

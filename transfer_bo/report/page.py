@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import re
 import warnings as python_warnings
@@ -12,9 +11,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 
-from transfer_bo.display.tables import is_numeric
-from transfer_bo.display.text import number_text
-from transfer_bo.secrets import hide_passwords
+from transfer_bo.display.html import escape, html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +25,6 @@ __all__ = [
     "preformatted",
     "section",
     "table",
-    "text",
     "verdict",
     "warnings",
 ]
@@ -62,24 +58,19 @@ summary { cursor: pointer; color: #0b5394; margin: .5rem 0; }
 """
 
 
-def text(value: object) -> str:
-    """Any value as HTML text: escaped, and with no password of a URL in it."""
-    return html.escape(hide_passwords(str(value)))
-
-
 def paragraph(words: object, kind: str = "") -> str:
     """A paragraph of plain text; `kind` is a style class."""
-    return f'<p class="{kind}">{text(words)}</p>' if kind else f"<p>{text(words)}</p>"
+    return f'<p class="{kind}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
 
 
 def preformatted(words: object) -> str:
     """Text with its line breaks."""
-    return f"<pre>{text(words)}</pre>"
+    return f"<pre>{escape(words)}</pre>"
 
 
 def details(summary: object, content: str) -> str:
     """HTML that opens on a click."""
-    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def verdict(kind: str, words: object) -> str:
@@ -90,7 +81,7 @@ def verdict(kind: str, words: object) -> str:
 def cards(items: Iterable[tuple[object, object]]) -> str:
     """Key numbers side by side, each with its name."""
     listed = "".join(
-        f'<li><div class="what">{text(name)}</div><div class="value">{text(value)}</div></li>'
+        f'<li><div class="what">{escape(name)}</div><div class="value">{escape(value)}</div></li>'
         for name, value in items
     )
     return f'<ul class="cards">{listed}</ul>'
@@ -98,31 +89,13 @@ def cards(items: Iterable[tuple[object, object]]) -> str:
 
 def warnings(sentences: Iterable[object]) -> str:
     """A list of sentences under the title "Warnings"."""
-    listed = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
+    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return f'<p><b>Warnings</b></p><ul class="warnings">{listed}</ul>'
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], digits: int = 4) -> str:
-    """A table of plain values, written by `number_text`; a column of numbers is set to the right.
-
-    Args:
-        head: Names of the columns.
-        rows: A cell for each column.
-        digits: Significant digits of a number.
-    """
-    cells = [[number_text(cell, digits) for cell in row] for row in rows]
-    numeric = [bool(cells) and all(is_numeric(row[i]) for row in cells) for i in range(len(head))]
-
-    def line(tag: str, values: Iterable[object]) -> str:
-        styles = ['class="n"' if right else "" for right in numeric]
-        filled = [
-            f"<{f'{tag} {style}'.strip()}>{text(value)}</{tag}>"
-            for value, style in zip(values, styles, strict=True)
-        ]
-        return f"<tr>{''.join(filled)}</tr>"
-
-    lines = [line("th", head), *(line("td", row) for row in cells)]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    """A table of plain values (see `display.html.html_table`) that scrolls where it is too wide."""
+    return f'<div class="wide">{html_table(head, rows, digits)}</div>'
 
 
 def figure(drawing: Figure, alt: str, caption: str) -> str:
@@ -134,14 +107,14 @@ def figure(drawing: Figure, alt: str, caption: str) -> str:
         )  # a name in a rare script
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    image = f'<img alt="{text(alt)}" src="data:image/svg+xml;base64,{data}">'
-    return f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>"
+    image = f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def section(anchor: str, title: str, *content: str) -> str:
     """A titled part of the page; nothing if it has no content."""
     return (
-        f'<section id="{anchor}"><h2>{text(title)}</h2>{"".join(content)}</section>' if any(content) else ""
+        f'<section id="{anchor}"><h2>{escape(title)}</h2>{"".join(content)}</section>' if any(content) else ""
     )
 
 
@@ -158,6 +131,6 @@ def page(title: str, head: str, sections: Sequence[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{text(title)}</h1>{head}<nav>{links}</nav>\n" + "\n".join(sections) + "</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>{head}<nav>{links}</nav>\n" + "\n".join(sections) + "</body></html>\n"
     )

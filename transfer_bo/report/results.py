@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from transfer_bo.display.figures import draw_prediction
+from transfer_bo.display.suggestion_text import searched_ranges
 from transfer_bo.display.text import LOSS_DIGITS, MISSING, interval_text, number_text, scale_text, share_text
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome
@@ -108,6 +109,7 @@ def target_settings(state: State) -> list[str]:
         return [page.paragraph("Nothing can be suggested before the first run has finished.")]
 
     intervals = suggestion.interval(LEVEL)
+    ranges = searched_ranges(state.study)
     defaults = state.settings.defaults if state.settings else {}
     rows = []
     for hp, value in sorted(suggestion.params.items(), key=lambda item: -state.importance.get(item[0], 0.0)):
@@ -115,6 +117,7 @@ def target_settings(state: State) -> list[str]:
             hp,
             value,
             interval_text(*intervals.get(hp, (None, None))),
+            interval_text(*ranges.get(hp, (None, None))),
             defaults.get(hp),
             share_text(state.importance.get(hp)),
             _meaning(hp),
@@ -123,7 +126,10 @@ def target_settings(state: State) -> list[str]:
             row.insert(1, check.params.get(hp))
         rows.append(row)
 
-    head = ["HP", "suggested", "90% interval of the optimum", "default", "importance", "what it is"]
+    head = [
+        *("HP", "suggested", "90% interval of the optimum", "searched"),
+        *("default", "importance", "what it is"),
+    ]
     if check is not None:
         head.insert(1, "verified at the target")
     as_json = json.dumps(suggestion.to_json(), indent=2, default=str)

@@ -1,0 +1,125 @@
+"""A suggestion for people: as text, and as HTML for notebooks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+
+from transfer_bo.display.html import escape, html_table
+from transfer_bo.display.tables import make_table
+from transfer_bo.display.text import (
+    LOSS_DIGITS,
+    UNDETERMINED,
+    interval_text,
+    number_text,
+    scale_text,
+    share_text,
+)
+from transfer_bo.records import read_dimensions
+
+if TYPE_CHECKING:
+    from transfer_bo.projection import Suggestion
+
+__all__ = ["Ranges", "searched_ranges", "suggestion_html", "suggestion_parts", "suggestion_text"]
+
+WIDTH = 80
+"""Columns of the text."""
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Lowest and highest searched value of each numeric HP."""
+
+
+def searched_ranges(study: Any) -> Ranges:
+    """The searched range of each numeric HP of a study, the hull over all its trials."""
+    distributions = [trial.distributions for trial in study.get_trials(deepcopy=False)]
+    dimensions = read_dimensions(distributions, {})
+    return {dim.name: (dim.low, dim.high) for dim in dimensions if dim.transform != "categorical"}
+
+
+def suggestion_text(suggestion: Suggestion, level: float = 0.9) -> str:
+    """What to set, how sure that is, and what it was compared with, as lines of at most 80 columns.
+
+    Args:
+        suggestion: The suggestion.
+        level: Probability of the intervals.
+    """
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, highlight=False, color_system=None)
+    for part in suggestion_parts(suggestion, level=level):
+        console.print(part, markup=False)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def suggestion_parts(
+    suggestion: Suggestion, *, level: float = 0.9, ranges: Ranges | None = None
+) -> list[RenderableType]:
+    """A table of the HPs and sentences, to be printed one below the other.
+
+    Args:
+        suggestion: The suggestion.
+        level: Probability of the intervals.
+        ranges: Searched range of each HP, shown beside the values if given.
+    """
+    title = f"Suggestion for {scale_text(suggestion.target)}"
+    table = make_table(_head(level, ranges), _rows(suggestion, level, ranges), title=title)
+    return [table, *_sentences(suggestion, level)]
+
+
+def suggestion_html(suggestion: Suggestion, level: float = 0.9) -> str:
+    """The same as HTML, for notebooks."""
+    title = f"<p><b>Suggestion for {escape(scale_text(suggestion.target))}</b></p>"
+    table = html_table(_head(level, None), _rows(suggestion, level, None))
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in _sentences(suggestion, level))
+    return f"<div>{title}{table}{sentences}</div>"
+
+
+def _head(level: float, ranges: Ranges | None) -> list[str]:
+    return ["HP", "value", f"{level:.0%} interval", *([] if ranges is None else ["searched"])]
+
+
+def _rows(suggestion: Suggestion, level: float, ranges: Ranges | None) -> list[list[object]]:
+    intervals = suggestion.interval(level)
+    undetermined = _undetermined(suggestion)
+    rows: list[list[object]] = []
+    for name, value in suggestion.params.items():
+        interval = interval_text(*intervals[name]) if name in intervals else ""
+        row = [name, value, UNDETERMINED if name in undetermined else interval]
+        if ranges is not None:
+            row.append(interval_text(*ranges[name]) if name in ranges else "")
+        rows.append(row)
+    return rows
+
+
+def _sentences(suggestion: Suggestion, level: float) -> list[str]:
+    loss = suggestion.predicted_loss
+    low, high = loss.interval(level)
+    mean = number_text(loss.mean, LOSS_DIGITS)
+    sentences = [f"Predicted loss: {mean} ({level:.0%}: {interval_text(low, high, LOSS_DIGITS)})."]
+
+    probability = getattr(suggestion, "divergence_probability", None)
+    if probability is not None:
+        sentences.append(f"Probability that a run with it diverges: {share_text(probability)}.")
+    undetermined = _undetermined(suggestion)
+    if undetermined:
+        sentences.append(f"The runs do not determine {', '.join(undetermined)}; see the notes.")
+    compared = _baselines(suggestion)
+    if compared:
+        sentences.append(f"Expected excess loss at the target: {', '.join(compared)}.")
+    return [*sentences, *(f"Note: {warning}" for warning in suggestion.warnings)]
+
+
+def _undetermined(suggestion: Suggestion) -> Sequence[str]:
+    names: Sequence[str] = getattr(suggestion, "undetermined", ())
+    return list(names)
+
+
+def _baselines(suggestion: Suggestion) -> list[str]:
+    """The expected excess loss of the settings that the suggestion was compared with."""
+    baselines: Mapping[str, Any] = getattr(suggestion, "baselines", None) or {}
+    return [
+        f"{number_text(excess['mean'] if isinstance(excess, Mapping) else excess, 2)} with {name}"
+        for name, excess in baselines.items()
+    ]
