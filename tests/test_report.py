@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import pytest
 import torch
 from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
 
+import transfer_bo as tb
 from transfer_bo.display.landscape_figure import draw_landscape
 from transfer_bo.display.text import number_text
+from transfer_bo.errors import StudyError
 from transfer_bo.parametrization import parametrize
 from transfer_bo.records import Outcome, Run
 from transfer_bo.report import fitted_landscape, results, tensor_settings, write_report
@@ -286,6 +290,34 @@ def test_the_same_study_gives_the_same_file(tmp_path: Path) -> None:
 
     assert first == _write(tmp_path, runs, study=study)
     assert ["report.html"] == [path.name for path in tmp_path.iterdir()]
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_report_of_a_study_in_one_call(tmp_path: Path) -> None:
+    """`tb.report(study, path)`, before and after the package of this name is imported."""
+    code = (
+        "import sys, optuna, transfer_bo as tb\n"
+        "optuna.logging.set_verbosity(optuna.logging.ERROR)\n"
+        "study = optuna.create_study(study_name='my study')\n"
+        "tb.report(study, sys.argv[1]); tb.report(study, path=sys.argv[1]); import transfer_bo.report\n"
+        "assert transfer_bo.report.write_report(study, sys.argv[1]).exists()\n"
+    )
+    path = tmp_path / "r.html"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+    assert "<title>my study</title>" in path.read_text()
+
+
+def test_what_is_no_study_or_no_file_is_named(tmp_path: Path) -> None:
+    """A storage's address in the place of a study; a folder in the place of a file."""
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(StudyError) as no_study:
+        tb.report("sqlite:///study.db", tmp_path / "x.html")
+    with pytest.raises(tb.TransferError) as no_file:
+        tb.report(make_study([]), tmp_path / "r.html")
+
+    assert "sqlite:///study.db" in str(no_study.value)
+    assert "r.html" in str(no_file.value)
 
 
 def test_the_folder_is_made(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transfer_bo.errors import Diverged, TransferError
     from transfer_bo.parametrization import parametrize
     from transfer_bo.projection import Suggestion, suggest
+    from transfer_bo.report import report
     from transfer_bo.run_table import suggest_from_runs
     from transfer_bo.run_table.warm_start import add_past_runs
     from transfer_bo.runners.objective import Outcome, objective
@@ -33,6 +34,7 @@ _HOME = {
     "parametrize": "parametrization",
     "Suggestion": "projection",
     "suggest": "projection",
+    "report": "report",
     "suggest_from_runs": "run_table",
     "Outcome": "runners.objective",
     "objective": "runners.objective",
@@ -57,6 +59,7 @@ __all__ = [
     "add_past_runs",
     "objective",
     "parametrize",
+    "report",
     "suggest",
     "suggest_from_runs",
     "verify",

@@ -81,14 +81,14 @@ def report(
     """Write all that a study knows into one HTML file."""
     source = find_study(study_file, storage, study, "report --storage sqlite:///study.db")
     silence_libraries()
-    from transfer_bo.report import write_report
+    from transfer_bo.report import report as write_report
 
     opened = source.open()
     folder = Path()
     options: dict[str, Any] = {"provenance": {"storage": source.storage}}
     if source.file is not None:
         folder, options = source.file.out, _known(source.file)
-    path = write_report(opened, out or folder / "report.html", title=opened.study_name, **options)
+    path = write_report(opened, out or folder / "report.html", **options)
     output_console().print(f"Report: {path}", soft_wrap=True, markup=False)
 
 

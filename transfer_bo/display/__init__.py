@@ -1,1 +1,15 @@
-"""TODO."""
+"""What people see: numbers, tables, progress, figures. Everything here only reads.
+
+    text                number, interval, duration and scale as text: the one place that decides how they look
+    tables              tables for a terminal, in one style
+    html                escaped text and tables as HTML
+    progress            what a command shows while it runs
+    suggestion_text     a suggestion as text and HTML
+    suggestion_figure   a suggestion as a figure
+    runs_suggestion     a suggestion from a table of runs, and what it rests on
+    diagnosis_text      a diagnosis as tables and sentences
+    diagnosis_figures   a diagnosis as a figure
+    landscape_figure    the loss along each HP at every scale
+    figures             drift, importance, prediction and divergence
+    figure_style        size, colours and axes of all figures
+"""

@@ -1,6 +1,7 @@
 """The report of a study: one HTML file with everything in it, at any moment of the study.
 
-    write_report        the whole page
+    report              the whole page; also `transfer_bo.report(study, path)`, so this module can be called
+    write_report        the same under its older name
     tensor_settings     what each tensor gets at the target, for the page's last table
 
 One module per group of sections: `results` (headline, what to set, prediction against measurement),
@@ -12,10 +13,13 @@ run, no verification), the section says so. Losses are in the unit of the study'
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from transfer_bo.errors import StudyError, TransferError
 from transfer_bo.report import page
 from transfer_bo.report.compute import runs_and_compute
 from transfer_bo.report.fitted_landscape import divergence, drift_of_optimum, importance, landscape
@@ -30,14 +34,14 @@ if TYPE_CHECKING:
 
     from transfer_bo.projection import Projection
 
-__all__ = ["tensor_settings", "write_report"]
+__all__ = ["report", "tensor_settings", "write_report"]
 
 
-def write_report(
+def report(
     study: Any,
-    path: str | Path,
+    path: str | Path = "report.html",
     *,
-    title: str,
+    title: str | None = None,
     provenance: Mapping[str, object] | None = None,
     tensor_table: Callable[[Mapping[str, Any]], pd.DataFrame] | None = None,
     fit: Projection | None = None,
@@ -47,7 +51,7 @@ def write_report(
     Args:
         study: The Optuna study.
         path: The HTML file; its folder is made if needed, an older report is replaced.
-        title: Title of the page.
+        title: Title of the page; the study's name without one.
         provenance: Where the results come from, name -> value, e.g. {"storage": url, "study file": its text};
             a text of several lines is shown as it is, with its SHA-256. Versions, the sampler's seed and the
             commit of this package are added. Passwords in addresses are masked.
@@ -57,7 +61,13 @@ def write_report(
 
     Returns:
         The path, absolute.
+
+    Raises:
+        StudyError: If `study` is no Optuna study.
+        TransferError: If the file cannot be written.
     """
+    if not hasattr(study, "get_trials"):
+        raise StudyError(f"A report is made of an Optuna study, but study is {study!r}; load it first.")
     state = read_state(study, fit)
     parts = [
         page.section("settings", "What to set at the target", *target_settings(state)),
@@ -71,9 +81,28 @@ def write_report(
         page.section("tensors", "Every tensor", *tensors(state, tensor_table)),
         page.section("provenance", "Where this comes from", *provenance_table(state, provenance or {})),
     ]
+    text = page.page(title or study.study_name, headline(state), parts)
+
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")  # a reader never meets half a report
-    unfinished.write_text(page.page(title, headline(state), parts), encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise TransferError(
+            f"The report cannot be written to {path} ({error.strerror}); name another file."
+        ) from None
     return path
+
+
+write_report = report
+
+
+class _CallableModule(ModuleType):
+    """`transfer_bo.report` is the function until this package is imported, then the package: call either."""
+
+    __call__ = staticmethod(report)
+
+
+sys.modules[__name__].__class__ = _CallableModule
