@@ -1,4 +1,4 @@
-"""What people see: numbers, tables, progress, figures. Everything here only reads.
+"""What people see: numbers, tables, progress, figures.
 
     text                number, interval, duration and scale as text: the one place that decides how they look
     tables              tables for a terminal, in one style
@@ -12,4 +12,6 @@
     landscape_figure    the loss along each HP at every scale
     figures             drift, importance, prediction and divergence
     figure_style        size, colours and axes of all figures
+
+Everything here only reads: nothing is written to a study, no figure is shown.
 """
