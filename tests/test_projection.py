@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,7 @@ from transfer_bo.attributes import OUTCOME_ATTR
 from transfer_bo.errors import ScaleError, StudyError
 from transfer_bo.projection import PredictedLoss, Projection, fit_study
 from transfer_bo.records import Outcome
-from transfer_bo.surrogate.gp import RESIDUAL
-from transfer_bo.surrogate.recommendation import excess
+from transfer_bo.surrogate.recommendation import excess_loss
 
 RUNGS = [tb.Scale(width=w, tokens=t) for w, t in [(32, 1e5), (64, 1e5), (128, 1e5), (64, 4e5), (128, 4e5)]]
 TARGET = tb.Scale(width=512, tokens=1.6e6)
@@ -82,14 +82,15 @@ def test_suggestion_at_an_unseen_scale(fitted: Projection) -> None:
 def test_setting_and_interval_rest_on_the_same_draws(n_per_rung: int) -> None:
     """Where the bowl says all, no point of a fine grid has less expected loss over the interval's draws."""
     fit = fit_study(study_of_runs(n_per_rung))
-    surrogate = fit.surrogate
-    surrogate.model.covar_module.scales[RESIDUAL] = math.log(1e-9)
-    suggestion = fit.suggest()
+    fitted = fit.surrogate.model.hyperparameters
+    negligible = replace(fitted, log_residual=torch.tensor(math.log(1e-9)).double())
+    surrogate = replace(fit.surrogate, model=fit.surrogate.model.with_fit(hyperparameters=negligible))
+    suggestion = Projection(surrogate, fit.runs, fit.settings).suggest()
     chosen = float(surrogate.coordinates.z(suggestion.params))
     draws = torch.stack([surrogate.coordinates.z({"lr": lr}) for lr in suggestion.optimum["lr"]])
 
     z = torch.linspace(chosen - 2, chosen + 2, 4001, dtype=torch.double)
-    loss = excess(surrogate, z[:, None, None], fit.target, draws).mean(-1)
+    loss = excess_loss(surrogate, z[:, None, None], fit.target, draws).mean(-1)
 
     assert abs(float(z[loss.argmin()]) - chosen) < 0.005  # the grid's step is .001, the descent stops as near
 

@@ -43,7 +43,8 @@ from transfer_bo.records import read_drift_prior
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.gp import LandscapeGP
-from transfer_bo.surrogate.landscape import Drift, Landscape
+from transfer_bo.surrogate.kernel import KernelHyperparameters, hyperparameter_prior
+from transfer_bo.surrogate.landscape import DriftPrior, Landscape
 from transfer_bo.synonyms import axis_kind
 
 __all__ = ["Plan", "Tuning", "make_plan", "useful_transfer"]
@@ -316,8 +317,8 @@ class _PriorModel:
         axes = [axis for axis in target if base[axis] != target[axis]]
         self.coordinates = Coordinates(dimensions, base, axes)
         names = [dim.name for dim in self.coordinates.numeric]
-        drift = Drift.believed(names, axes, coordinates, overrides)
-        self.landscape = Landscape(self.coordinates, drift, 0.0)
+        drift_prior = DriftPrior.from_tables(names, axes, coordinates, overrides)
+        self.landscape = Landscape(self.coordinates, drift_prior, 0.0)
         self.theta = self.landscape.mean
         self.target = self.coordinates.s(target)
         self.seed = seed
@@ -326,18 +327,21 @@ class _PriorModel:
     def _fit_to_nothing(self) -> LandscapeGP:
         """The model at its prior; it needs a run to exist, and gets one that says nothing."""
         row = torch.cat([torch.zeros(self.landscape.d, dtype=torch.double), self.target * 0])[None]
-        model = LandscapeGP(row, torch.zeros(1, dtype=torch.double), self.landscape)
-        model.covar_module.theta = self.theta
-        noise = torch.tensor([UNINFORMATIVE_NOISE], dtype=torch.double)
-        model.likelihood.noise_covar.initialize(noise=noise)
-        model.eval()
-        return model
+        logs, _ = hyperparameter_prior(self.coordinates)
+        return LandscapeGP(
+            row,
+            torch.zeros(1, dtype=torch.double),
+            self.landscape,
+            self.theta,
+            KernelHyperparameters.from_log_vector(logs, sources=0),
+            noise=torch.tensor([UNINFORMATIVE_NOISE], dtype=torch.double),
+        )
 
     @torch.no_grad()
     def expected_excess(self, ladder: Sequence[Scale], trials: Sequence[int]) -> float:
         """tr(H Cov v*) at the target after trials at these rungs, ln loss."""
         rows = [self._rows(scale, n) for scale, n in zip(ladder, trials, strict=True) if n]
-        posterior = self.model.latent(self.target, pending=torch.cat(rows) if rows else None)
+        posterior = self.model.optimum_posterior(self.target, pending=torch.cat(rows) if rows else None)
         _, covariance = posterior.optimum()
         return float((self.landscape.curvature(self.theta, self.target) @ covariance).trace())
 

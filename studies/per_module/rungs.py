@@ -69,7 +69,7 @@ def visit(rows: Rows, until: float) -> None:
 @functools.cache
 def fit(*, with_rungs: bool) -> Any:
     """The surrogate of the pooled staged searches, with runs at more expensive rungs or without."""
-    from transfer_bo.surrogate.surrogate import Surrogate
+    from transfer_bo.surrogate.surrogate import fit_surrogate
 
     found, rows = Rows("search.csv"), Rows("transfer.csv")
     at = [
@@ -93,7 +93,7 @@ def fit(*, with_rungs: bool) -> Any:
         (1.0, 2.0, 2.0, 2.0, 64.0),
         defaults=per_module().defaults,
     )
-    return Surrogate(runs, read_dimensions([distributions(per_module())], settings.defaults), settings)
+    return fit_surrogate(runs, read_dimensions([distributions(per_module())], settings.defaults), settings)
 
 
 def suggested(target: Scale, *, with_rungs: bool) -> dict[str, float]:
@@ -139,7 +139,7 @@ def main() -> None:
     until, rows = time.time() + 3600 * given.hours, Rows("transfer.csv")
     visit(rows, until)
     surrogate = fit(with_rungs=True)
-    rates = zip(surrogate.coordinates.axes, surrogate.fallback.tolist(), strict=True)
+    rates = zip(surrogate.coordinates.axes, surrogate.shrinkage.rate.tolist(), strict=True)
     print("multipliers fall back by", {axis: f"{rate:.0%} per doubling" for axis, rate in rates}, flush=True)
     for where in given.scales:
         compared = arms(rows, SCALES[where], kinds=given.kinds)

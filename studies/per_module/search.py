@@ -198,13 +198,13 @@ ARMS: dict[str, Callable[[Sequence[RunRow], int], dict[str, float]]] = {
 
 def fit(arm: str, rows: Sequence[RunRow], seed: int) -> Any:
     """The package's surrogate of the runs of a search, over the HPs of its arm."""
-    from transfer_bo.surrogate.surrogate import Surrogate
+    from transfer_bo.surrogate.surrogate import fit_surrogate
 
     study = transfer_study(per_module(arm), rows, seed)
     study.sampler._share_settings(study)  # type: ignore[attr-defined]
     settings = read_settings(study)
     dimensions = read_dimensions([t.distributions for t in study.trials], settings.defaults)
-    return Surrogate(read_runs(study), dimensions, settings)
+    return fit_surrogate(read_runs(study), dimensions, settings)
 
 
 def suggestion(arm: str, rows: Sequence[RunRow], seed: int) -> dict[str, float]:
@@ -227,7 +227,8 @@ def pick(arm: str, rows: Sequence[RunRow], seed: int) -> dict[str, float]:
     import torch
 
     with torch.no_grad():
-        mean = surrogate.latent(BASE).values(torch.stack([surrogate.row(run) for run in finished]))[0]
+        rows = torch.stack([surrogate.row(run) for run in finished])
+        mean, _ = surrogate.optimum_posterior(BASE).values(rows)
     return dict(finished[int(mean.argmin())].params)
 
 

@@ -25,7 +25,7 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.surrogate import surrogate as surrogate_module
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 from transfer_bo.verification.paired_test import compare_paired
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -101,7 +101,7 @@ class Problem:
         for _ in range(48):
             moved = 0.8 * self.rng.normal(size=GROUPS) * (self.rng.random(GROUPS) < 0.7)
             self.run(np.r_[math.log2(start) + 5 + 0.5 * self.rng.normal(), moved], BASE)
-        centre = setting(Surrogate(self.runs, DIMENSIONS, SETTINGS), BASE)
+        centre = setting(fit_surrogate(self.runs, DIMENSIONS, SETTINGS), BASE)
         for scale in RUNGS:
             for number in range(4):
                 left_in = self.rng.random(GROUPS) < 0.5 if number else np.ones(GROUPS)
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    least = surrogate_module.LEAST_FALLBACK
+    least = surrogate_module.MIN_SHRINKAGE
     for name, kept in KEPT.items():
         pairs, at_one = [], []
         for seed in range(given.seeds):
@@ -134,11 +134,11 @@ def main() -> None:
             problem.search()
             costs = []
             for limit in (least, math.inf):
-                surrogate_module.LEAST_FALLBACK = limit
+                surrogate_module.MIN_SHRINKAGE = limit
                 costs.append(
-                    problem.excess_loss(setting(Surrogate(problem.runs, DIMENSIONS, SETTINGS), TARGET))
+                    problem.excess_loss(setting(fit_surrogate(problem.runs, DIMENSIONS, SETTINGS), TARGET))
                 )
-            surrogate_module.LEAST_FALLBACK = least
+            surrogate_module.MIN_SHRINKAGE = least
             pairs.append((costs[0], costs[1]))
             at_one.append(
                 min(problem.excess_loss(np.r_[lr, np.zeros(GROUPS)]) for lr in np.linspace(-4, 4, 401))

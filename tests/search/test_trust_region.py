@@ -27,7 +27,7 @@ from transfer_bo.search.trust_region import (
     trust_region_side,
 )
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import fit_surrogate
 
 BASE, LARGER, TARGET = (Scale(width=width, tokens=1e5) for width in (32, 64, 128))
 DIMENSIONS = [
@@ -106,7 +106,7 @@ def test_global_hps_come_first_then_multipliers_near_the_best(staged: list[Run])
 
 def test_proposals_lie_in_the_region_and_unimportant_hps_stay(staged: list[Run]) -> None:
     """Each HP within half a side of the centre, however often asked; a frozen one on it."""
-    surrogate = Surrogate(staged, DIMENSIONS, settings())
+    surrogate = fit_surrogate(staged, DIMENSIONS, settings())
     region = TrustRegion.of(surrogate, BASE, maximize=False)
     half = region.side / 2 * (surrogate.coordinates.z_high - surrogate.coordinates.z_low)
     generator = torch.Generator().manual_seed(0)
@@ -127,12 +127,12 @@ def test_proposals_keep_away_from_the_cliff() -> None:
         is_over = params["lr.q"] > 1.2
         outcome = Outcome.DIVERGED if is_over else Outcome.FINISHED
         runs.append(Run(number, params, BASE, outcome, None if is_over else loss(params)))
-    surrogate = Surrogate(runs, DIMENSIONS, settings())
+    surrogate = fit_surrogate(runs, DIMENSIONS, settings())
     generator, coordinates = torch.Generator().manual_seed(0), surrogate.coordinates
     proposed = [propose_inside(surrogate, BASE, generator, greedy=False) for _ in range(10)]
     centre = coordinates.mix @ TrustRegion.of(surrogate, BASE, maximize=False).centre
     rows = [torch.cat([centre, torch.zeros(1)]), *(coordinates.row(params, BASE) for params in proposed)]
-    risk = surrogate.stability.probability(torch.stack(rows))
+    risk = surrogate.divergence.probability(torch.stack(rows))
 
     assert float(risk[1:].max()) <= max(trust_region.RISK, float(risk[0])) + 1e-6
     assert len({params["lr.up"] for params in proposed}) > 1
@@ -156,11 +156,11 @@ def test_the_larger_rungs_get_their_share_by_hand() -> None:
 
 def test_at_a_larger_rung_the_centre_runs_whole_then_with_half_its_multipliers(staged: list[Run]) -> None:
     """Multipliers are the centre's or at their defaults; of many proposals about half are."""
-    surrogate = Surrogate(staged, DIMENSIONS, settings())
+    surrogate = fit_surrogate(staged, DIMENSIONS, settings())
     centre = TrustRegion.of(surrogate, BASE, maximize=False).centre
     generator = torch.Generator().manual_seed(0)
     whole = propose_at_larger_rung(surrogate, LARGER, BASE, generator)
-    again = Surrogate([*staged, Run(10, whole, LARGER, Outcome.FINISHED, 1.9)], DIMENSIONS, settings())
+    again = fit_surrogate([*staged, Run(10, whole, LARGER, Outcome.FINISHED, 1.9)], DIMENSIONS, settings())
     halves = [propose_at_larger_rung(again, LARGER, BASE, generator) for _ in range(30)]
     here = TrustRegion.of(again, BASE, maximize=False).centre
     at = np.array(

@@ -11,7 +11,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.search.acquisition import RISK
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.feasibility import FeasibilityModel
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import fit_surrogate
 
 BASE, LARGE, TARGET = Scale(width=32), Scale(width=128), Scale(width=512)
 LR = Dimension("lr", "log", 2**-12, 2**-2)
@@ -70,9 +70,9 @@ def test_only_typed_outcomes_tell(outcome: Outcome, diverged: bool, lacked: bool
     runs = [Run(i, {"lr": 2.0 ** -(6 + i)}, BASE, Outcome.FINISHED, 3.0 + i / 10) for i in range(4)]
     runs += [Run(9, {"lr": 0.2}, BASE, outcome, None)]
 
-    surrogate = Surrogate(runs, [LR], settings)
+    surrogate = fit_surrogate(runs, [LR], settings)
 
-    assert diverged == surrogate.stability.any_infeasible
+    assert diverged == surrogate.divergence.any_infeasible
     assert lacked == surrogate.memory.any_infeasible
 
 

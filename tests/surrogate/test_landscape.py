@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.landscape import Drift, Landscape, _asymmetric
+from transfer_bo.surrogate.landscape import DriftPrior, Landscape, asymmetric
 
 BASE = Scale(width=32, tokens=1e5)
 
@@ -23,10 +23,10 @@ def landscape(d: int = 3) -> Landscape:
     return Landscape(coordinates, drift(d, 2, 0.2), level=1.0)
 
 
-def drift(d: int, a: int, sd: float) -> Drift:
-    """None is believed in, with this sd; no correlation."""
+def drift(d: int, a: int, sd: float) -> DriftPrior:
+    """None is expected, with this sd; no correlation."""
     zero = torch.zeros(d, a, dtype=torch.double)
-    return Drift(zero, zero + sd, torch.eye(a, dtype=torch.double).expand(d, a, a))
+    return DriftPrior(zero, zero + sd, torch.eye(a, dtype=torch.double).expand(d, a, a))
 
 
 def random_theta(shape: Landscape, seed: int) -> torch.Tensor:
@@ -85,19 +85,19 @@ def test_the_prior_of_the_drift_is_what_was_asked_for(
     """B = C β has the mean, the sd and the correlation that were given, though β is independent."""
     both = torch.tensor([[[1.0, correlation], [correlation, 1.0]]], dtype=torch.double)
     spread = torch.tensor(sd, dtype=torch.double)
-    belief = Drift(torch.tensor([mean], dtype=torch.double), spread[None], both)
+    prior = DriftPrior(torch.tensor([mean], dtype=torch.double), spread[None], both)
 
-    C, beta, sd_beta = belief.unmixed()
+    C, beta, sd_beta = prior.independent()
 
-    assert torch.allclose((C @ beta.unsqueeze(-1)).squeeze(-1), belief.mean, atol=1e-9)
+    assert torch.allclose((C @ beta.unsqueeze(-1)).squeeze(-1), prior.mean, atol=1e-9)
     covariance = C @ torch.diag_embed(sd_beta**2) @ C.mT
     assert torch.allclose(covariance, spread[:, None] * both * spread, atol=1e-12)
 
 
 def test_what_sources_agree_on_is_the_sum() -> None:
     """In raw coordinates the drifts of lr and batch with N and with D trade; those of other HPs do not."""
-    lr, batch, other = Drift.believed(["lr", "batch", "eps"], ["N", "D"], "raw").correlation
-    base = Drift.believed(["lr"], ["N", "D"], "base").correlation
+    lr, batch, other = DriftPrior.from_tables(["lr", "batch", "eps"], ["N", "D"], "raw").correlation
+    base = DriftPrior.from_tables(["lr"], ["N", "D"], "base").correlation
 
     assert float(lr[0, 1]) == float(lr[1, 0]) == -0.7
     assert float(batch[0, 1]) == -0.7
@@ -106,11 +106,13 @@ def test_what_sources_agree_on_is_the_sum() -> None:
 
 @given(st.floats(0.5, 8.0), st.floats(0.5, 8.0), st.floats(-3, 3))
 def test_the_middle_of_a_range_is_believed_halfway_to_the_target(n: float, tokens: float, at: float) -> None:
-    """Of an HP without a default; a default is believed at the base."""
+    """Of an HP without a default; a default is expected at the base."""
     base, target = Scale(n_params=1e8, tokens=1e9), Scale(n_params=1e8 * 2**n, tokens=1e9 * 2**tokens)
     dimensions = [Dimension("lr", "log", 2**-12, 2**-6), Dimension("eps", "log", 2**-40, 2**-20, 2**-30.0)]
     coordinates = Coordinates(dimensions, base, ["n_params", "tokens"])
-    drift = Drift.believed(["lr", "eps"], ["n_params", "tokens"], "raw", {"lr": {"tokens": (at, 0.1)}})
+    drift = DriftPrior.from_tables(
+        ["lr", "eps"], ["n_params", "tokens"], "raw", {"lr": {"tokens": (at, 0.1)}}
+    )
     shape = Landscape(coordinates, drift, 1.0, target)
 
     path = shape.path(shape.mean, coordinates.s(target) / 2)
@@ -197,9 +199,9 @@ def test_asymmetry_steepens_the_upper_side() -> None:
     t = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.double)
     kappa = torch.tensor(0.5, dtype=torch.double)
 
-    bent = _asymmetric(t, kappa)
-    straight = _asymmetric(t, torch.tensor(1e-9, dtype=torch.double))
-    far = _asymmetric(torch.tensor(1e4, dtype=torch.double), kappa)
+    bent = asymmetric(t, kappa)
+    straight = asymmetric(t, torch.tensor(1e-9, dtype=torch.double))
+    far = asymmetric(torch.tensor(1e4, dtype=torch.double), kappa)
 
     assert torch.allclose(straight, t**2)
     assert torch.allclose(bent, 2 * (torch.exp(kappa * t) - kappa * t - 1) / kappa**2)

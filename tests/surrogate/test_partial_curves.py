@@ -9,7 +9,7 @@ import pytest
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import fit_surrogate
 
 SMALL, LARGE, TARGET = Scale(width=32), Scale(width=64), Scale(width=256)
 SETTINGS = StudySettings((SMALL, LARGE, TARGET), (0, 1), TARGET, (1.0, 4.0, 64.0))
@@ -38,7 +38,7 @@ def test_a_stopped_run_ends_as_far_above_the_best_as_it_was(
     """20% above the best at half-way is 20% above it at the end; where nothing compares, it says nothing."""
     stopped = Run(3, {"lr": 0.08}, SMALL, Outcome.PRUNED, None, curve=curve)
 
-    y = Surrogate([*FINISHED, stopped], [Dimension("lr", "log", 1e-4, 1e-1)], SETTINGS).y.tolist()
+    y = fit_surrogate([*FINISHED, stopped], [Dimension("lr", "log", 1e-4, 1e-1)], SETTINGS).y.tolist()
 
     assert [math.log(2.0), math.log(2.2), math.log(1.8)] == pytest.approx(y[:3], rel=1e-12)
     assert y[3:] == ([] if end is None else [pytest.approx(math.log(end), rel=1e-12)])

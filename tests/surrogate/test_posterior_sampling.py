@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,23 +11,31 @@ from scipy.stats import spearmanr
 
 from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
-from transfer_bo.surrogate import posterior_sampling
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.gp import FLOOR, LandscapeGP, _settle, fit, scales_misfit
-from transfer_bo.surrogate.landscape import Drift, Landscape
-from transfer_bo.surrogate.posterior_sampling import CHAINS, GROUPS, KEPT, PosteriorSamples, _spread
+from transfer_bo.surrogate.fitting import find_map, fit_gp, neg_log_posterior
+from transfer_bo.surrogate.gp import LandscapeGP
+from transfer_bo.surrogate.kernel import KernelHyperparameters, hyperparameter_prior
+from transfer_bo.surrogate.landscape import DriftPrior, Landscape
+from transfer_bo.surrogate.posterior_sampling import (
+    CHAINS,
+    GROUPS,
+    KEPT,
+    hyperparameter_root_covariance,
+    sample_given_hyperparameters,
+    sample_posterior,
+)
 
 BASE = Scale(width=32)
 S = torch.tensor([3.0], dtype=torch.double)
 SEEDS = 6
-"""Ensembles that are pooled where moments are compared."""
+"""Samples that are pooled where moments are compared."""
 
 
 def landscape() -> Landscape:
-    """One learning rate, one axis; of its drift an sd of .2 is believed."""
+    """One learning rate, one axis; the prior of its drift has an sd of .2."""
     coordinates = Coordinates([Dimension("lr", "log", 1e-4, 1e-1)], BASE, ["width"])
-    drift = Drift.believed(["lr"], ["width"], "base", {"lr": {"width": (0.0, 0.2)}})
-    return Landscape(coordinates, drift, level=math.log(2.0))
+    drift_prior = DriftPrior.from_tables(["lr"], ["width"], "base", {"lr": {"width": (0.0, 0.2)}})
+    return Landscape(coordinates, drift_prior, level=math.log(2.0))
 
 
 def runs(z: list[float], s: list[float], y: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,12 +43,20 @@ def runs(z: list[float], s: list[float], y: list[float]) -> tuple[torch.Tensor, 
     return torch.tensor([z, s], dtype=torch.double).T, torch.tensor(y, dtype=torch.double)
 
 
-def test_one_run_leaves_the_prior() -> None:
-    """A run at the base tells the level; of the optimum's drift the draws know what was believed before."""
-    shape = landscape()
-    model = fit(*runs([0.0], [0.0], [0.7]), shape)
+def noisy_runs(n: int, noise: float, seed: int, rungs: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs of a bowl, evenly over the HP, at so many rungs by turns."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.linspace(-2, 2, n, dtype=torch.double)
+    y = 0.7 + 0.02 * z**2 + noise * torch.randn(n, dtype=torch.double, generator=generator)
+    return runs(z.tolist(), [float(i % rungs) for i in range(n)], y.tolist())
 
-    B = shape.drift(PosteriorSamples(model, 0).theta).flatten()
+
+def test_one_run_leaves_the_prior() -> None:
+    """A run at the base determines the level; of the optimum's drift the draws know the prior."""
+    shape = landscape()
+    model = fit_gp(*runs([0.0], [0.0], [0.7]), shape)
+
+    B = shape.drift(sample_posterior(model, 0).theta).flatten()
 
     # Draws of one chain are alike, so at least CHAINS of them count: 4 standard errors.
     assert CHAINS * KEPT == len(B)
@@ -60,16 +77,19 @@ def test_draws_follow_the_bent_posterior() -> None:
     shape.sd[free] = torch.tensor([2.0, 3.0], dtype=torch.double)
     shape.mean[shape.part("l0")] = 0.0
     X, y = runs([0.5, 1.25, 2.0], [0.0] * 3, [0.03, 0.05, 0.07])
-    model = LandscapeGP(X, y, shape)
-    kernel = model.covar_module
-    kernel.scales = kernel.prior_mean.clone()
-    kernel.scales[:4] = torch.tensor([-12.0, -12.0, -12.0, math.log(0.003)])
-    kernel.prior_sd *= 1e-6  # the scales are known too
-    kernel.theta = _settle(model, shape.mean.clone())
-    model.eval()
-    C = kernel.nuisance(X, X) + torch.diag(model.likelihood.noise)
+    logs, _ = hyperparameter_prior(shape.coordinates)
+    logs[:4] = torch.tensor([-12.0, -12.0, -12.0, math.log(0.003)])
+    hyperparameters = KernelHyperparameters.from_log_vector(logs, sources=0)
+    start = LandscapeGP(X, y, shape, shape.mean.clone(), hyperparameters)
+    theta_map, noise = find_map(start)
+    model = start.with_fit(theta=theta_map, noise=noise)
+    C = model.kernel.nuisance_covariance(X, X) + torch.diag(model.run_noise)
 
-    theta = torch.cat([PosteriorSamples(model, seed).theta for seed in range(SEEDS)])[:, free]
+    samples = []
+    for seed in range(SEEDS):
+        generator = torch.Generator().manual_seed(seed)
+        samples.append(sample_given_hyperparameters(model, [hyperparameters] * GROUPS, seed, generator))
+    theta = torch.cat([sample.theta for sample in samples])[:, free]
 
     g, u = torch.meshgrid(
         torch.linspace(-10, 10, 401, dtype=torch.double),
@@ -80,9 +100,9 @@ def test_draws_follow_the_bent_posterior() -> None:
     grid[:, free] = shape.mean[free] + torch.stack([g.flatten(), u.flatten()], -1)
     v, _, s = shape.split(X)
     f = shape.law(grid[:, None], s) + shape.bowl(grid[:, None], v, s)
-    misfit = ((y - f) @ torch.linalg.inv(C) * (y - f)).sum(-1)
+    squared = ((y - f) @ torch.linalg.inv(C) * (y - f)).sum(-1)
     prior = ((grid[:, free] - shape.mean[free]) / shape.sd[free]).square().sum(-1)
-    weight = torch.softmax(-0.5 * (misfit + prior), 0)
+    weight = torch.softmax(-0.5 * (squared + prior), 0)
     mean = weight @ grid[:, free]
     second, fourth = (weight @ (grid[:, free] - mean) ** power for power in (2, 4))
 
@@ -91,58 +111,70 @@ def test_draws_follow_the_bent_posterior() -> None:
     assert bool(((theta.var(0) - second).abs() < 3 * ((fourth - second**2) / count).sqrt()).all())
 
 
-def test_the_scales_are_drawn_with_the_curvature_of_their_misfit() -> None:
+def test_hyperparameters_are_drawn_with_the_curvature_of_their_density() -> None:
     """Their covariance is the inverse of its second differences, where these say more than the prior does."""
-    generator = torch.Generator().manual_seed(1)
-    z = torch.linspace(-2, 2, 40, dtype=torch.double)
-    y = 0.7 + 0.02 * z**2 + 0.02 * torch.randn(40, dtype=torch.double, generator=generator)
-    model = fit(*runs(z.tolist(), [0.0, 1.0] * 20, y.tolist()), landscape())
-    kernel, misfit = model.covar_module, scales_misfit(model)
-    steps = 1e-3 * torch.eye(len(kernel.scales), dtype=torch.double)
+    model = fit_gp(*noisy_runs(40, 0.02, seed=1), landscape())
+    objective, fitted = neg_log_posterior(model), model.hyperparameters.to_log_vector()
+    _, prior_sd = hyperparameter_prior(model.landscape.coordinates)
+    steps = 1e-3 * torch.eye(len(fitted), dtype=torch.double)
 
     def value(step: torch.Tensor) -> float:
-        return misfit(kernel.scales + step)[0]
+        return objective(fitted + step)[0]
 
     H = [[value(a + b) - value(a - b) - value(b - a) + value(-a - b) for b in steps] for a in steps]
-    both = kernel.prior_sd * kernel.prior_sd[:, None]
+    both = prior_sd * prior_sd[:, None]
     values, vectors = torch.linalg.eigh(torch.tensor(H, dtype=torch.double) / 4e-6 * both)
-    root = _spread(model)
-    told = vectors[:, values > 1]  # by the runs, where they say more than the prior
+    root = hyperparameter_root_covariance(model)
+    informed = vectors[:, values > 1]  # by the runs, where they say more than the prior
 
     assert float(values[-1]) > 2
-    assert torch.allclose(
-        told.T @ (root @ root.T / both) @ told, torch.diag(1 / values[values > 1]), atol=1e-4
-    )
+    covariance = informed.T @ (root @ root.T / both) @ informed
+    assert torch.allclose(covariance, torch.diag(1 / values[values > 1]), atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_draws_and_the_model_stays_as_it_was() -> None:
-    """Draws at a scale depend on model, seed and scale alone, and the fitted scales are put back."""
-    generator = torch.Generator().manual_seed(1)
-    z = torch.linspace(-2, 2, 12, dtype=torch.double)
-    y = 0.7 + 0.02 * z**2 + 0.002 * torch.randn(12, dtype=torch.double, generator=generator)
-    model = fit(*runs(z.tolist(), [0.0, 1.0] * 6, y.tolist()), landscape())
-    before = model.covar_module.scales.clone()
+    """Draws at a scale depend on model, seed and scale alone."""
+    model = fit_gp(*noisy_runs(12, 0.002, seed=1), landscape())
+    before = model.hyperparameters.to_log_vector()
+    x = torch.cat([torch.tensor([-2.0], dtype=torch.double), S])
 
-    first, second, other = (PosteriorSamples(model, seed).at(S, torch.cat([z[:1], S])) for seed in (0, 0, 1))
+    first, second, other = (sample_posterior(model, seed).at(S, x) for seed in (0, 0, 1))
 
-    assert torch.equal(before, model.covar_module.scales)
+    assert torch.equal(before, model.hyperparameters.to_log_vector())
     assert torch.equal(first.optimum, second.optimum)
     assert torch.equal(first.error, second.error)
     assert not torch.equal(first.optimum, other.optimum)
 
 
-def test_a_group_of_chains_with_more_noise_knows_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_of_chains_with_more_noise_knows_less() -> None:
     """What is not known of the noise is carried into the landscape: its level spreads as the noise does."""
-    generator = torch.Generator().manual_seed(2)
-    z = torch.linspace(-2, 2, 10, dtype=torch.double)
-    y = 0.7 + 0.02 * z**2 + 0.02 * torch.randn(10, dtype=torch.double, generator=generator)
     shape = landscape()
-    model = fit(*runs(z.tolist(), [0.0] * 10, y.tolist()), shape)
-    spread = torch.zeros(len(model.covar_module.scales), dtype=torch.double)
-    spread[FLOOR] = 1.0
-    monkeypatch.setattr(posterior_sampling, "_spread", lambda _: torch.diag(spread))
+    model = fit_gp(*noisy_runs(10, 0.02, seed=2, rungs=1), shape)
+    fitted = model.hyperparameters
+    draws = [
+        replace(fitted, log_noise_sd=fitted.log_noise_sd + step)
+        for step in torch.linspace(-2, 2, GROUPS, dtype=torch.double)
+    ]
 
-    draws = PosteriorSamples(model, 0)
-    levels = shape.law(draws.theta, torch.zeros(1, dtype=torch.double)).reshape(GROUPS, -1)
+    samples = sample_given_hyperparameters(model, draws, 0, torch.Generator().manual_seed(0))
+    levels = shape.law(samples.theta, torch.zeros(1, dtype=torch.double)).reshape(GROUPS, -1)
 
-    assert spearmanr(draws.scales[:, FLOOR], levels.std(1)).statistic > 0.8
+    noise = [float(one.noise_sd) for one in samples.hyperparameters]
+    assert spearmanr(noise, levels.std(1)).statistic > 0.8
+
+
+def test_the_residual_moves_the_best_setting() -> None:
+    """By an offset with the sd of its formula: gradient over curvature, but no further than it could gain."""
+    model = fit_gp(*noisy_runs(12, 0.002, seed=1), landscape())
+    hyperparameters, generator = model.hyperparameters, torch.Generator().manual_seed(0)
+    H = float(model.landscape.curvature(model.theta, S))
+    r, lengthscale = float(hyperparameters.residual), float(hyperparameters.lengthscale[0])
+    by_slope = 5 / 3 * (r / lengthscale) ** 2 / (2 * H) ** 2
+    expected = (1 / (1 / by_slope + H / r)) ** 0.5
+
+    samples = sample_given_hyperparameters(model, [hyperparameters] * GROUPS, 0, generator)
+    offset = samples.at(S).residual_offset
+
+    count = CHAINS * KEPT
+    assert float(offset.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * count))
+    assert abs(float(offset.mean())) < 4 * expected / math.sqrt(count)

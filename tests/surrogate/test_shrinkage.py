@@ -12,10 +12,10 @@ from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
 from transfer_bo.projection import Projection
 from transfer_bo.records import Outcome, Run, StudySettings
-from transfer_bo.surrogate import surrogate
+from transfer_bo.surrogate import priors, surrogate
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
-from transfer_bo.surrogate.shrinkage import RATE, estimate_shrinkage
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.shrinkage import estimate_shrinkage
+from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
 BASE, LARGER, TARGET = Scale(width=32), Scale(width=128), Scale(width=512)
 GROUPS = ("embedding", "q", "up", "down")
@@ -63,43 +63,43 @@ def excess(model: Surrogate, kept: float) -> float:
 
 def test_the_rate_is_that_of_the_linear_model_written_out() -> None:
     """Bayes' rule for one more parameter, whose column is what it does to each run, gives the rate."""
-    model = Surrogate(made_up_runs(0.7), DIMENSIONS, SETTINGS)
-    latent = model.latent(BASE)
-    rate, drift = estimate_shrinkage(latent)
+    model = fit_surrogate(made_up_runs(0.7), DIMENSIONS, SETTINGS)
+    posterior = model.optimum_posterior(BASE)
+    shrinkage = estimate_shrinkage(posterior)
 
-    landscape, kernel = model.landscape, model.model.covar_module
-    u = latent.mean[landscape.part("u")].clone()
+    landscape, kernel = model.landscape, model.model.kernel
+    u = posterior.mean[landscape.part("u")].clone()
     u[0] = 0.0  # the learning rate is no multiplier
     column = kernel.jacobian(model.X)[:, landscape.part("beta")] @ -u
-    covariance = kernel(model.X, model.X).to_dense() + torch.diag(model.model.likelihood.noise)
-    surprise = model.y - model.model.mean_module(model.X)
+    covariance = kernel.covariance(model.X, model.X) + torch.diag(model.model.run_noise)
+    residual = model.y - kernel.linearised_mean(model.X)
     weighted = torch.linalg.solve(covariance, column)
-    expected = weighted @ surprise / (weighted @ column + RATE**-2)
+    expected = weighted @ residual / (weighted @ column + priors.SHRINKAGE_RATE_SD**-2)
 
     assert float(expected) > 0
-    assert torch.allclose(rate, expected[None], rtol=1e-6)
-    assert torch.allclose(drift[:, 0], -u * expected, rtol=1e-6)
+    assert torch.allclose(shrinkage.rate, expected[None], rtol=1e-6)
+    assert torch.allclose(shrinkage.drift[:, 0], -u * expected, rtol=1e-6)
 
 
 def test_one_rung_says_nothing_of_falling_back() -> None:
     """Without runs at a second rung the rate is zero."""
-    model = Surrogate(made_up_runs(0.5, larger=0), DIMENSIONS, SETTINGS)
+    model = fit_surrogate(made_up_runs(0.5, larger=0), DIMENSIONS, SETTINGS)
 
-    assert float(model.fallback.abs().max()) < 1e-9
+    assert float(model.shrinkage.rate.abs().max()) < 1e-9
 
 
 @pytest.fixture(scope="module")
 def falling() -> Surrogate:
     """The fit where four tenths of the worth of multipliers' octaves are lost per doubling."""
-    return Surrogate(made_up_runs(0.6), DIMENSIONS, SETTINGS)
+    return fit_surrogate(made_up_runs(0.6), DIMENSIONS, SETTINGS)
 
 
 def test_it_pays_where_multipliers_lose_their_worth(
     falling: Surrogate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It saves at least a third of the excess."""
-    monkeypatch.setattr(surrogate, "LEAST_FALLBACK", math.inf)
-    without = Surrogate(falling.runs, DIMENSIONS, SETTINGS)
+    monkeypatch.setattr(surrogate, "MIN_SHRINKAGE", math.inf)
+    without = fit_surrogate(falling.runs, DIMENSIONS, SETTINGS)
 
     assert excess(falling, 0.6) < 2 / 3 * excess(without, 0.6)
 
@@ -107,9 +107,9 @@ def test_it_pays_where_multipliers_lose_their_worth(
 def test_it_costs_little_where_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """It costs less than a tenth of what leaving all multipliers at 1 would."""
     runs = made_up_runs(1.0)
-    with_it = excess(Surrogate(runs, DIMENSIONS, SETTINGS), 1.0)
-    monkeypatch.setattr(surrogate, "LEAST_FALLBACK", math.inf)
-    without = excess(Surrogate(runs, DIMENSIONS, SETTINGS), 1.0)
+    with_it = excess(fit_surrogate(runs, DIMENSIONS, SETTINGS), 1.0)
+    monkeypatch.setattr(surrogate, "MIN_SHRINKAGE", math.inf)
+    without = excess(fit_surrogate(runs, DIMENSIONS, SETTINGS), 1.0)
     at_one = math.log(loss(np.zeros(5), TARGET, 1.0) / loss(np.r_[0, BEST], TARGET, 1.0))
 
     assert with_it - without < at_one / 10
@@ -126,6 +126,6 @@ def test_the_suggestion_names_them(falling: Surrogate) -> None:
 
 def test_gains_at_scale_are_not_a_reason_to_go_further() -> None:
     """Best values that move away from 1 do not make other multipliers follow: the rate stays at zero."""
-    model = Surrogate(made_up_runs(1.25), DIMENSIONS, SETTINGS)
+    model = fit_surrogate(made_up_runs(1.25), DIMENSIONS, SETTINGS)
 
-    assert float(model.fallback.max()) == 0.0
+    assert float(model.shrinkage.rate.max()) == 0.0

@@ -1,4 +1,4 @@
-"""Runs of past studies in the surrogate: how much they say depends on how far their optimum lies off."""
+"""Runs of source studies in the surrogate: how much they say depends on how far their optimum lies off."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Scale, default_cost
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
 RUNGS = [Scale(width=64, tokens=1e8), Scale(width=128, tokens=1e8)]
 TARGET = Scale(width=512, tokens=1e8)
@@ -35,18 +35,18 @@ def make_runs(
 
 def fitted(*runs: list[Run]) -> Surrogate:
     """The surrogate of all of them."""
-    return Surrogate([run for some in runs for run in some], DIMENSIONS, SETTINGS)
+    return fit_surrogate([run for some in runs for run in some], DIMENSIONS, SETTINGS)
 
 
 def optimum(surrogate: Surrogate) -> tuple[float, float]:
     """Mean and sd of the best lr at the target, octaves from the middle of the range."""
-    mean, covariance = surrogate.latent(TARGET).optimum()
+    mean, covariance = surrogate.optimum_posterior(TARGET).optimum()
     return float(mean[0]), float(covariance[0, 0].sqrt())
 
 
 def shift(surrogate: Surrogate) -> float:
-    """How far the past study's optimum seems to lie off, octaves."""
-    return float(surrogate.model.covar_module.shift[0])
+    """How far the source study's optimum seems to lie off, octaves."""
+    return float(surrogate.model.hyperparameters.source_shift_sd[0])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -78,7 +78,7 @@ def test_without_past_runs_there_is_nothing_of_them() -> None:
 
     assert [] == surrogate.coordinates.sources
     assert (4, 2) == surrogate.X.shape  # lr and width
-    assert 0 == surrogate.model.covar_module.shift.numel()
+    assert 0 == surrogate.model.hyperparameters.source_shift_sd.numel()
 
 
 def test_the_level_of_a_past_study_says_nothing() -> None:

@@ -85,10 +85,10 @@ def shrunk_multipliers(projection: Projection, scale: Scale) -> Iterator[str]:
     """Which multipliers are set closer to their defaults because they lose their worth with scale."""
     surrogate = projection.surrogate
     s = surrogate.coordinates.s(scale)
-    moved = (surrogate.fallback_drift * s).sum(-1)
+    moved = (surrogate.shrinkage.drift * s).sum(-1)
     names = [name for name, octaves in zip(projection.hps, moved, strict=True) if abs(octaves) > NOTABLE]
     if names:
-        share = float(surrogate.fallback @ s)
+        share = float(surrogate.shrinkage.rate @ s)
         yield (
             f"Runs at larger scales do not bear out the group multipliers in full, so those of "
             f"{', '.join(names)} are set about {min(share, 1.0):.0%} closer to their defaults at the target."

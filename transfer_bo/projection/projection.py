@@ -34,7 +34,7 @@ from transfer_bo.projection.suggestion import Drift, PredictedLoss, Suggestion, 
 from transfer_bo.records import Run, StudySettings
 from transfer_bo.scale import Ladder, Scale
 from transfer_bo.surrogate.gp import TOLERANCE
-from transfer_bo.surrogate.posterior_sampling import PosteriorSamples
+from transfer_bo.surrogate.posterior_sampling import PosteriorSamples, sample_posterior
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
 
@@ -73,7 +73,7 @@ class Projection:
     def samples(self) -> PosteriorSamples:
         """Posterior draws that all answers rest on, made when the first one is asked for."""
         if self._samples is None:
-            self._samples = PosteriorSamples(self.surrogate.model, self.settings.seed)
+            self._samples = sample_posterior(self.surrogate.model, self.settings.seed)
         return self._samples
 
     def suggest(self, target: Scale | None = None) -> Suggestion:
@@ -130,7 +130,8 @@ class Projection:
         band = BAND_SDS * posterior.variance.detach().clamp(min=0).sqrt().squeeze(-1)
 
         losses = [
-            [surrogate.output.backward(float(y)) for y in line] for line in (mean, mean - band, mean + band)
+            [surrogate.outcome_transform.backward(float(y)) for y in line]
+            for line in (mean, mean - band, mean + band)
         ]
         values = np.array([coordinates.value_of(i, float(at)) for at in z[:, i]], dtype=float)
         low, high = np.minimum(losses[1], losses[2]), np.maximum(losses[1], losses[2])
@@ -156,7 +157,7 @@ class Projection:
         For an HP on a linear scale an "octave" is a quarter of its range.
         """
         surrogate, coordinates = self.surrogate, self.surrogate.coordinates
-        B, sd = surrogate.latent(self.target).drift()
+        B, sd = surrogate.optimum_posterior(self.target).drift()
         prior = surrogate.drift_prior
         return {
             name: {
@@ -178,7 +179,7 @@ class Projection:
         0 its runs count like the study's own, at several octaves they hardly count.
         """
         surrogate = self.surrogate
-        shift_sd = surrogate.model.covar_module.shift.detach()
+        shift_sd = surrogate.model.hyperparameters.source_shift_sd
         return {
             name: {"runs": sum(run.source == name for run in surrogate.runs), "shift": float(shift_sd[i])}
             for i, name in enumerate(surrogate.coordinates.sources)
@@ -194,7 +195,8 @@ class Projection:
         """
         X = self.surrogate.rows(v[None], scale, flags)
         y = self.draw_losses(X, X[0])[:, 0]
-        return PredictedLoss(np.sort([self.surrogate.output.backward(float(value)) for value in y]))
+        backward = self.surrogate.outcome_transform.backward
+        return PredictedLoss(np.sort([backward(float(value)) for value in y]))
 
     def draw_losses(self, X: Tensor, at: Tensor) -> Tensor:
         """Joint draws of y of one run at each of some rows, smaller is better (shape draws x m).
@@ -211,7 +213,7 @@ class Projection:
         effects = landscape.get(draws.theta, "w") @ flags.T
         y = landscape.law(theta, s) + bowl + effects + draws.error.unsqueeze(-1)
 
-        noise_sd = (draws.floor.unsqueeze(-1) ** 2 + (TOLERANCE * bowl) ** 2).sqrt()
+        noise_sd = (draws.noise_sd.unsqueeze(-1) ** 2 + (TOLERANCE * bowl) ** 2).sqrt()
         generator = torch.Generator().manual_seed(self.settings.seed)
         return y + noise_sd * torch.randn(y.shape, dtype=y.dtype, generator=generator)
 
@@ -225,7 +227,7 @@ class Projection:
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
         """Points in z (shape n x d): the i-th HP over its range, the others at their optimum."""
         coordinates = self.surrogate.coordinates
-        centre, _ = self.surrogate.latent(scale).optimum()
+        centre, _ = self.surrogate.optimum_posterior(scale).optimum()
         z: Tensor = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(n, 1)
         z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), n)
         return z
@@ -234,7 +236,7 @@ class Projection:
         """Draws of the optimum in z (shape draws x d), the same ones at every call."""
         coordinates = self.surrogate.coordinates
         draws = self.samples.at(coordinates.s(scale))
-        return coordinates.clip_z(draws.optimum @ coordinates.unmix.T + draws.off)
+        return coordinates.clip_z(draws.optimum @ coordinates.unmix.T + draws.residual_offset)
 
     def _values(self, z: Tensor) -> dict[str, Array]:
         """Sorted values of each HP at points in z (shape draws x d)."""

@@ -12,7 +12,7 @@ from transfer_bo.projection.projection import Projection
 from transfer_bo.projection.suggestion import Suggestion
 from transfer_bo.records import read_dimensions, read_runs, read_settings
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import fit_surrogate
 
 __all__ = ["fit_study", "suggest"]
 
@@ -37,7 +37,7 @@ def fit_study(study: Any, target: Scale | None = None) -> Projection:
     runs = read_runs(study)
     distributions = (trial.distributions for trial in study.get_trials(deepcopy=False))
     dimensions = read_dimensions(distributions, settings.defaults)
-    surrogate = Surrogate(runs, dimensions, settings, maximize=study.direction.name == "MAXIMIZE")
+    surrogate = fit_surrogate(runs, dimensions, settings, maximize=study.direction.name == "MAXIMIZE")
     return Projection(surrogate, runs, settings)
 
 

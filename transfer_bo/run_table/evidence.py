@@ -52,14 +52,14 @@ def excess_loss(projection: Projection, scale: Scale, params: Mapping[str, Any])
     mean = float(bowl[(bowl >= low) & (bowl <= high)].mean())
 
     level = float(landscape.law(surrogate.theta, s))
-    backward = surrogate.output.backward
+    backward = surrogate.outcome_transform.backward
 
     def price(y: float) -> float:
         return abs(backward(level + y) - backward(level))
 
     found: dict[str, Any] = {"mean": price(mean), "interval": [price(float(low)), price(float(high))]}
-    if surrogate.output.log:
-        found["percent"] = 100 * math.expm1(min(surrogate.output.ln * mean, 700.0))
+    if surrogate.outcome_transform.log:
+        found["percent"] = 100 * math.expm1(min(surrogate.outcome_transform.ln * mean, 700.0))
     return found
 
 
@@ -77,7 +77,7 @@ def uncorrected(projection: Projection, suggestion: Suggestion) -> dict[str, Any
     surrogate = projection.surrogate
     finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.loss is not None]
     largest = [run for run in finished if run.scale == largest_scale(projection)]
-    best = min(largest, key=lambda run: surrogate.output.forward(run.loss or math.nan))
+    best = min(largest, key=lambda run: surrogate.outcome_transform.forward(run.loss or math.nan))
 
     settings = {
         "suggestion": dict(suggestion.params),
@@ -100,7 +100,7 @@ def largest_scale(projection: Projection) -> Scale:
 def _optimum(projection: Projection, scale: Scale) -> dict[str, Any]:
     """The fitted optimum of a scale, best categories included."""
     surrogate = projection.surrogate
-    centre, _ = surrogate.latent(scale).optimum()
+    centre, _ = surrogate.optimum_posterior(scale).optimum()
     return surrogate.coordinates.params(surrogate.coordinates.clip(centre), surrogate.best_flags())
 
 

@@ -18,7 +18,7 @@ from transfer_bo.projection import Projection
 from transfer_bo.records import Outcome, Run, StudySettings, read_drift_prior
 from transfer_bo.run_table.cleaning import UNIT_GAP, UNIT_HINT, RunTable
 from transfer_bo.scale import Scale, default_cost
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
 __all__ = ["FitOptions", "check_target", "doublings_outside", "project"]
 
@@ -89,9 +89,8 @@ def project(
         drift_prior=read_drift_prior(options.drift_prior, target),
         seed=options.seed,
     )
-    surrogate = Surrogate(runs, list(dimensions), settings, maximize=options.maximize)
-    _open_box(surrogate, target)
-    return Projection(surrogate, runs, settings)
+    surrogate = fit_surrogate(runs, list(dimensions), settings, maximize=options.maximize)
+    return Projection(_with_wider_ranges(surrogate, target), runs, settings)
 
 
 def _order(scale: Scale) -> tuple[float, ...]:
@@ -115,7 +114,7 @@ def doublings_outside(scales: Sequence[Scale], target: Scale) -> dict[str, float
     return outside
 
 
-def _open_box(surrogate: Surrogate, target: Scale) -> None:
+def _with_wider_ranges(surrogate: Surrogate, target: Scale) -> Surrogate:
     """Widen the range of HPs by what drift may move the optimum between the runs and the target.
 
     The fit itself uses the range of the tried values, because the prior of the optimum is a share of it. HPs
@@ -130,6 +129,7 @@ def _open_box(surrogate: Surrogate, target: Scale) -> None:
     moves = prior.sd * outside
     mean, sd = prior.mean @ outside, torch.einsum("ia,iab,ib->i", moves, prior.correlation, moves).sqrt()
 
+    numeric, z_low, z_high = list(coordinates.numeric), coordinates.z_low.clone(), coordinates.z_high.clone()
     for i, dim in enumerate(coordinates.numeric):
         if dim.transform == "linear":
             continue
@@ -141,10 +141,11 @@ def _open_box(surrogate: Surrogate, target: Scale) -> None:
         natural = 0.0 if dim.transform == "one_minus" or dim.integer else -math.inf
         widened = max(ends[0] + low, min(ends[0], natural)), ends[1] + high
 
-        coordinates.z_low[i] += widened[0] - ends[0]
-        coordinates.z_high[i] += high
+        z_low[i] += widened[0] - ends[0]
+        z_high[i] += high
         values = sorted(_value(dim, z) for z in widened)
-        coordinates.numeric[i] = dataclasses.replace(dim, low=values[0], high=values[1])
+        numeric[i] = dataclasses.replace(dim, low=values[0], high=values[1])
+    return dataclasses.replace(surrogate, coordinates=coordinates.with_ranges(numeric, z_low, z_high))
 
 
 def _value(dim: Dimension, z: float) -> float:

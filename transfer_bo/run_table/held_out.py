@@ -124,7 +124,7 @@ def _nearest(
 ) -> dict[str, Any]:
     """The held-out run nearest to the suggestion: its excess loss over the best of them, and as predicted."""
     nearest = int(distance.argmin())
-    unit = projection.surrogate.output.ln
+    unit = projection.surrogate.outcome_transform.ln
     measured = unit * float(y[nearest] - y.min())
     predicted = unit * (drawn[:, nearest] - drawn.min(1))  # over the best of the same runs
     low, high = (float(q) for q in np.quantile(predicted, tails))
@@ -154,7 +154,7 @@ def _drawn(
     surrogate = projection.surrogate
     coordinates = surrogate.coordinates
     X = torch.stack([surrogate.row(run) for run in held_out])
-    y = np.array([surrogate.output.forward(run.loss) for run in held_out if run.loss is not None])
+    y = np.array([surrogate.outcome_transform.forward(run.loss) for run in held_out if run.loss is not None])
 
     v, flags, _ = surrogate.landscape.split(X)
     at = coordinates.row(params, scale)

@@ -27,7 +27,7 @@ from transfer_bo.search.trust_region import (
 )
 from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
-from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
 __all__ = ["next_run", "propose", "usable_rungs"]
 
@@ -102,7 +102,7 @@ def next_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, A
         rung = startup_rung(state, rungs, n_startup)
         return rung, startup_point(state.dimensions, settings, state.number)
 
-    surrogate = Surrogate(state.runs, state.dimensions, settings, state.maximize)
+    surrogate = fit_surrogate(state.runs, state.dimensions, settings, state.maximize)
     choose = _run_of_acquisition if settings.global_share is None else _run_in_trust_region
     scale, params = choose(state, surrogate, rungs)
     return settings.scales.index(scale), params

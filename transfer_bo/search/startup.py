@@ -17,7 +17,7 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.records import StudySettings
 from transfer_bo.search.state import SearchState
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.landscape import Drift
+from transfer_bo.surrogate.landscape import DriftPrior
 from transfer_bo.surrogate.priors import is_unknown, optimum_spread
 
 __all__ = ["startup_count", "startup_point", "startup_rung"]
@@ -134,7 +134,7 @@ def _prior_optimum(dimensions: Sequence[Dimension], settings: StudySettings) -> 
     axes = [axis for axis in settings.base if settings.base[axis] != settings.target[axis]]
     coordinates = Coordinates(dimensions, settings.base, axes)
     names = [dim.name for dim in coordinates.numeric]
-    drift = Drift.believed(names, axes, settings.coordinates, settings.drift_prior)
+    drift_prior = DriftPrior.from_tables(names, axes, settings.coordinates, settings.drift_prior)
     return coordinates.params(
-        coordinates.mix @ coordinates.clip_z(drift.origin(coordinates, settings.target))
+        coordinates.mix @ coordinates.clip_z(drift_prior.base_optimum(coordinates, settings.target))
     )

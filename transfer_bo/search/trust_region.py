@@ -46,7 +46,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.search.acquisition import RISK
 from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.gp import normal_draws
+from transfer_bo.surrogate.posterior import normal_draws
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = [
@@ -149,7 +149,7 @@ class TrustRegion:
 
         X = torch.stack([surrogate.row(run) for run in finished])
         with torch.no_grad():
-            mean, _, _ = surrogate.latent(scale).values(X)
+            mean, _ = surrogate.optimum_posterior(scale).values(X)
         centre = coordinates.unmix @ X[int(mean.argmin()), : coordinates.d]
 
         defaults = surrogate.settings.defaults
@@ -199,11 +199,11 @@ def propose_inside(
     """
     coordinates = surrogate.coordinates
     region = TrustRegion.of(surrogate, scale, maximize)
-    latent = surrogate.latent(scale, pending=True)
+    posterior = surrogate.optimum_posterior(scale, pending=True)
 
     # Candidates: draws of the optimum, uniform points in the region, and the expected optimum.
     half = CANDIDATES // 2
-    draws = latent.draw(half, generator) @ latent.path_map().T @ coordinates.unmix.T
+    draws = posterior.draw(half, generator) @ posterior.path_map().T @ coordinates.unmix.T
     width = region.side * (coordinates.z_high - coordinates.z_low)
     steps = torch.rand(half, coordinates.d, dtype=torch.double, generator=generator) - 0.5
     z = torch.cat([draws, region.centre + steps * width])
@@ -211,19 +211,19 @@ def propose_inside(
     # Each moves about `MOVED` HPs, at least one; the expected optimum moves all.
     moved = torch.rand(z.shape, dtype=torch.double, generator=generator) < MOVED / max(coordinates.d, 1)
     moved[torch.arange(len(z)), torch.randint(coordinates.d, (len(z),), generator=generator)] = True
-    middle = coordinates.unmix @ latent.optimum()[0]
+    middle = coordinates.unmix @ posterior.optimum()[0]
     z, moved = torch.cat([z, middle[None]]), torch.cat([moved, torch.ones_like(moved[:1])])
     moved &= torch.tensor([dim.name not in frozen for dim in coordinates.numeric])
     z = torch.where(moved, z, region.centre)
     X = surrogate.rows(region.clip(z @ coordinates.mix.T, coordinates), scale)
 
-    if surrogate.stability.any_infeasible:
+    if surrogate.divergence.any_infeasible:
         # Close to a cliff everything looks risky; the centre has been run, and did not diverge.
         centre = surrogate.rows((coordinates.mix @ region.centre)[None], scale)
-        risk = surrogate.stability.probability(torch.cat([centre, X]))
+        risk = surrogate.divergence.probability(torch.cat([centre, X]))
         X = X[risk[1:] <= max(RISK, float(risk[0]), float(risk[1:].min()))]
 
-    mean, covariance, _ = latent.values(X)
+    mean, covariance = posterior.values(X)
     score = mean if greedy else normal_draws(mean, covariance, 1, generator)[0]
     chosen, flags, _ = surrogate.landscape.split(X[int(score.argmin())])
     return coordinates.params(chosen, flags)
@@ -269,7 +269,7 @@ def propose_at_larger_rung(
     coordinates, defaults = surrogate.coordinates, surrogate.settings.defaults
     centre = TrustRegion.of(surrogate, cheapest, maximize).centre
     drift = coordinates.unmix @ (
-        surrogate.latent(scale).optimum()[0] - surrogate.latent(cheapest).optimum()[0]
+        surrogate.optimum_posterior(scale).optimum()[0] - surrogate.optimum_posterior(cheapest).optimum()[0]
     )
 
     runs_here = [run for run in surrogate.runs if run.scale == scale and run.source is None]

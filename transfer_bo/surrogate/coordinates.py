@@ -5,16 +5,20 @@ Symbols:
     v   the coordinates of the bowl: v = M z, where a multiplier is taken together with what it multiplies.
     s   log2(axis / base), doublings.
     x   one row of the surrogate's input: v (d), then one-hot categories (k), then s (a),
-        then which past study it comes from, one-hot (q); zeros for the study's own runs.
+        then which source study it comes from, one-hot (q); zeros for the study's own runs.
+    M   what multiplies what (d x d, unit diagonal), see `priors.MULTIPLIES`.
+    d, k, a, q   numeric HPs, categories of all categorical HPs, axes that vary, source studies.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from transfer_bo.dimension import Dimension
@@ -32,7 +36,12 @@ class Coordinates:
         dimensions: the HPs.
         base: the scale at which s = 0.
         axes: the axes that vary; the others are ignored.
-        sources: names of past studies whose runs are among the rows.
+        sources: names of source studies whose runs are among the rows.
+
+    Attributes:
+        numeric, categorical: the HPs, each in the order of its columns.
+        z_low, z_high: ends of the searched ranges (d).
+        mix, unmix: M and its inverse (d x d).
     """
 
     def __init__(
@@ -44,9 +53,13 @@ class Coordinates:
     ) -> None:
         self.numeric = [dim for dim in dimensions if dim.transform != "categorical"]
         self.categorical = [dim for dim in dimensions if dim.transform == "categorical"]
-        self.base, self.axes, self.sources = base, list(axes), list(sources)
-        self.d, self.a = len(self.numeric), len(self.axes)
+        self.base = base
+        self.axes = list(axes)
+        self.sources = list(sources)
+        self.d = len(self.numeric)
+        self.a = len(self.axes)
         self.k = sum(len(dim.choices) for dim in self.categorical)
+
         ends = [sorted((dim.forward(dim.low), dim.forward(dim.high))) for dim in self.numeric]
         raw_low, raw_high = torch.tensor(ends, dtype=torch.double).reshape(-1, 2).T
         middle = (raw_low + raw_high) / 2
@@ -60,8 +73,24 @@ class Coordinates:
             or [torch.empty((), dtype=torch.double)]
         )[: self.d]
         self.z_low, self.z_high = raw_low - self._centre, raw_high - self._centre
+
         self.mix = self._mixing()
         self.unmix = torch.linalg.inv(self.mix)
+
+    def with_ranges(
+        self, numeric: Sequence[Dimension], z_low: Float[Tensor, " d"], z_high: Float[Tensor, " d"]
+    ) -> Coordinates:
+        """The same coordinates with other searched ranges: z stays centred where it was.
+
+        Args:
+            numeric: the numeric HPs with their new ranges, in the order of the columns.
+            z_low: lower ends of the ranges.
+            z_high: upper ends.
+        """
+        other = copy.copy(self)
+        other.numeric = list(numeric)
+        other.z_low, other.z_high = z_low, z_high
+        return other
 
     @property
     def names(self) -> list[str]:
@@ -84,8 +113,8 @@ class Coordinates:
             or [identity[0:0]]
         ).reshape(self.d, self.d)
 
-    def z(self, params: Mapping[str, Any]) -> Tensor:
-        """Centred natural coordinates of the numeric HPs (d); nan where an HP is missing (conditional).
+    def z(self, params: Mapping[str, Any]) -> Float[Tensor, " d"]:
+        """Centred natural coordinates of the numeric HPs; nan where an HP is missing (conditional).
 
         A multiplier that a run did not have was 1 in it.
         """
@@ -96,13 +125,13 @@ class Coordinates:
         ]
         return torch.tensor(raw, dtype=torch.double) - self._centre
 
-    def s(self, scale: Scale) -> Tensor:
-        """Doublings along the axes that vary (a)."""
+    def s(self, scale: Scale) -> Float[Tensor, " a"]:
+        """Doublings along the axes that vary."""
         ratio = scale.log2_ratio(self.base)
         return torch.tensor([ratio[axis] for axis in self.axes], dtype=torch.double)
 
-    def one_hot(self, params: Mapping[str, Any]) -> Tensor:
-        """Categories (k): 1 where chosen; all zero where the HP is missing."""
+    def one_hot(self, params: Mapping[str, Any]) -> Float[Tensor, " k"]:
+        """Categories: 1 where chosen; all zero where the HP is missing."""
         flags = [
             float(dim.name in params and params[dim.name] == choice)
             for dim in self.categorical
@@ -110,24 +139,27 @@ class Coordinates:
         ]
         return torch.tensor(flags, dtype=torch.double)
 
-    def row(self, params: Mapping[str, Any], scale: Scale, source: str | None = None) -> Tensor:
-        """X (d + k + a + q) of one run. A missing HP sits at the prior guess of its optimum."""
+    def row(
+        self, params: Mapping[str, Any], scale: Scale, source: str | None = None
+    ) -> Float[Tensor, " row"]:
+        """The x of one run (d + k + a + q). A missing HP sits at the prior guess of its optimum."""
         v = self.mix @ torch.nan_to_num(self.z(params), nan=0.0)
-        past = torch.tensor([float(name == source) for name in self.sources], dtype=torch.double)
-        return torch.cat([v, self.one_hot(params), self.s(scale), past])
+        from_source = torch.tensor([float(name == source) for name in self.sources], dtype=torch.double)
+        return torch.cat([v, self.one_hot(params), self.s(scale), from_source])
 
-    def clip(self, v: Tensor) -> Tensor:
-        """V (... x d) moved into the box of the searched ranges."""
+    def clip(self, v: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Each v moved into the box of the searched ranges."""
         return self.clip_z(v @ self.unmix.T) @ self.mix.T
 
-    def clip_z(self, z: Tensor) -> Tensor:
-        """Natural coordinates (... x d) moved into the box of the searched ranges."""
+    def clip_z(self, z: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Natural coordinates moved into the box of the searched ranges."""
         return torch.minimum(torch.maximum(z, self.z_low), self.z_high)
 
-    def params(self, v: Tensor, flags: Tensor | None = None) -> dict[str, Any]:
-        """User values of v (d) and of one-hot scores (k; the largest wins), within the ranges."""
+    def params(self, v: Float[Tensor, " d"], flags: Float[Tensor, " k"] | None = None) -> dict[str, Any]:
+        """User values of v and of scores of the categories (the largest wins), within the ranges."""
         z = self.unmix @ v + self._centre
         values: dict[str, Any] = {dim.name: dim.backward(float(z[i])) for i, dim in enumerate(self.numeric)}
+
         position = 0
         for dim in self.categorical:
             width = len(dim.choices)

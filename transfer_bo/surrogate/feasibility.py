@@ -1,16 +1,15 @@
 """Will a run diverge, or run out of memory? A logistic model whose boundary moves with scale and every HP.
 
-    P(diverges | x) = logistic(b + a·v + c·flags + m·s)
+    P(infeasible | x) = logistic(b + a·v + c·flags + m·s)
 
-Priors: b ~ N(-4, 2²): divergence is rare; a ~ N(1, .7²) per octave for learning rates, whose cliff lies
-above, N(0, .5²) for other HPs; c ~ N(0, 2²): a choice may never work; m ~ N(0, .5²) per doubling. Only
-typed outcomes are used: a finished or stopped run is stable, a diverged one is not, anything else says
-nothing. The posterior is Laplace's. Where nothing has diverged yet (`any_infeasible`), a caller should not be
-held back by the prior alone.
+The coefficients have independent normal priors (`priors.DIVERGENCE_*`, `priors.MEMORY_*`); the posterior is
+Laplace's approximation. Only typed outcomes are used: a finished or stopped run is feasible, a diverged one
+is not, any other outcome says nothing. Where every run so far was feasible (`any_infeasible` is false) a
+caller should not be held back by the prior alone.
 
-Memory is the same question without the cliff, a and m ~ N(0, 1²): only runs that ran out of it lacked it.
+Memory is the same question without a cliff in the learning rate: only runs that ran out of it lacked it.
 
-Symbols: Φ = (1, v, flags, s), n x q; w = (b, a, c, m).
+Symbols: Φ = (1, v, flags, s), n x (1+d+k+a); w = (b, a, c, m); v, flags, s as in `coordinates`.
 """
 
 from __future__ import annotations
@@ -18,54 +17,96 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.synonyms import hp_kind
 
 __all__ = ["FeasibilityModel"]
 
+MAX_NEWTON_STEPS = 50
+"""Newton's method ends at the latest after so many steps."""
+
+CONVERGED = 1e-8
+"""It ends when no coefficient moves by more than this."""
+
 
 class FeasibilityModel:
-    """P(diverges) over rows of the surrogate's input.
+    """P(infeasible) over rows of the surrogate's input.
 
     Args:
         coordinates: HPs and axes.
-        X: rows of finished, stopped and diverged runs (n x (d+k+a)).
-        diverged: which of them diverged (n), bool.
-        memory: whether memory is asked after, and "diverged" reads "ran out of memory".
+        X: rows of the runs that are known to be feasible or not.
+        infeasible: which of them were not.
+        memory: whether X lacked memory, instead of diverging.
+
+    Attributes:
+        w: posterior mode of the coefficients (1 + d + k + a).
+        covariance: of Laplace's approximation.
+        any_infeasible: whether a run was infeasible.
     """
 
     def __init__(
-        self, coordinates: Coordinates, X: Tensor, diverged: Tensor, *, memory: bool = False
+        self,
+        coordinates: Coordinates,
+        X: Float[Tensor, "n row"],
+        infeasible: Bool[Tensor, " n"],
+        *,
+        memory: bool = False,
     ) -> None:
         self._columns = coordinates.d + coordinates.k + coordinates.a
-        other = coordinates.k + coordinates.a
-        steep = torch.tensor([hp_kind(dim.name) == "lr" for dim in coordinates.numeric], dtype=torch.bool)
-        steep &= not memory
-        self._mean = torch.cat([torch.tensor([-4.0]), steep.double(), torch.zeros(other)]).double()
-        sd = [torch.tensor([2.0]), torch.where(steep, 0.7, 1.0 if memory else 0.5)]
-        sd += [torch.full((coordinates.k,), 2.0), torch.full((coordinates.a,), 1.0 if memory else 0.5)]
-        precision = torch.diag(1 / torch.cat(sd).double() ** 2)
-        w = self._mean.clone()
-        features, target = self._features(X), diverged.double()
-        information = precision
-        for _ in range(50):
-            chance = torch.sigmoid(features @ w)
-            gradient = features.T @ (target - chance) - precision @ (w - self._mean)
-            information = (features.T * (chance * (1 - chance))) @ features + precision
-            step = torch.linalg.solve(information, gradient)
-            w = w + step / max(1.0, float(step.abs().max()))  # Newton, at most one unit at a time
-            if step.abs().max() < 1e-8:
-                break
-        self.w, self.covariance = w, torch.linalg.inv(information)
-        self.any_infeasible = bool(diverged.any())
+        mean, sd = _prior(coordinates, memory=memory)
+        self.w, self.covariance = _laplace(self._features(X), infeasible.double(), mean, sd)
+        self.any_infeasible = bool(infeasible.any())
 
     def _features(self, X: Tensor) -> Tensor:
         return torch.cat([torch.ones_like(X[..., :1]), X[..., : self._columns]], -1)
 
-    def probability(self, X: Tensor) -> Tensor:
-        """P(diverges) of each row (n), its uncertainty averaged out (MacKay's approximation)."""
+    def probability(self, X: Float[Tensor, "m row"]) -> Float[Tensor, " m"]:
+        """P(infeasible) of each row, its uncertainty averaged out (MacKay's approximation)."""
         features = self._features(X)
-        spread = ((features @ self.covariance) * features).sum(-1)
-        return torch.sigmoid((features @ self.w) / torch.sqrt(1 + math.pi * spread / 8))
+        variance = ((features @ self.covariance) * features).sum(-1)
+        return torch.sigmoid((features @ self.w) / torch.sqrt(1 + math.pi * variance / 8))
+
+
+def _prior(coordinates: Coordinates, *, memory: bool) -> tuple[Tensor, Tensor]:
+    """Mean and sd of w."""
+    is_lr = torch.tensor([hp_kind(dim.name) == "lr" for dim in coordinates.numeric], dtype=torch.bool) & (
+        not memory
+    )
+    slope_mean, slope_sd = priors.DIVERGENCE_SLOPE_LR
+    other_sd = priors.MEMORY_SLOPE_SD if memory else priors.DIVERGENCE_SLOPE_SD
+    scale_sd = priors.MEMORY_SLOPE_SD if memory else priors.DIVERGENCE_SCALE_SD
+    intercept_mean, intercept_sd = priors.DIVERGENCE_INTERCEPT
+
+    others = torch.zeros(coordinates.k + coordinates.a)
+    mean = torch.cat([torch.tensor([intercept_mean]), slope_mean * is_lr.double(), others])
+    sd = torch.cat(
+        [
+            torch.tensor([intercept_sd]),
+            torch.where(is_lr, slope_sd, other_sd),
+            torch.full((coordinates.k,), priors.DIVERGENCE_CATEGORY_SD),
+            torch.full((coordinates.a,), scale_sd),
+        ]
+    )
+    return mean.double(), sd.double()
+
+
+def _laplace(features: Tensor, target: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mode and covariance of the coefficients of a logistic regression, by Newton's method."""
+    w = mean.clone()
+    precision = torch.diag(1 / sd**2)
+    information = precision
+
+    for _ in range(MAX_NEWTON_STEPS):
+        chance = torch.sigmoid(features @ w)
+        gradient = features.T @ (target - chance) - precision @ (w - mean)
+        information = (features.T * (chance * (1 - chance))) @ features + precision
+        step = torch.linalg.solve(information, gradient)
+
+        w = w + step / max(1.0, float(step.abs().max()))  # at most one unit at a time
+        if step.abs().max() < CONVERGED:
+            break
+    return w, torch.linalg.inv(information)

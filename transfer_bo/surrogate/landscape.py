@@ -7,12 +7,14 @@
     t       = D^(-1/2) (I + N) D^(1/2) (v - ψ(s)),  D = diag(c)    HPs as seen from the optimum
     q(t; κ) = 2 (e^{κt} - κt - 1) / κ²  ->  t² for small κt        steeper above the optimum for κ > 0
 
-Symbols: v, s, x as in `coordinates`; e = share of the loss that no scale removes, ω = share of each axis in
-the rest, α = exponents; c = curvature per octave², γ = its change per doubling, κ = asymmetry, N = strictly
-upper triangular coupling of HPs; u, B = optimum at the base and its drift, in the HPs' own coordinates z:
-what is believed of a multiplier does not depend on what it multiplies, though the loss does (v = M z).
-θ stacks all of them, each with an independent normal prior; for B these are β, B_i = C_i β_i for HP i, with
-C_i unit lower triangular, so that the drifts of an HP along several axes may be correlated.
+Symbols: v, z, s, x, M, d, k, a, q as in `coordinates`; e = share of the loss that no scale removes, ω = share
+of each axis in the rest, α = exponents; c = curvature per octave², γ = its change per doubling, κ =
+asymmetry, N = strictly upper triangular coupling of HPs; u, B = optimum at the base and its drift, in z: the
+prior of a multiplier does not depend on what it multiplies, though the loss does (v = M z); w = effect of
+each category.
+
+θ (p) stacks all of them, each with an independent normal prior; for B these are β, B_i = C_i β_i for HP i,
+with C_i unit lower triangular, so that the drifts of an HP along several axes may be correlated.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from transfer_bo.scale import Scale
@@ -31,7 +34,7 @@ from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.synonyms import hp_kind
 
-__all__ = ["FLATTEN", "Drift", "Landscape"]
+__all__ = ["FLATTEN", "DriftPrior", "Landscape", "asymmetric"]
 
 MAX_COUPLED = 12
 """Up to so many HPs every pair may be coupled; beyond, the pairs outnumber any affordable study."""
@@ -43,40 +46,52 @@ _STEEPEST = 3.0
 
 @dataclass(frozen=True)
 class _Block:
-    start: int
+    """Where one kind of parameter stands in θ, and its own shape."""
+
+    part: slice
     shape: tuple[int, ...]
 
-    @property
-    def part(self) -> slice:
-        return slice(self.start, self.start + math.prod(self.shape))
 
+@dataclass(frozen=True, eq=False)
+class DriftPrior:
+    """Normal prior of the drift B, octaves per doubling.
 
-@dataclass(frozen=True)
-class Drift:
-    """What is believed of B: mean and sd (d x a), and the correlation of each HP's row (d x a x a)."""
+    Attributes:
+        mean: of each HP along each axis (d x a).
+        sd: likewise (d x a).
+        correlation: of the drifts of one HP along the axes (d x a x a).
+    """
 
-    mean: Tensor
-    sd: Tensor
-    correlation: Tensor
+    mean: Float[Tensor, "d a"]
+    sd: Float[Tensor, "d a"]
+    correlation: Float[Tensor, "d a a"]
 
     @classmethod
-    def believed(
+    def from_tables(
         cls,
         names: Sequence[str],
         axes: Sequence[str],
         coordinates: str,
-        overrides: Mapping[str, Mapping[str, priors.Normal]] | None = None,
-    ) -> Drift:
-        """From the tables of `priors`; an HP's own prior replaces mean and sd."""
+        overrides: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    ) -> DriftPrior:
+        """The prior from the tables of `priors`.
+
+        Args:
+            names: of the numeric HPs.
+            axes: that vary.
+            coordinates: "raw" or "base".
+            overrides: `{hp: {axis: (mean, sd)}}`, which replaces mean and sd of the tables.
+        """
         d, a = len(names), len(axes)
         table = priors.drift_priors(names, axes, coordinates, overrides)
-        both = torch.tensor(table, dtype=torch.double).reshape(d, a, 2)
-        together = [priors.drift_correlation(name, axes, coordinates) for name in names]
-        correlation = torch.tensor(together, dtype=torch.double).reshape(d, a, a)
-        return cls(both[..., 0], both[..., 1], correlation)
+        mean_and_sd = torch.tensor(table, dtype=torch.double).reshape(d, a, 2)
 
-    def origin(self, coordinates: Coordinates, target: Scale) -> Tensor:
-        """Prior mean of u (d), the optimum at the base.
+        by_hp = [priors.drift_correlation(name, axes, coordinates) for name in names]
+        correlation = torch.tensor(by_hp, dtype=torch.double).reshape(d, a, a)
+        return cls(mean_and_sd[..., 0], mean_and_sd[..., 1], correlation)
+
+    def base_optimum(self, coordinates: Coordinates, target: Scale) -> Float[Tensor, " d"]:
+        """Prior mean of u, the optimum at the base, in z.
 
         A default is meant for the base. Of an HP without one only the range is known; it is chosen to hold
         the optima of all scales, so its middle is taken for the optimum halfway to the target.
@@ -84,8 +99,8 @@ class Drift:
         ranged = torch.tensor([dim.default is None for dim in coordinates.numeric], dtype=torch.double)
         return -ranged * (self.mean @ coordinates.s(target)) / 2
 
-    def unmixed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """C (d x a x a), and mean and sd of β (d x a): independent, with B_i = C_i β_i."""
+    def independent(self) -> tuple[Float[Tensor, "d a a"], Float[Tensor, "d a"], Float[Tensor, "d a"]]:
+        """C, and mean and sd of β: independent, with B_i = C_i β_i."""
         root = torch.linalg.cholesky(self.correlation)
         diagonal = root.diagonal(dim1=-2, dim2=-1)
         ratio = self.sd.unsqueeze(-1) / self.sd.unsqueeze(-2)
@@ -99,60 +114,55 @@ class Landscape:
 
     Args:
         coordinates: HPs and axes.
-        drift: prior of B.
+        drift_prior: prior of B.
         level: prior mean of l0, the ln loss at the base scale's optimum.
-        target: the scale that the study is for, see `Drift.origin`; None for the base.
+        target: the scale that the study is for, see `DriftPrior.base_optimum`; None for the base.
 
     Attributes:
         mean, sd: of the prior of θ (p).
-        trade: C (d x a x a), so that B_i = C_i β_i.
+        drift_mixing: C (d x a x a), so that B_i = C_i β_i.
     """
 
     def __init__(
-        self, coordinates: Coordinates, drift: Drift, level: float, target: Scale | None = None
+        self, coordinates: Coordinates, drift_prior: DriftPrior, level: float, target: Scale | None = None
     ) -> None:
         self.coordinates = coordinates
         d, k, a = coordinates.d, coordinates.k, coordinates.a
         self.d, self.k, self.a = d, k, a
-        self._blocks: dict[str, _Block] = {}
-        means: list[Tensor] = []
-        sds: list[Tensor] = []
-
-        def add(name: str, mean: Tensor, sd: Tensor) -> None:
-            self._blocks[name] = _Block(sum(m.numel() for m in means), tuple(mean.shape))
-            means.append(mean.reshape(-1).double())
-            sds.append(sd.expand(mean.shape).reshape(-1).double())
-
-        def table(
-            names: Sequence[Any], known: Mapping[Any, priors.Normal], other: priors.Normal
-        ) -> tuple[Tensor, Tensor]:
-            pairs = torch.tensor([known.get(name, other) for name in names], dtype=torch.double).reshape(
-                -1, 2
-            )
-            return pairs[:, 0], pairs[:, 1]
+        self.drift_mixing, beta_mean, beta_sd = drift_prior.independent()
 
         kinds = [hp_kind(dim.name) for dim in coordinates.numeric]
-        one = torch.ones(())
-        add("l0", torch.tensor([level]), one)
-        add("e", torch.zeros(1), one)  # logit of the irreducible share: 12% to 88% within 2 sd
-        add("omega", torch.zeros(a), 0.7 * one)
-        add("alpha", *table(coordinates.axes, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER))
-        add("g", torch.tensor([priors.BOWL[0]]), priors.BOWL[1] * one)
-        add("gamma", torch.zeros(a), 0.25 * one)
-        add("lnc", *table(kinds, priors.CURVATURE, priors.CURVATURE_OTHER))
-        add("kappa", *table(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER))
+        pairs = list(combinations(kinds, 2)) if d <= MAX_COUPLED else []  # in the order of `_upper`
+        self._upper = torch.triu_indices(d, d, 1) if pairs else None
         share = torch.tensor(
             [priors.optimum_spread(dim.name, dim.default is not None) for dim in coordinates.numeric]
         )
-        spread = (coordinates.z_high - coordinates.z_low) * share.double()
-        add("u", drift.origin(coordinates, target or coordinates.base), spread)
-        self.trade, *independent = drift.unmixed()
-        add("beta", *independent)
-        pairs = list(combinations(kinds, 2)) if d <= MAX_COUPLED else []  # in the order of `_upper`
-        add("N", *table([frozenset(pair) for pair in pairs], priors.COUPLING, priors.COUPLING_OTHER))
-        add("w", torch.zeros(k), 0.3 * one)
-        self.mean, self.sd = torch.cat(means), torch.cat(sds)
-        self._upper = torch.triu_indices(d, d, 1) if pairs else None
+        u_sd = (coordinates.z_high - coordinates.z_low) * share.double()
+
+        of_theta: dict[str, tuple[Tensor, Tensor]] = {
+            "l0": _normal(torch.tensor([level]), priors.LAW_LEVEL_SD),
+            "e": _normal(torch.zeros(1), priors.IRREDUCIBLE_LOGIT_SD),
+            "omega": _normal(torch.zeros(a), priors.LAW_AXIS_SHARE_SD),
+            "alpha": _look_up(coordinates.axes, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER),
+            "g": _normal(torch.tensor([priors.CURVATURE_SCALE[0]]), priors.CURVATURE_SCALE[1]),
+            "gamma": _normal(torch.zeros(a), priors.CURVATURE_SCALE_DRIFT_SD),
+            "lnc": _look_up(kinds, priors.CURVATURE, priors.CURVATURE_OTHER),
+            "kappa": _look_up(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER),
+            "u": (drift_prior.base_optimum(coordinates, target or coordinates.base), u_sd),
+            "beta": (beta_mean, beta_sd),
+            "N": _look_up([frozenset(pair) for pair in pairs], priors.COUPLING, priors.COUPLING_OTHER),
+            "w": _normal(torch.zeros(k), priors.CATEGORY_EFFECT_SD),
+        }
+
+        self._blocks: dict[str, _Block] = {}
+        start = 0
+        for name, (mean, _) in of_theta.items():
+            self._blocks[name] = _Block(slice(start, start + mean.numel()), tuple(mean.shape))
+            start += mean.numel()
+        self.mean, self.sd = (
+            torch.cat([part.reshape(-1).double() for part in parts])
+            for parts in zip(*of_theta.values(), strict=True)
+        )
 
     @property
     def p(self) -> int:
@@ -168,48 +178,57 @@ class Landscape:
         """Where a block stands in θ."""
         return self._blocks[name].part
 
-    def law(self, theta: Tensor, s: Tensor) -> Tensor:
-        """L(s): ln loss at the optimum; θ (... x p), s (... x a) -> (...)."""
+    def law(self, theta: Float[Tensor, "*#b p"], s: Float[Tensor, "*#b a"]) -> Float[Tensor, "*b"]:
+        """L(s): ln loss at the optimum."""
         return self.get(theta, "l0").squeeze(-1) + torch.logsumexp(self._log_shares(theta, s), -1)
 
-    def drift(self, theta: Tensor) -> Tensor:
-        """B (... x d x a); θ (... x p)."""
-        return (self.trade @ self.get(theta, "beta").unsqueeze(-1)).squeeze(-1)
+    def drift(self, theta: Float[Tensor, "*b p"]) -> Float[Tensor, "*b d a"]:
+        """B: octaves per doubling."""
+        return (self.drift_mixing @ self.get(theta, "beta").unsqueeze(-1)).squeeze(-1)
 
-    def slopes(self, s: Tensor) -> Tensor:
-        """∂(B s)_i/∂β_i = C_iᵀ s; s (... x a) -> (... x d x a)."""
-        slopes: Tensor = torch.tensordot(s, self.trade, dims=([-1], [1]))
+    def drift_slopes(self, s: Float[Tensor, "*b a"]) -> Float[Tensor, "*b d a"]:
+        """∂(B s)_i/∂β_i = C_iᵀ s."""
+        slopes: Tensor = torch.tensordot(s, self.drift_mixing, dims=([-1], [1]))
         return slopes
 
-    def path(self, theta: Tensor, s: Tensor) -> Tensor:
-        """ψ(s): the optimum in v; θ (... x p), s (... x a) -> (... x d)."""
-        moved = torch.einsum("...da,...da->...d", self.get(theta, "beta"), self.slopes(s))
+    def path(self, theta: Float[Tensor, "*#b p"], s: Float[Tensor, "*#b a"]) -> Float[Tensor, "*b d"]:
+        """ψ(s): the optimum in v."""
+        moved = torch.einsum("...da,...da->...d", self.get(theta, "beta"), self.drift_slopes(s))
         return (self.get(theta, "u") + moved) @ self.coordinates.mix.T
 
-    def curvature(self, theta: Tensor, s: Tensor) -> Tensor:
-        """H(s) (d x d): the bowl near its optimum is (v - ψ)ᵀ H (v - ψ), ln loss per octave²; θ (p)."""
+    def curvature(self, theta: Float[Tensor, " p"], s: Float[Tensor, " a"]) -> Float[Tensor, "d d"]:
+        """H(s): the bowl near its optimum is (v - ψ)ᵀ H (v - ψ), ln loss per octave²."""
         root = torch.exp(self.get(theta, "lnc") / 2)
         half = self._coupling(theta) * root  # D^(1/2) t = (I + N) D^(1/2) (v - ψ)
         H: Tensor = torch.exp(self._log_scale(theta, s)) * half.T @ half
         return H
 
-    def bowl(self, theta: Tensor, v: Tensor, s: Tensor) -> Tensor:
-        """Excess ln loss over the optimum; θ (... x p), v (... x d), s (... x a) -> (...)."""
+    def bowl(
+        self, theta: Float[Tensor, "*#b p"], v: Float[Tensor, "*#b d"], s: Float[Tensor, "*#b a"]
+    ) -> Float[Tensor, "*b"]:
+        """Excess loss: ln loss over that of the optimum of the scale."""
         root = torch.exp(self.get(theta, "lnc") / 2)
         a = root * (v - self.path(theta, s))
         coupled = a if self._upper is None else torch.einsum("...ij,...j->...i", self._coupling(theta), a)
-        q = _asymmetric(coupled / root, self.get(theta, "kappa"))
+        q = asymmetric(coupled / root, self.get(theta, "kappa"))
         bowl = (root**2 * q).sum(-1) * torch.exp(self._log_scale(theta, s))
         return FLATTEN * torch.log1p(bowl / FLATTEN)
 
-    def values(self, theta: Tensor, X: Tensor) -> Tensor:
-        """The f of each row; θ (p), X (... x (d+k+a)) -> (...)."""
+    def excess_loss(self, theta: Float[Tensor, " p"], X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b"]:
+        """The bowl at each row."""
+        v, _, s = self.split(X)
+        return self.bowl(theta, v, s)
+
+    def values(self, theta: Float[Tensor, " p"], X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b"]:
+        """The f of each row."""
         v, flags, s = self.split(X)
         return self.law(theta, s) + self.bowl(theta, v, s) + flags @ self.get(theta, "w")
 
-    def jacobian(self, theta: Tensor, X: Tensor) -> Tensor:
-        """∂f/∂θ for each row, by hand for speed; θ (p), X (... x (d+k+a)) -> (... x p)."""
+    def jacobian(self, theta: Float[Tensor, " p"], X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b p"]:
+        """∂f/∂θ for each row, by hand for speed."""
         v, flags, s = self.split(X)
+
+        # The loss law
         shares = torch.softmax(self._log_shares(theta, s), -1)  # of e, then of each axis, in the law
         reducible = shares[..., 1:]
         e = torch.sigmoid(self.get(theta, "e"))
@@ -221,47 +240,56 @@ class Landscape:
             "omega": reducible - omega * reducible.sum(-1, keepdim=True),
             "alpha": -math.log(2) * s * reducible,
         }
+
+        # The bowl
         scale = torch.exp(self._log_scale(theta, s)).unsqueeze(-1)
         c = torch.exp(self.get(theta, "lnc"))
         root = c.sqrt()
         coupling = self._coupling(theta)
         a = root * (v - self.path(theta, s))
         t = (a @ coupling.T) / root
-        q = _asymmetric(t, self.get(theta, "kappa"))
+        q = asymmetric(t, self.get(theta, "kappa"))
         q_t, q_kappa = _asymmetric_slopes(t, self.get(theta, "kappa"))
+
+        # Chain rule: through the logarithm that flattens it, b = √c t and a = √c (v - ψ)
         scale = scale / (1 + (scale * c * q).sum(-1, keepdim=True) / FLATTEN)
-        by_b = scale * root * q_t  # b = √c t
+        by_b = scale * root * q_t
         by_a = by_b @ coupling
         by_u = -(by_a * root) @ self.coordinates.mix
+
         parts |= {
             "g": scale * (c * q).sum(-1, keepdim=True),
             "gamma": scale * (c * q).sum(-1, keepdim=True) * s,
             "lnc": scale * c * (q - 0.5 * t * q_t) + 0.5 * by_a * a,
             "kappa": scale * c * q_kappa,
             "u": by_u,
-            "beta": (by_u.unsqueeze(-1) * self.slopes(s)).flatten(-2),
+            "beta": (by_u.unsqueeze(-1) * self.drift_slopes(s)).flatten(-2),
             "w": flags,
         }
         if self._upper is not None:
             parts["N"] = by_b[..., self._upper[0]] * a[..., self._upper[1]]
         return torch.cat([parts[name] for name in self._blocks if name in parts], -1)
 
-    def split(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Its v (... x d), one-hot (... x k), s (... x a) of rows."""
+    def split(
+        self, X: Float[Tensor, "*b row"]
+    ) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b k"], Float[Tensor, "*b a"]]:
+        """The v, one-hot categories and s of rows."""
         scale = self.d + self.k
         return X[..., : self.d], X[..., self.d : scale], X[..., scale : scale + self.a]
 
-    def past(self, X: Tensor) -> Tensor:
-        """Which past study each row comes from, one-hot; zeros for the study's own (... x q)."""
+    def source_flags(self, X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b q"]:
+        """Which source study each row comes from, one-hot; zeros for the study's own."""
         return X[..., self.d + self.k + self.a :]
 
     def _log_shares(self, theta: Tensor, s: Tensor) -> Tensor:
         """Logarithms of the law's terms, of e, then of the axes (... x (1 + a)); at s = 0 they sum to 1."""
         e = self.get(theta, "e")
         axes = torch.log_softmax(self.get(theta, "omega"), -1) - math.log(2) * self.get(theta, "alpha") * s
-        floor = torch.nn.functional.logsigmoid(e if self.a else e + math.inf)  # no axis: all of it stays
+        irreducible = torch.nn.functional.logsigmoid(
+            e if self.a else e + math.inf
+        )  # no axis: all of it stays
         reducible = torch.nn.functional.logsigmoid(-e) + axes
-        return torch.cat([floor.expand(*reducible.shape[:-1], 1), reducible], -1)
+        return torch.cat([irreducible.expand(*reducible.shape[:-1], 1), reducible], -1)
 
     def _log_scale(self, theta: Tensor, s: Tensor) -> Tensor:
         return self.get(theta, "g").squeeze(-1) + (self.get(theta, "gamma") * s).sum(-1)
@@ -276,7 +304,20 @@ class Landscape:
         return coupling
 
 
-def _asymmetric(t: Tensor, kappa: Tensor) -> Tensor:
+def _normal(mean: Tensor, sd: float) -> tuple[Tensor, Tensor]:
+    """Mean and sd of independent priors with a common sd."""
+    return mean, torch.full_like(mean, sd)
+
+
+def _look_up(
+    names: Sequence[Any], known: Mapping[Any, priors.Normal], other: priors.Normal
+) -> tuple[Tensor, Tensor]:
+    """Mean and sd of the priors of names, from a table and one for all that it does not hold."""
+    pairs = torch.tensor([known.get(name, other) for name in names], dtype=torch.double).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def asymmetric(t: Tensor, kappa: Tensor) -> Tensor:
     """q(t; κ) = 2 (e^{κt} - κt - 1) / κ², elementwise; by series where κt is small."""
     x = kappa * t
     small = x.abs() < 1e-2

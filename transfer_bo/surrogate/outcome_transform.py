@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Output"]
+__all__ = ["OutcomeTransform"]
 
 _SPREAD_IN_Y = 0.1
 """The middle half of a metric that is no loss spans so much y: about what ln loss spans in a normal study."""
@@ -20,8 +20,12 @@ _SPREAD_IN_Y = 0.1
 _WIDEST_IN_Y = 0.3
 """The middle half of ln losses spans no more than this; beyond, the bowl of the landscape flattens."""
 
-_BAD, _BAD_LOG = 1.0, 3.0
-"""From where y grows with its logarithm: ten times the middle spread above the centre; e³ times the best."""
+_BAD = 1.0
+"""From here on y of a metric that is no loss grows with its logarithm: ten times the middle spread above the
+centre."""
+
+_BAD_LOG = 3.0
+"""From here on y of a loss grows with its logarithm: e³ times the best."""
 
 _SAME = 1e-12
 """Metrics that differ by no more than this share count as all the same."""
@@ -36,7 +40,7 @@ def _expand(y: float, limit: float) -> float:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutcomeTransform:
     """y = (ln(value) - centre) / scale + centre, or (sign · value - centre) / scale; smaller y is better.
 
     Far above the best value, or the centre, y grows with the logarithm only: all that is left to say there is
@@ -49,7 +53,7 @@ class Output:
     scale: float = 1.0
 
     @classmethod
-    def of(cls, values: Sequence[float], maximize: bool = False) -> Output:
+    def of(cls, values: Sequence[float], maximize: bool = False) -> OutcomeTransform:
         """The transform for a set of finite metric values: ln if they are all positive and minimized."""
         if not maximize and all(value > 0 for value in values):
             logs = [math.log(value) for value in values] or [0.0]

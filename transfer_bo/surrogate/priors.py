@@ -1,7 +1,8 @@
-"""What is believed before any run: one table per kind of belief, each with its source.
+"""Every prior of the surrogate, one constant a line, each with its source.
 
-Units: HPs in octaves (log2), axes in doublings, losses in log (y = ln loss). All beliefs are normal
-distributions, given as (mean, sd).
+Units: HPs in octaves (log2), axes in doublings, losses in log (y = ln loss). A `Normal` is (mean, sd), a
+`LogNormal` is (median, sd of the natural logarithm). "Weak" marks a value that leaves everything plausible
+within two sd; it was chosen, not measured.
 """
 
 from __future__ import annotations
@@ -13,11 +14,38 @@ from transfer_bo.synonyms import axis_kind, hp_kind
 
 __all__ = [
     "ASYMMETRY",
-    "BOWL",
+    "ASYMMETRY_OTHER",
+    "CATEGORY_EFFECT_SD",
     "COUPLING",
+    "COUPLING_OTHER",
     "CURVATURE",
+    "CURVATURE_OTHER",
+    "CURVATURE_SCALE",
+    "CURVATURE_SCALE_DRIFT_SD",
+    "DIVERGENCE_CATEGORY_SD",
+    "DIVERGENCE_INTERCEPT",
+    "DIVERGENCE_SCALE_SD",
+    "DIVERGENCE_SLOPE_LR",
+    "DIVERGENCE_SLOPE_SD",
+    "IRREDUCIBLE_LOGIT_SD",
+    "JITTER",
+    "LAW_AXIS_SHARE_SD",
     "LAW_EXPONENT",
+    "LAW_EXPONENT_OTHER",
+    "LAW_LEVEL_SD",
+    "LENGTHSCALE_CATEGORY",
+    "LENGTHSCALE_LOG_SD",
+    "LENGTHSCALE_RANGE_SHARE",
+    "LEVEL",
+    "MEMORY_SLOPE_SD",
     "MULTIPLIES",
+    "NOISE_SD",
+    "RESIDUAL",
+    "SHRINKAGE_RATE_SD",
+    "SOURCE_LEVEL_SD",
+    "SOURCE_SHIFT_SD",
+    "LogNormal",
+    "Normal",
     "drift_correlation",
     "drift_prior",
     "drift_priors",
@@ -26,56 +54,141 @@ __all__ = [
 ]
 
 Normal = tuple[float, float]
+LogNormal = tuple[float, float]
 
-# g: ln of the common scale of the bowl's curvature, ln loss per octave² of a learning rate. Over 20 sweeps of
-# small models (`studies/transfer_curves`) it is .016, within a factor of 1.5; larger models are flatter.
-BOWL: Normal = (math.log(0.01), 1.0)
+# The bowl
 
-# ln of the relative curvature of the bowl, ln c_i, for one HP against another. Learning rates are steep
-# everywhere; betas, eps and decay are shallow.
+CURVATURE_SCALE: Normal = (math.log(0.01), 1.0)
+"""g: ln of the common scale of the bowl's curvature, ln loss per octave² of a learning rate. Over 20 sweeps
+of small models (`studies/transfer_curves`) it is .016, within a factor of 1.5; larger models are flatter."""
+
+CURVATURE_SCALE_DRIFT_SD = 0.25
+"""γ: change of g per doubling of an axis, about 0. The curvature of learning rates falls about fourfold over
+a 25-fold duration on published grids, .3 per doubling."""
+
 CURVATURE: dict[str, Normal] = {"lr": (0.0, 0.8), "batch": (0.0, 0.8), "residual": (-0.5, 1.0)}
+"""ln c_i: ln of the relative curvature of the bowl, for one HP against another. Learning rates are steep
+everywhere."""
+
 CURVATURE_OTHER: Normal = (-1.5, 1.2)
+"""Betas, eps and decay are shallow."""
 
-# How far the optimum may lie from its prior guess: sd as a share of the searched range. Nobody knows the base
-# learning rate or batch size of a new set-up. The usual values of all the others together cost little: 79
-# multipliers, searched at 50M parameters, saved a factor of 2.3 in tokens (2512.22382), about 5% of loss, so
-# .06% each; at a curvature of .0022 per octave² (above) that is an sd of half an octave, a twelfth of the
-# usual range. Of an HP without a usual value only the range is known: the sd of a uniform distribution.
 OPTIMUM_SPREAD: dict[str, float] = {"lr": 1 / 4, "batch": 1 / 4}
+"""How far the optimum may lie from its prior guess: sd as a share of the searched range. Nobody knows the
+base learning rate or batch size of a new set-up."""
+
 OPTIMUM_SPREAD_OTHER = 1 / 12
+"""The usual values of all the others together cost little: 79 multipliers, searched at 50M parameters, saved
+a factor of 2.3 in tokens (2512.22382), about 5% of loss, so .06% each; at a curvature of .0022 per octave²
+(above) that is an sd of half an octave, a twelfth of the usual range."""
+
 OPTIMUM_SPREAD_UNKNOWN = 12**-0.5
+"""Of an HP without a usual value only the range is known: the sd of a uniform distribution."""
 
-# κ_i: how much steeper the bowl is above the optimum than below (1/octave). Learning rates have a cliff; over
-# the same sweeps κ is .2 on average with an sd of .8, the error of reading it off one curve included.
 ASYMMETRY: dict[str, Normal] = {"lr": (0.4, 0.6)}
+"""κ_i: how much steeper the bowl is above the optimum than below (1/octave). Learning rates have a cliff;
+over the sweeps above κ is .2 on average with an sd of .8, the error of reading it off one curve included."""
+
 ASYMMETRY_OTHER: Normal = (0.0, 0.3)
+"""Weak, about symmetric."""
 
-# N_ij: how the optimum of one HP moves with another at the same scale, -slope where both are as steep. The
-# best learning rate of Adam grows as √batch where gradients are noisy, less where they are not (2205.10287).
 COUPLING: dict[frozenset[str], Normal] = {frozenset({"lr", "batch"}): (-0.4, 0.3)}
+"""N_ij: how the optimum of one HP moves with another at the same scale, -slope where both are as steep. The
+best learning rate of Adam grows as √batch where gradients are noisy, less where they are not (2205.10287)."""
+
 COUPLING_OTHER: Normal = (0.0, 0.3)
+"""Weak, about uncoupled."""
 
-# α_a: exponent of the loss law along an axis. Width .52 (2512.22768), N .34 and D .28 (Chinchilla), with
-# room. More batch at the same number of tokens means fewer steps, so its sign is open.
+CATEGORY_EFFECT_SD = 0.3
+"""w: effect of a category on ln loss, about 0; weak."""
+
+# The loss law
+
+LAW_LEVEL_SD = 1.0
+"""l0: ln loss at the base's optimum, about the best run of the scale nearest to the base; weak."""
+
+IRREDUCIBLE_LOGIT_SD = 1.0
+"""logit of e, the share of the loss that no scale removes: 12% to 88% within two sd; weak."""
+
+LAW_AXIS_SHARE_SD = 0.7
+"""ω: logit of the share of each axis in the reducible loss, about equal; weak."""
+
 LAW_EXPONENT: dict[str, Normal] = {"batch": (0.0, 0.3)}
+"""α_a: exponent of the loss law along an axis. More batch at the same number of tokens means fewer steps, so
+its sign is open."""
+
 LAW_EXPONENT_OTHER: Normal = (0.4, 0.25)
+"""Width .52 (2512.22768), N .34 and D .28 (Chinchilla), with room."""
 
-# Drift of the optimum in base coordinates, octaves per doubling. A parametrization claims 0. The spread is
-# what sources disagree on: the duration exponent of the LR is -1/2, -.3 or 0, so 0, .2 and .5 off (rms .3);
-# width and depth are settled better (one grid step over the whole range in 2512.22382).
+# What the bowl does not say: hyperparameters of the kernel
+
+JITTER: LogNormal = (0.2, 0.4)
+"""τ, octaves: how far the optimum of one scale lies off the straight path. On published grids .15 to .3;
+without it a drift that was learned over a fraction of an octave is extrapolated as if it were certain."""
+
+RESIDUAL: LogNormal = (0.004, 1.2)
+"""r, ln loss: sd of the residual; a few tenths of a percent near the optimum, open within a factor of ten."""
+
+LEVEL: LogNormal = (0.01, 0.7)
+"""l, ln loss per square root of a doubling: error of the loss law; weak."""
+
+NOISE_SD: LogNormal = (0.003, 1.5)
+"""σ, ln loss: noise of one run near the optimum. The smallest proxies have .015 (`studies/LOG.md`, noise of
+small proxies), large models less."""
+
+LENGTHSCALE_RANGE_SHARE = 0.5
+"""ℓ of the residual along an HP: this share of its searched range, at least half an octave; weak."""
+
+LENGTHSCALE_CATEGORY = 1.5
+"""ℓ of the residual along a categorical HP, in choices; weak."""
+
+LENGTHSCALE_LOG_SD = 0.5
+"""sd of ln ℓ: within a factor of e; weak."""
+
+SOURCE_SHIFT_SD: LogNormal = (0.5, 1.0)
+"""η, octaves: how far the optimum of a source study lies off this study's, in each HP; weak."""
+
+SOURCE_LEVEL_SD = 1.0
+"""o, ln loss: another data set may well have losses e times as large."""
+
+# Feasibility: coefficients of a logistic model
+
+DIVERGENCE_INTERCEPT: Normal = (-4.0, 2.0)
+"""Divergence is rare: 2% in the middle of the ranges, 12% to .03% within an sd; weak."""
+
+DIVERGENCE_SLOPE_LR: Normal = (1.0, 0.7)
+"""Per octave of a learning rate, whose cliff lies above."""
+
+DIVERGENCE_SLOPE_SD = 0.5
+"""Per octave of any other HP, about 0; weak."""
+
+DIVERGENCE_CATEGORY_SD = 2.0
+"""Of a choice, about 0: it may never work."""
+
+DIVERGENCE_SCALE_SD = 0.5
+"""Per doubling of an axis, about 0; weak."""
+
+MEMORY_SLOPE_SD = 1.0
+"""Out of memory: per octave of an HP and per doubling of an axis, about 0. Wider than for divergence, for
+memory grows by itself along width and batch."""
+
+# Multipliers that lose their worth with scale
+
+SHRINKAGE_RATE_SD = 0.2
+"""η per doubling of an axis, about 0. The one published pair of speed-ups, 2.3 at the proxy and 1.32 some ten
+doublings on (2512.22382), would be about .05 if gains go as the square of the distance from 1; where nothing
+shrinks a wider prior costs little (studies/per_module/shrinking.py)."""
+
+# Drift of the optimum, octaves per doubling
+
 BASE_DRIFT_SD: dict[str, float] = {"width": 0.1, "depth": 0.1, "n_params": 0.1, "tokens": 0.3}
-BASE_DRIFT_SD_OTHER = 0.2
+"""In base coordinates a parametrization claims 0. The sd is what sources disagree on: the duration exponent
+of the LR is -1/2, -.3 or 0, so 0, .2 and .5 off (rms .3); width and depth are settled better (one grid step
+over the whole range in 2512.22382)."""
 
-# Drift in raw coordinates by (HP kind, axis kind): mean and spread over the independent sources of exponents
-# (Complete(d)P in raw form, Lingle, DeepSeek, Porian, Bjorck, Zhou, Zhang, Marin; first authors):
-#   lr vs N: -.5, -.33, -.48, -.22                   batch vs N: 0, 0; with D along: .33, .70
-#   lr vs D, batch fixed: -.5, -.5, -.3, -.35        batch vs D: .57, .47; with N along: .33
-#   lr vs D, batch at its optimum: +.26, or the above with lr ∝ √batch and batch ∝ D^.5, so .25 more
-# A source that moved N and D together (DeepSeek, Porian) tells only the sum of the two exponents: -.25 and
-# -.36 for lr, .65 and .70 for batch, in keeping with what is written here.
-# Widths: N grows as width² at fixed depth, so an exponent in width is twice that in N; lr ∝ 1/width is the
-# theory for hidden matrices under Adam, n^-1/2 what is measured with cross-entropy (2505.22491), n^-.66 to
-# n^-1.1 the exponents of a global rate (2407.05872). Depth: N grows linearly with depth.
+BASE_DRIFT_SD_OTHER = 0.2
+"""Along an axis of another kind; weak."""
+
 RAW_DRIFT: dict[tuple[str, str], Normal] = {
     ("lr", "n_params"): (-0.38, 0.20),
     ("lr", "tokens"): (-0.40, 0.20),
@@ -85,19 +198,43 @@ RAW_DRIFT: dict[tuple[str, str], Normal] = {
     ("batch", "n_params"): (0.08, 0.20),
     ("batch", "tokens"): (0.50, 0.15),
 }
+"""In raw coordinates by (HP kind, axis kind): mean and spread over the independent sources of exponents
+(Complete(d)P in raw form, Lingle, DeepSeek, Porian, Bjorck, Zhou, Zhang, Marin; first authors):
+
+    lr vs N: -.5, -.33, -.48, -.22                   batch vs N: 0, 0; with D along: .33, .70
+    lr vs D, batch fixed: -.5, -.5, -.3, -.35        batch vs D: .57, .47; with N along: .33
+    lr vs D, batch at its optimum: +.26, or the above with lr ∝ √batch and batch ∝ D^.5, so .25 more
+
+A source that moved N and D together (DeepSeek, Porian) tells only the sum of the two exponents: -.25 and -.36
+for lr, .65 and .70 for batch, in keeping with the table. Widths: N grows as width² at fixed depth, so an
+exponent in width is twice that in N; lr ∝ 1/width is the theory for hidden matrices under Adam, n^-1/2 what
+is measured with cross-entropy (2505.22491), n^-.66 to n^-1.1 the exponents of a global rate (2407.05872).
+Depth: N grows linearly with depth."""
+
 RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (-0.03, 0.20)}
 """Instead of the above where a batch size is searched as well."""
-RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
 
-# How the errors of two exponents of the same HP go together. Sources disagree on what N does and on what D
-# does, far less on what they do together (batch at its optimum; first authors):
-#   lr vs N and D doubled: Lingle -.22, DeepSeek -.25, Zhou -.32, Porian -.36, Complete(d)P -.58: sd .14
-#   batch vs N and D doubled: Zhang .47, Lingle .57, DeepSeek .65, Porian .70: sd .10
-# With the spreads above, an sd of .15 and .13 of the sum is a correlation of -.7 in both.
+RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
+"""Of other HPs and of multipliers, and along other axes; weak."""
+
 RAW_DRIFT_CORRELATION: dict[tuple[str, frozenset[str]], float] = {
     ("lr", frozenset({"n_params", "tokens"})): -0.7,
     ("batch", frozenset({"n_params", "tokens"})): -0.7,
 }
+"""Correlation of the errors of two exponents of the same HP. Sources disagree on what N does and on what D
+does, far less on what they do together (batch at its optimum; first authors):
+
+    lr vs N and D doubled: Lingle -.22, DeepSeek -.25, Zhou -.32, Porian -.36, Complete(d)P -.58: sd .14
+    batch vs N and D doubled: Zhang .47, Lingle .57, DeepSeek .65, Porian .70: sd .10
+
+With the spreads above, an sd of .15 and .13 of the sum is a correlation of -.7 in both."""
+
+# Coordinates
+
+MULTIPLIES: dict[str, str] = {"weight_decay": "lr"}
+"""The bowl is closest to a sum over HPs in coordinates in which each one acts alone. A group multiplier acts
+as the product with its kind's common value; weight decay acts through lr·λ, the rate of AdamW's averaging
+(Wang & Aitchison 2405.13698). So log2 of these HPs is taken together with log2 of that other HP."""
 
 
 def is_unknown(name: str) -> bool:
@@ -116,7 +253,7 @@ def drift_prior(
     name: str,
     axis: str,
     coordinates: str,
-    overrides: Mapping[str, Mapping[str, Normal]] | None = None,
+    overrides: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     batch_free: bool = False,
 ) -> Normal:
     """Prior (mean, sd) of the drift of one HP's optimum along one axis, octaves per doubling.
@@ -143,7 +280,7 @@ def drift_priors(
     names: Sequence[str],
     axes: Sequence[str],
     coordinates: str,
-    overrides: Mapping[str, Mapping[str, Normal]] | None = None,
+    overrides: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> list[list[Normal]]:
     """`drift_prior` of each numeric HP that is searched (rows) along each axis (columns)."""
     batch_free = any(hp_kind(name) == "batch" for name in names)
@@ -160,9 +297,3 @@ def drift_correlation(name: str, axes: Sequence[str], coordinates: str) -> list[
         ]
         for i, one in enumerate(axes)
     ]
-
-
-# The bowl is closest to a sum over HPs in coordinates in which each one acts alone. A group multiplier acts
-# as the product with its kind's common value; weight decay acts through lr·λ, the rate of AdamW's averaging
-# (Wang & Aitchison 2405.13698). So log2 of these HPs is taken together with log2 of that other HP.
-MULTIPLIES: dict[str, str] = {"weight_decay": "lr"}

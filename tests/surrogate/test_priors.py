@@ -1,0 +1,106 @@
+"""The tables of priors and how they are looked up."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_bo import Scale
+from transfer_bo.dimension import Dimension
+from transfer_bo.surrogate import priors
+from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.landscape import DriftPrior, Landscape
+
+HPS = ["lr", "peak_lr", "batch_tokens", "weight_decay", "beta2", "dropout", "lr.embedding"]
+AXES = ["n_params", "tokens", "width", "depth", "batch", "anything"]
+
+
+@given(st.sampled_from(HPS), st.sampled_from(AXES), st.sampled_from(["raw", "base"]), st.booleans())
+def test_every_drift_has_a_proper_prior(hp: str, axis: str, coordinates: str, batch_free: bool) -> None:
+    """A finite mean and a positive sd; in base coordinates none is expected."""
+    mean, sd = priors.drift_prior(hp, axis, coordinates, batch_free=batch_free)
+
+    assert math.isfinite(mean)
+    assert 0 < sd < 1
+    assert coordinates == "raw" or mean == 0.0
+
+
+@given(st.sampled_from(HPS), st.sampled_from(AXES), st.floats(-1, 1), st.floats(0.01, 1))
+def test_the_users_own_prior_replaces_the_table(hp: str, axis: str, mean: float, sd: float) -> None:
+    """For this HP along this axis, and for no other."""
+    own = {hp: {axis: (mean, sd)}}
+
+    assert (mean, sd) == priors.drift_prior(hp, axis, "raw", own)
+    for other in AXES:
+        if other != axis:
+            assert priors.drift_prior(hp, other, "raw", own) == priors.drift_prior(hp, other, "raw")
+
+
+@given(st.lists(st.sampled_from(AXES), min_size=1, max_size=4, unique=True), st.sampled_from(HPS))
+def test_correlations_of_drifts_are_proper(axes: list[str], hp: str) -> None:
+    """Symmetric, one on the diagonal, positive definite."""
+    correlation = torch.tensor(priors.drift_correlation(hp, axes, "raw"), dtype=torch.double)
+
+    assert torch.equal(correlation, correlation.T)
+    assert bool((correlation.diagonal() == 1).all())
+    assert float(torch.linalg.eigvalsh(correlation).min()) > 0
+
+
+def test_a_multiplier_does_not_drift_with_its_kind() -> None:
+    """What it multiplies drifts already; a batch size that is searched moves the learning rate's."""
+    assert priors.RAW_DRIFT_OTHER == priors.drift_prior("lr.embedding", "tokens", "raw")
+    assert priors.RAW_DRIFT["lr", "tokens"] == priors.drift_prior("lr", "tokens", "raw")
+    [[free], _] = priors.drift_priors(["lr", "batch"], ["tokens"], "raw")
+    assert priors.RAW_DRIFT_BATCH_FREE["lr", "tokens"] == free
+
+
+def test_without_a_default_only_the_range_is_known() -> None:
+    """The sd of a uniform distribution; with one a quarter for a learning rate, a twelfth for others."""
+    assert priors.optimum_spread("lr", has_default=False) == pytest.approx(12**-0.5)
+    assert priors.optimum_spread("lr", has_default=True) == 1 / 4
+    assert priors.optimum_spread("lr.embedding", has_default=True) == 1 / 12
+    assert priors.optimum_spread("eps", has_default=True) == 1 / 12
+
+
+def test_the_landscape_takes_its_priors_from_the_tables() -> None:
+    """Mean and sd of θ, block by block, for a learning rate, a batch size and a category."""
+    dimensions = [
+        Dimension("batch", "log", 1.0, 256.0, 16.0),
+        Dimension("lr", "log", 2**-12, 2**-4, 2**-8),
+        Dimension("kind", "categorical", choices=("a", "b")),
+    ]
+    coordinates = Coordinates(dimensions, Scale(width=1, batch=1), ["width", "batch"])
+    drift_prior = DriftPrior.from_tables(["batch", "lr"], ["width", "batch"], "raw")
+    shape = Landscape(coordinates, drift_prior, level=0.5)
+
+    def prior(name: str) -> list[tuple[float, float]]:
+        pairs = zip(shape.mean[shape.part(name)].tolist(), shape.sd[shape.part(name)].tolist(), strict=True)
+        return [(round(mean, 6), round(sd, 6)) for mean, sd in pairs]
+
+    assert [(0.5, priors.LAW_LEVEL_SD)] == prior("l0")
+    assert [priors.LAW_EXPONENT_OTHER, priors.LAW_EXPONENT["batch"]] == prior("alpha")
+    assert [priors.CURVATURE["batch"], priors.CURVATURE["lr"]] == prior("lnc")
+    assert [priors.ASYMMETRY_OTHER, priors.ASYMMETRY["lr"]] == prior("kappa")
+    assert [(0.0, 8 / 4), (0.0, 8 / 4)] == prior("u")
+    assert [priors.COUPLING[frozenset({"lr", "batch"})]] == prior("N")
+    assert [(0.0, priors.CATEGORY_EFFECT_SD)] * 2 == prior("w")
+    assert priors.RAW_DRIFT["lr", "width"] == prior("beta")[2]
+
+
+def test_every_constant_has_its_reason() -> None:
+    """Each assignment is followed by a docstring."""
+    body = ast.parse(inspect.getsource(priors)).body
+    without = [
+        ast.unparse(node)
+        for node, after in zip(body, [*body[1:], None], strict=True)
+        if isinstance(node, ast.AnnAssign | ast.Assign)
+        and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+    ]
+
+    assert {"__all__", "Normal", "LogNormal"} == {line.partition(" =")[0] for line in without}
