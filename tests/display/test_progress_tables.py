@@ -144,7 +144,22 @@ def test_time_left_follows_from_the_rate(monkeypatch: pytest.MonkeyPatch) -> Non
     runs = read_runs(world.study)
 
     assert "time left unknown" in unknown
-    assert "0.10 of 0.20 target runs spent; 60 s gone, about 60 s left" == watched.time_text(runs)
+    assert "0.10 of 0.20 target runs spent; 60 s elapsed, about 60 s left" == watched.time_text(runs)
+
+
+def test_without_a_terminal_the_time_left_is_said_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log shows that the search goes on, and for how long; not more than a line a minute."""
+    world, shown, now = World(), io.StringIO(), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress(world.study, budget=4.0, target_cost=10.0, console=Console(file=shown)) as watched:
+        world.train(1)
+        for _ in range(60):
+            now[0] += 3
+            watched.update()
+    lines = [line for line in shown.getvalue().splitlines() if not line.startswith("trial 0")]
+
+    assert 3 == len(lines)
+    assert "0 trials running; 0.10 of 0.40 target runs spent; 60 s elapsed, about 3 min left" == lines[0]
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -185,3 +200,4 @@ def test_a_projection_never_breaks_the_display(fails: bool, monkeypatch: pytest.
     assert asked
     assert "width 16" in shown.getvalue()
     assert fails == ("0.01 to 0.04" not in shown.getvalue())
+    assert fails == ("Projected to width 64, tokens 1M, 0 s ago" not in shown.getvalue())

@@ -45,7 +45,7 @@ def test_print_shows_what_to_set_and_how_sure(suggestion: Suggestion) -> None:
     assert ["lr", "0.0123", f"{low:.3g}", "to", f"{high:.3g}"] == lines[2].split()
     assert "lr[<b>]" in text
     assert "gelu" in text
-    assert f"Predicted loss: {suggestion.predicted_loss.mean:.5g} (90%:" in text
+    assert ["loss", f"{suggestion.predicted_loss.mean:.5g}"] == lines[5].split()[:2]
     assert "Note: The target lies" in text
 
 

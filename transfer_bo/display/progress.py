@@ -1,6 +1,6 @@
 """What a command shows while it runs: trials by outcome, best loss per rung, the projection, time left.
 
-On a terminal a table that stays in place; anywhere else a line for each finished trial.
+On a terminal a table that stays in place; anywhere else a line for each finished trial and one each minute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from transfer_bo.display.tables import projection_table, rung_table, summarise
+from transfer_bo.display.tables import rung_table, suggestion_table, summarise
 from transfer_bo.display.text import LOSS_DIGITS, duration_text, number_text, scale_text
 from transfer_bo.records import Outcome, Run, read_runs
 from transfer_bo.search.budget import spent_so_far
@@ -26,6 +26,8 @@ __all__ = ["Progress"]
 
 READ_SECONDS = 2.0
 """How often the study is read."""
+STATUS_SECONDS = 60.0
+"""How often a line with the time left is written where there is no terminal."""
 PROJECT_SECONDS = 20.0
 """How often, at most, the projection is made anew."""
 PROJECT_SHARE = 10.0
@@ -41,6 +43,7 @@ class _Projector:
         self._next = time.monotonic() + PROJECT_SECONDS
         self._n_projected = 0
         self.latest: Any = None
+        self.made_at = 0.0
 
     def consider(self, n_finished: int) -> None:
         """Start a projection if one is due and more runs have finished."""
@@ -57,6 +60,7 @@ class _Projector:
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.latest = self._project()
+            self.made_at = time.monotonic()
         seconds = time.monotonic() - started
         self._next = time.monotonic() + max(PROJECT_SECONDS, PROJECT_SHARE * seconds)
 
@@ -85,7 +89,7 @@ class Progress:
         self._budget = budget
         self._target_cost = target_cost
         self._console = console or Console()
-        # Without a terminal only finished trials are shown, a line each, and no projection.
+        # Without a terminal there are lines only, and no projection.
         self._projector = _Projector(project) if project and self._console.is_terminal else None
         self._maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
         self._started = time.monotonic()
@@ -94,6 +98,7 @@ class Progress:
         self._spent_before = spent_so_far(study, runs)
         self._announced = {run.number for run in runs if not run.outcome.is_open}
         self._read_at = 0.0
+        self._status_at = self._started
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
     def __enter__(self) -> Progress:
@@ -118,6 +123,9 @@ class Progress:
         runs = read_runs(self._study)
         if self._live is None:
             self._announce(runs)
+            if time.monotonic() - self._status_at >= STATUS_SECONDS:
+                self._status_at = time.monotonic()
+                self.note(self._status_text(runs))
             return
         if self._projector is not None:
             self._projector.consider(sum(run.outcome.has_ended for run in runs))
@@ -139,19 +147,24 @@ class Progress:
                 f"trial {run.number}{purpose} at {scale_text(run.scale)}: {run.outcome}{loss}{seconds}{spent}"
             )
 
+    def _status_text(self, runs: list[Run]) -> str:
+        running = sum(run.outcome is Outcome.RUNNING for run in runs)
+        return f"{running} {'trial' if running == 1 else 'trials'} running; {self.time_text(runs)}"
+
     def _table(self, runs: list[Run]) -> Group:
         parts: list[Any] = [rung_table(summarise(runs, maximize=self._maximize)), Text(self.time_text(runs))]
-        suggestion = self._projector.latest if self._projector is not None else None
-        if suggestion is not None:
+        if self._projector is not None and self._projector.latest is not None:
+            age = duration_text(time.monotonic() - self._projector.made_at)
             with contextlib.suppress(Exception):  # the display must not break on a poor projection
-                parts.append(projection_table(suggestion))
+                table = suggestion_table(self._projector.latest, title=f"Projected to {{}}, {age} ago")
+                parts.append(table)
         return Group(*parts)
 
     def time_text(self, runs: list[Run]) -> str:
-        """Compute used, time gone, time left."""
+        """Compute used, time elapsed, time left."""
         elapsed = time.monotonic() - self._started
         if self._budget is None:
-            return f"{duration_text(elapsed)} gone"
+            return f"{duration_text(elapsed)} elapsed"
 
         # Running trials reserve their whole cost, which says nothing about the rate.
         done = spent_so_far(self._study, [run for run in runs if run.outcome is not Outcome.RUNNING])
@@ -161,5 +174,5 @@ class Progress:
             remaining = f"about {duration_text(max(0.0, self._budget - done) / rate)} left"
         return (
             f"{done / self._target_cost:.2f} of {self._budget / self._target_cost:.2f} target runs spent; "
-            f"{duration_text(elapsed)} gone, {remaining}"
+            f"{duration_text(elapsed)} elapsed, {remaining}"
         )

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from transfer_bo.display.figure_style import LEVEL_SD
+from transfer_bo.display.tables import make_table, suggestion_table
+from transfer_bo.display.text import (
+    LOSS_DIGITS,
+    interval_text,
+    number_text,
+    octaves_text,
+    scale_text,
+    share_text,
+)
 from transfer_bo.run_table.published_laws import LAWS
 from transfer_bo.run_table.suggest import RunsFit, RunsSuggestion
+from transfer_bo.scale import Scale
 from transfer_bo.synonyms import axis_kind, hp_kind
 
 __all__ = ["show"]
@@ -23,21 +34,27 @@ _COPIES = {
 }
 
 
+_TENSOR_OPTIONS = ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum")
+"""Settings of the optimizer, in the order in which they are shown."""
+NOTABLE_OCTAVES = 0.05
+"""Distance between the suggested value and the optimum's median from which it is shown."""
+
+
 def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
     """Print a suggestion and all that it rests on."""
-    from transfer_bo.display.tables import projection_table
-
     evidence = suggestion.evidence
     counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(evidence["rows"].items()))
     outside = ", ".join(f"{axis} {far:+.1f}" for axis, far in evidence["beyond"].items())
     columns = fit.columns
     hps = ", ".join(f"{name} ({kind})" for name, kind in columns.hps.items())
-    console.print(
-        f"Columns: axes {', '.join(columns.axes)}; HPs {hps}; metric {columns.loss}", soft_wrap=True
-    )
-    console.print(f"Runs: {counts}. The target lies outside them by, in doublings: {outside}", soft_wrap=True)
+    for sentence in (
+        f"Columns: axes {', '.join(columns.axes)}; HPs {hps}; metric {columns.loss}",
+        f"Runs: {counts}. The target lies outside them by, in doublings: {outside}",
+    ):
+        console.print(sentence, soft_wrap=True, markup=False)
+
     for table in (
-        projection_table(suggestion),
+        suggestion_table(suggestion),
         _drift(fit, suggestion),
         _excess(evidence),
         _held_out(evidence),
@@ -48,135 +65,121 @@ def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
         if table.row_count:
             console.print()
             console.print(table)
+
     console.print()
     for warning in suggestion.warnings:
         console.print(f"Note: {warning}", soft_wrap=True, markup=False)
 
 
-def _table(*columns: str, title: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
-
-
-def _scale(axes: Mapping[str, float]) -> str:
-    return ", ".join(f"{axis} {value:g}" for axis, value in axes.items())
+def _interval(estimate: Mapping[str, Any], digits: int) -> str:
+    low, high = estimate["interval"]
+    return interval_text(low, high, digits)
 
 
 def _theory(hp: str, axis: str) -> str:
     """The exponent that Complete(d)P gives a raw learning rate along an axis."""
     for law in LAWS:
         if law.name == "Complete(d)P" and law.hp == hp_kind(hp) and axis_kind(axis) in law.exponents:
-            return f"{law.exponents[axis_kind(axis)]:+.2f}"
+            return octaves_text(law.exponents[axis_kind(axis)])
     return ""
 
 
 def _drift(fit: RunsFit, suggestion: RunsSuggestion) -> Table:
-    raw = fit.options.coordinates == "raw"
-    table = _table(
-        *("HP", "along", "with the runs", "90% interval", "prior", "theory"),
-        title="Drift of the optimum, octaves per doubling",
-    )
+    is_raw = fit.options.coordinates == "raw"
+    rows = []
     for hp, by_axis in suggestion.drift.items():
         for axis, d in by_axis.items():
-            low, high = d["mean"] - 1.645 * d["sd"], d["mean"] + 1.645 * d["sd"]
-            table.add_row(
-                hp,
-                axis,
-                f"{d['mean']:+.2f}",
-                f"{low:+.2f} to {high:+.2f}",
-                f"{d['prior_mean']:+.2f} ± {d['prior_sd']:.2f}",
-                _theory(hp, axis) if raw else "+0.00",
+            low, high = d["mean"] - LEVEL_SD * d["sd"], d["mean"] + LEVEL_SD * d["sd"]
+            rows.append(
+                [
+                    hp,
+                    axis,
+                    octaves_text(d["mean"]),
+                    f"{octaves_text(low)} to {octaves_text(high)}",
+                    f"{octaves_text(d['prior_mean'])} ± {d['prior_sd']:.2f}",
+                    _theory(hp, axis) if is_raw else octaves_text(0.0),
+                ]
             )
-    return table
+    head = ["HP", "along", "with the runs", "90% interval", "prior", "theory"]
+    return make_table(head, rows, title="Drift of the optimum, octaves per doubling")
 
 
 def _excess(evidence: Mapping[str, Any]) -> Table:
-    table = _table(
-        "setting", "expected excess", "90% interval", title="What settings should cost at the target"
-    )
+    rows = []
     for key, words in _COPIES.items():
         price = evidence["excess"][key]["excess"]
-        low, high = price["interval"]
-        percent = f" ({price['percent']:.2g}%)" if "percent" in price else ""
-        table.add_row(words, f"{price['mean']:.3g}{percent}", f"{low:.2g} to {high:.2g}")
+        percent = f" ({number_text(price['percent'], 2)}%)" if "percent" in price else ""
+        rows.append([words, number_text(price["mean"], 3) + percent, _interval(price, 2)])
     for hp, octaves in evidence["cliff_shift"].items():
-        if abs(octaves) >= 0.05:
-            words = f"{hp} is set {abs(octaves):.2f} octaves {'above' if octaves > 0 else 'below'} its median"
-            table.add_row(words, "", "")
-    return table
+        if abs(octaves) >= NOTABLE_OCTAVES:
+            side = "above" if octaves > 0 else "below"
+            rows.append([f"{hp} is set {abs(octaves):.2f} octaves {side} its median", "", ""])
+    head = ["setting", "expected excess", "90% interval"]
+    return make_table(head, rows, title="What settings should cost at the target")
 
 
 def _held_out(evidence: Mapping[str, Any]) -> Table:
-    table = _table(
-        *("left out (its runs)", "fitted to", "best measured", "predicted there"),
-        *("excess of nearest run", "predicted", "losses inside 90%"),
-        title="Largest scales left out in turn: predicted from cheaper runs alone, then compared",
-    )
-    for fold in evidence["held_out"]:
-        nearest, loss = fold["nearest"], fold["predicted_loss"]
-        table.add_row(
-            f"{_scale(fold['scale'])} ({fold['held_out_runs']})",
-            f"{fold['fitted_runs']} runs",
-            f"{fold['measured_best']['loss']:.4f}",
-            f"{loss['interval'][0]:.4f} to {loss['interval'][1]:.4f}",
-            f"{nearest['excess']:.2g} ({nearest['octaves_away']:.1f} octaves off)",
-            f"{nearest['interval'][0]:.2g} to {nearest['interval'][1]:.2g}",
-            f"{fold['losses_inside']:.0%}",
-        )
-    return table
+    """A column for each fold, a row for each quantity."""
+    folds = evidence["held_out"]
+    quantities: dict[str, Callable[[Any], str]] = {
+        "its runs": lambda fold: f"{fold['held_out_runs']}",
+        "fitted to": lambda fold: f"{fold['fitted_runs']} runs",
+        "best measured": lambda fold: number_text(fold["measured_best"]["loss"], LOSS_DIGITS),
+        "predicted there": lambda fold: _interval(fold["predicted_loss"], LOSS_DIGITS),
+        "excess of nearest run": lambda fold: number_text(fold["nearest"]["excess"], 2),
+        "at a distance of": lambda fold: f"{fold['nearest']['octaves_away']:.1f} octaves",
+        "predicted excess": lambda fold: _interval(fold["nearest"], 2),
+        "losses inside 90%": lambda fold: share_text(fold["losses_inside"]),
+    }
+    rows = [[name, *map(text, folds)] for name, text in quantities.items()] if folds else []
+    head = ["left out", *(scale_text(Scale(fold["scale"])) for fold in folds)]
+    title = "Largest scales left out in turn: predicted from cheaper runs alone, then compared"
+    return make_table(head, rows, title=title)
 
 
 def _ranks(evidence: Mapping[str, Any]) -> Table:
-    table = _table(
-        *("axis", "compared", "shared settings", "rank correlation", "90% interval", "verdict"),
-        title="Do cheap scales rank settings as expensive ones do?",
-    )
-    for r in evidence["rank_preservation"]:
-        if r["verdict"] == "untested":
-            table.add_row(r["axis"], "no setting was run at two scales", "", "", "", "untested")
+    rows = []
+    for ranks in evidence["rank_preservation"]:
+        if ranks["verdict"] == "untested":
+            rows.append([ranks["axis"], "no setting was run at two scales", "", "", "", "untested"])
             continue
-        table.add_row(
-            r["axis"],
-            f"{r['from']:g} with {r['to']:g}",
-            str(r["shared"]),
-            f"{r['spearman']:.2f}",
-            f"{r['interval'][0]:.2f} to {r['interval'][1]:.2f}",
-            r["verdict"],
+        rows.append(
+            [
+                ranks["axis"],
+                f"{number_text(ranks['from'])} with {number_text(ranks['to'])}",
+                str(ranks["shared"]),
+                f"{ranks['spearman']:.2f}",
+                f"{ranks['interval'][0]:.2f} to {ranks['interval'][1]:.2f}",
+                ranks["verdict"],
+            ]
         )
-    return table
+    head = ["axis", "compared", "settings", "correlation", "90% interval", "verdict"]
+    return make_table(head, rows, title="Do cheap scales rank settings as expensive ones do?")
 
 
 def _laws(evidence: Mapping[str, Any]) -> Table:
-    table = _table(
-        "law", "HP", "its value", "suggestion is", "remark", title="Published laws, to compare with"
-    )
+    rows = []
     for law in evidence["reference_laws"]:
-        factor = math.exp2(law["octaves"])
-        remark = "; ".join(
-            filter(None, [law["remark"], "from the largest scale's" if law["anchored"] else ""])
+        remarks = [law["remark"], "from the largest scale's" if law["anchored"] else ""]
+        ratio = f"{number_text(math.exp2(law['octaves']), 2)} of it"
+        rows.append(
+            [law["law"], law["hp"], number_text(law["value"], 3), ratio, "; ".join(filter(None, remarks))]
         )
-        table.add_row(law["law"], law["hp"], f"{law['value']:.3g}", f"{factor:.2g} of it", remark)
-    return table
+    head = ["law", "HP", "its value", "suggestion is", "remark"]
+    return make_table(head, rows, title="Published laws, to compare with")
 
 
 def _tensors(tensors: Sequence[Mapping[str, Any]]) -> Table:
     """Tensors with equal settings share a row."""
-    options = [
-        key
-        for key in ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum")
-        if any(key in t for t in tensors)
-    ]
-    table = _table(
-        *("tensors", "role", *options, "init", "forward"),
-        title="What each tensor gets at the target (init: times the base model's own spread)",
-    )
+    options = [*_TENSOR_OPTIONS, "init", "forward"]
     groups: dict[tuple[str, ...], list[str]] = {}
     for tensor in tensors:
-        shown = [f"{tensor[key]:.4g}" if key in tensor else "" for key in (*options, "init", "forward")]
+        shown = [number_text(tensor[key]) if key in tensor else "" for key in options]
         groups.setdefault((tensor["role"], *shown), []).append(tensor["name"])
+
+    rows = []
     for row, names in groups.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        table.add_row(names[0] + others, *row)
-    return table
+        rows.append([names[0] + others, *row])
+    title = "What each tensor gets at the target (init: times the base model's own spread)"
+    return make_table(["tensors", "role", *options], rows, title=title)

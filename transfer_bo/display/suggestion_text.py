@@ -9,27 +9,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 
 from transfer_bo.display.html import escape, html_table
-from transfer_bo.display.tables import make_table
-from transfer_bo.display.text import (
-    LOSS_DIGITS,
-    UNDETERMINED,
-    interval_text,
-    number_text,
-    scale_text,
-    share_text,
-)
+from transfer_bo.display.tables import Ranges, suggestion_rows, suggestion_table
+from transfer_bo.display.text import number_text, scale_text, share_text
 from transfer_bo.records import read_dimensions
 
 if TYPE_CHECKING:
     from transfer_bo.projection import Suggestion
 
-__all__ = ["Ranges", "searched_ranges", "suggestion_html", "suggestion_parts", "suggestion_text"]
+__all__ = ["searched_ranges", "suggestion_html", "suggestion_parts", "suggestion_text"]
 
 WIDTH = 80
 """Columns of the text."""
-
-Ranges = Mapping[str, tuple[float, float]]
-"""Lowest and highest searched value of each numeric HP."""
 
 
 def searched_ranges(study: Any) -> Ranges:
@@ -56,49 +46,26 @@ def suggestion_text(suggestion: Suggestion, level: float = 0.9) -> str:
 def suggestion_parts(
     suggestion: Suggestion, *, level: float = 0.9, ranges: Ranges | None = None
 ) -> list[RenderableType]:
-    """A table of the HPs and sentences, to be printed one below the other.
+    """A table of HPs and loss, and sentences, to be printed one below the other.
 
     Args:
         suggestion: The suggestion.
         level: Probability of the intervals.
         ranges: Searched range of each HP, shown beside the values if given.
     """
-    title = f"Suggestion for {scale_text(suggestion.target)}"
-    table = make_table(_head(level, ranges), _rows(suggestion, level, ranges), title=title)
-    return [table, *_sentences(suggestion, level)]
+    return [suggestion_table(suggestion, level=level, ranges=ranges), *_sentences(suggestion)]
 
 
 def suggestion_html(suggestion: Suggestion, level: float = 0.9) -> str:
     """The same as HTML, for notebooks."""
     title = f"<p><b>Suggestion for {escape(scale_text(suggestion.target))}</b></p>"
-    table = html_table(_head(level, None), _rows(suggestion, level, None))
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in _sentences(suggestion, level))
+    table = html_table(*suggestion_rows(suggestion, level))
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in _sentences(suggestion))
     return f"<div>{title}{table}{sentences}</div>"
 
 
-def _head(level: float, ranges: Ranges | None) -> list[str]:
-    return ["HP", "value", f"{level:.0%} interval", *([] if ranges is None else ["searched"])]
-
-
-def _rows(suggestion: Suggestion, level: float, ranges: Ranges | None) -> list[list[object]]:
-    intervals = suggestion.interval(level)
-    undetermined = _undetermined(suggestion)
-    rows: list[list[object]] = []
-    for name, value in suggestion.params.items():
-        interval = interval_text(*intervals[name]) if name in intervals else ""
-        row = [name, value, UNDETERMINED if name in undetermined else interval]
-        if ranges is not None:
-            row.append(interval_text(*ranges[name]) if name in ranges else "")
-        rows.append(row)
-    return rows
-
-
-def _sentences(suggestion: Suggestion, level: float) -> list[str]:
-    loss = suggestion.predicted_loss
-    low, high = loss.interval(level)
-    mean = number_text(loss.mean, LOSS_DIGITS)
-    sentences = [f"Predicted loss: {mean} ({level:.0%}: {interval_text(low, high, LOSS_DIGITS)})."]
-
+def _sentences(suggestion: Suggestion) -> list[str]:
+    sentences = []
     probability = getattr(suggestion, "divergence_probability", None)
     if probability is not None:
         sentences.append(f"Probability that a run with it diverges: {share_text(probability)}.")

@@ -7,10 +7,11 @@ names are of usual length.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,7 @@ from transfer_bo.attributes import SETTINGS_ATTR
 from transfer_bo.display.text import (
     LOSS_DIGITS,
     MISSING,
+    UNDETERMINED,
     duration_text,
     interval_text,
     number_text,
@@ -28,17 +30,34 @@ from transfer_bo.scale import Scale, default_cost
 from transfer_bo.search.budget import spent
 
 __all__ = [
+    "Ranges",
     "RungSummary",
     "is_numeric",
     "make_table",
-    "projection_table",
     "rung_table",
     "spent_text",
+    "suggestion_rows",
+    "suggestion_table",
     "summarise",
 ]
 
+Ranges = Mapping[str, tuple[float, float]]
+"""Lowest and highest searched value of each numeric HP."""
 FAILED = (Outcome.OUT_OF_MEMORY, Outcome.PREEMPTED, Outcome.ERROR)
 """Outcomes that share a column."""
+
+
+class _Table(Table):
+    """A table without lines, below a heading that may be wider than the table."""
+
+    def __init__(self, heading: str) -> None:
+        super().__init__(box=None, pad_edge=False, header_style="bold")
+        self.heading = heading
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.heading:
+            yield Text(self.heading, style="bold")
+        yield from super().__rich_console__(console, options)
 
 
 def make_table(
@@ -57,14 +76,7 @@ def make_table(
     """
     cells = [[number_text(cell, digits) for cell in row] for row in rows]
     shown = [i for i in range(len(head)) if not cells or any(row[i] for row in cells)]
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title=Text(title) if title else None,
-        title_style="bold",
-        title_justify="left",
-    )
+    table = _Table(title)
     for i in shown:
         numeric = i > 0 and all(is_numeric(row[i]) for row in cells)
         table.add_column(Text(head[i]), justify="right" if numeric else "left", overflow="fold")
@@ -180,16 +192,39 @@ def spent_text(study: Any, runs: Sequence[Run]) -> str:
     return f"{spent(settings, runs) / target:.2f}{budget} target runs spent."
 
 
-def projection_table(suggestion: Any, level: float = 0.9) -> Table:
-    """The projected HPs and loss at the target, each with its interval."""
+def suggestion_table(
+    suggestion: Any, *, level: float = 0.9, ranges: Ranges | None = None, title: str = "Suggestion for {}"
+) -> Table:
+    """The suggested HPs and the loss at the target, each with its interval.
+
+    Args:
+        suggestion: The suggestion.
+        level: Probability of the intervals.
+        ranges: Searched range of each HP, shown if given.
+        title: The line above, with a place for the target.
+    """
+    head, rows = suggestion_rows(suggestion, level, ranges)
+    return make_table(head, rows, title=title.format(scale_text(suggestion.target)))
+
+
+def suggestion_rows(
+    suggestion: Any, level: float = 0.9, ranges: Ranges | None = None
+) -> tuple[list[str], list[list[object]]]:
+    """Head and rows of the table of a suggestion; a categorical HP has no interval."""
     intervals = suggestion.interval(level)
-    rows = []
+    undetermined = getattr(suggestion, "undetermined", ())
+    ranges = ranges or {}
+
+    rows: list[list[object]] = []
     for name, value in suggestion.params.items():
-        low, high = intervals.get(name, (None, None))  # a categorical HP has none
-        rows.append([name, value, "" if low is None else interval_text(low, high)])
+        interval = interval_text(*intervals[name]) if name in intervals else ""
+        shown = UNDETERMINED if name in undetermined else interval
+        rows.append([name, value, shown, interval_text(*ranges[name]) if name in ranges else ""])
     low, high = suggestion.predicted_loss.interval(level)
     mean = number_text(suggestion.predicted_loss.mean, LOSS_DIGITS)
-    rows.append(["loss", mean, interval_text(low, high, LOSS_DIGITS)])
-    return make_table(
-        ["HP", "value", f"{level:.0%} interval"], rows, title=f"Projected to {scale_text(suggestion.target)}"
-    )
+    rows.append(["loss", mean, interval_text(low, high, LOSS_DIGITS), ""])
+
+    head = ["HP", "value", f"{level:.0%} interval", "searched"]
+    if not ranges:
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return head, rows
