@@ -40,9 +40,8 @@ lint: $(STAMP) ## style, types, import directions, vocabulary
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python scripts/check_blank_lines.py --report transfer_bo
-	$(BIN)/python scripts/check_vocabulary.py README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks examples studies
-	$(BIN)/python scripts/check_vocabulary.py --report transfer_bo tests
+	$(BIN)/python scripts/check_blank_lines.py transfer_bo
+	$(BIN)/python scripts/check_vocabulary.py README.md CONTRIBUTING.md CHANGELOG.md docs transfer_bo tests benchmarks examples studies
 
 docs: $(STAMP) ## build the documentation into site/; a broken link or reference is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

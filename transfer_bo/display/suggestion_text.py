@@ -87,6 +87,6 @@ def _baselines(suggestion: Suggestion) -> list[str]:
     """The expected excess loss of the settings that the suggestion was compared with."""
     baselines: Mapping[str, Any] = getattr(suggestion, "baselines", None) or {}
     return [
-        f"{number_text(excess['mean'] if isinstance(excess, Mapping) else excess, 2)} with {name}"
-        for name, excess in baselines.items()
+        f"{number_text(loss['mean'] if isinstance(loss, Mapping) else loss, 2)} with {name}"
+        for name, loss in baselines.items()
     ]
