@@ -154,6 +154,24 @@ def test_the_larger_rungs_get_their_share_by_hand() -> None:
     )
 
 
+def test_larger_rungs_wait_until_a_multiplier_has_moved() -> None:
+    """Where the best setting has all multipliers at 1, runs of it at a larger rung would show nothing."""
+    plan = replace(settings(), scales=(BASE, LARGER, TARGET), proxies=(0, 1), costs=(1.0, 2.0, 16.0))
+    at_one = {**DEFAULTS, "lr": 2**-5.0}
+    worse = {**at_one, "lr.q": 4.0}
+    first = [Run(i, {**at_one, "lr": 2 ** (-5.0 - i)}, BASE, Outcome.FINISHED, 2 + 0.2 * i) for i in range(6)]
+    second = [Run(6 + i, worse, BASE, Outcome.FINISHED, 3.0 + 0.01 * i) for i in range(12)]
+
+    rung, _ = next_run(SearchState(plan, [*first, *second], DIMENSIONS, False, 18, n_startup=4), [0, 1])
+
+    assert rung == 0
+
+    better = [replace(run, loss=1.5) for run in second]
+    rung, _ = next_run(SearchState(plan, [*first, *better], DIMENSIONS, False, 18, n_startup=4), [0, 1])
+
+    assert rung == 1
+
+
 def test_at_a_larger_rung_the_centre_runs_whole_then_with_half_its_multipliers(staged: list[Run]) -> None:
     """Multipliers are the centre's or at their defaults; of many proposals about half are."""
     surrogate = fit_surrogate(staged, DIMENSIONS, settings())

@@ -20,6 +20,7 @@ from transfer_bo.search.exclusions import drop_always_failing, matches_failed_ru
 from transfer_bo.search.startup import startup_count, startup_point, startup_rung
 from transfer_bo.search.state import SearchState
 from transfer_bo.search.trust_region import (
+    TrustRegion,
     next_rung,
     propose_at_larger_rung,
     propose_inside,
@@ -142,7 +143,10 @@ def _run_in_trust_region(
     settings, generator = state.settings, state.generator()
     costs = {settings.scales[index]: settings.costs[index] for index in rungs}
     cheapest = min(costs, key=lambda scale: costs[scale])
-    scale = next_rung(costs, state.searched, settings.defaults)
+    # A larger rung shows whether multipliers keep their worth, so it has nothing to show before one has moved.
+    region = TrustRegion.of(surrogate, cheapest, state.maximize)
+    has_moved = region.moves_multipliers(surrogate.coordinates, settings.defaults)
+    scale = next_rung(costs, state.searched, settings.defaults) if has_moved else cheapest
     if scale != cheapest:
         return scale, propose_at_larger_rung(surrogate, scale, cheapest, generator, state.maximize)
 

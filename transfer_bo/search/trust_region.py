@@ -153,12 +153,16 @@ class TrustRegion:
         centre = coordinates.unmix @ X[int(mean.argmin()), : coordinates.d]
 
         defaults = surrogate.settings.defaults
-        inside = [run for run in runs if run.outcome.has_trained and _has_moved(run, defaults)]
+        inside = [run for run in runs if run.outcome.has_trained and _moves_multipliers(run.params, defaults)]
         losses = [run.loss for run in inside]
-        before = [run.loss for run in finished if not _has_moved(run, defaults)]
+        before = [run.loss for run in finished if not _moves_multipliers(run.params, defaults)]
         known = before or [loss for loss in losses if loss is not None]
         best = (max if maximize else min)(known)
         return cls(centre, trust_region_side(losses, best, coordinates.d, maximize))
+
+    def moves_multipliers(self, coordinates: Coordinates, defaults: Mapping[str, Any]) -> bool:
+        """Whether some multiplier is not at its default at the centre."""
+        return _moves_multipliers(coordinates.params(coordinates.mix @ self.centre), defaults)
 
     def clip(self, v: Float[Tensor, "*batch d"], coordinates: Coordinates) -> Float[Tensor, "*batch d"]:
         """Move points into the region and into the searched ranges."""
@@ -169,11 +173,11 @@ class TrustRegion:
         return z @ coordinates.mix.T
 
 
-def _has_moved(run: Run, defaults: Mapping[str, Any]) -> bool:
-    """Whether some multiplier of a run is not at its default."""
+def _moves_multipliers(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether some multiplier of a setting is not at its default."""
     return any(
         is_multiplier(name) and abs(value / defaults.get(name, 1.0) - 1) > NOT_MOVED
-        for name, value in run.params.items()
+        for name, value in params.items()
     )
 
 
@@ -239,7 +243,7 @@ def next_rung(costs: Mapping[Scale, float], runs: Sequence[Run], defaults: Mappi
     """
     spent = dict.fromkeys(costs, 0.0)
     for run in runs:
-        if run.scale in spent and _has_moved(run, defaults):
+        if run.scale in spent and _moves_multipliers(run.params, defaults):
             spent[run.scale] += costs[run.scale]
 
     cheapest = min(costs, key=lambda scale: costs[scale])
@@ -273,7 +277,7 @@ def propose_at_larger_rung(
     )
 
     runs_here = [run for run in surrogate.runs if run.scale == scale and run.source is None]
-    is_known = any(_has_moved(run, defaults) for run in runs_here)
+    is_known = any(_moves_multipliers(run.params, defaults) for run in runs_here)
     left_out = torch.rand(coordinates.d, generator=generator) < (0.5 if is_known else 0.0)
     of_group = torch.tensor([is_multiplier(dim.name) for dim in coordinates.numeric])
     z = torch.where(of_group, centre * ~left_out, centre + drift)
