@@ -77,8 +77,10 @@ class Problem:
         """True excess ln loss of a setting over the best one; the same at all scales."""
         offset = np.array([math.log2(params[n] / self.defaults[n]) for n in GLOBAL]) - self.global_optimum
         bowl = float(self.global_curvature @ offset**2)
+        by_kind = dict(zip(GLOBAL, offset, strict=True))
         z = np.array([math.log2(params.get(name, 1.0)) for name in self.multipliers])
-        bowl += float(self.curvature @ (z - self.optimum) ** 2)
+        v = z + np.array([by_kind[name.partition(".")[0]] for name in self.multipliers])
+        bowl += float(self.curvature @ (v - self.optimum) ** 2)
         return FLATTEN * math.log1p(bowl / FLATTEN)
 
     def loss(self, params: dict[str, float], width: float) -> float:
