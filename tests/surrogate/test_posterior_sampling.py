@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import chi2, spearmanr
 
 from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
@@ -20,6 +20,7 @@ from transfer_bo.surrogate.posterior_sampling import (
     CHAINS,
     GROUPS,
     KEPT,
+    MAX_SAMPLED_HPS,
     hyperparameter_root_covariance,
     sample_given_hyperparameters,
     sample_posterior,
@@ -178,3 +179,27 @@ def test_the_residual_moves_the_best_setting() -> None:
     count = CHAINS * KEPT
     assert float(offset.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * count))
     assert abs(float(offset.mean())) < 4 * expected / math.sqrt(count)
+
+
+def test_of_many_hps_the_draws_have_the_moments_of_the_linearised_posterior() -> None:
+    """Mean and sd of each element of θ are those of the posterior of the linearised landscape."""
+    dimensions = [Dimension("lr", "log", 1e-4, 1e-1)]
+    dimensions += [Dimension(f"lr.g{i}", "log", 1 / 8, 8.0, 1.0) for i in range(MAX_SAMPLED_HPS)]
+    names = [dim.name for dim in dimensions]
+    drift_prior = DriftPrior.from_tables(names, ["width"], "base", {})
+    shape = Landscape(Coordinates(dimensions, BASE, ["width"]), drift_prior, level=0.7)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(40, shape.d, dtype=torch.double, generator=generator)
+    s = torch.arange(40, dtype=torch.double)[:, None] % 2
+    y = 0.7 + 0.01 * v.square().sum(-1) + 0.01 * torch.randn(40, dtype=torch.double, generator=generator)
+    model = fit_gp(torch.cat([v, s], -1), y, shape)
+
+    theta = sample_posterior(model, 0).theta
+
+    posterior = model.optimum_posterior(S)
+    covariance = posterior.covariance[: shape.p, : shape.p]
+    off = theta.mean(0) - posterior.mean[: shape.p]
+    assert float(len(theta) * off @ torch.linalg.solve(covariance, off)) < chi2.ppf(1 - 1e-4, shape.p)
+    ratio = theta.var(0) / covariance.diagonal() * (len(theta) - 1)
+    low, high = chi2.ppf([1e-6, 1 - 1e-6], len(theta) - 1)
+    assert bool(((ratio > low) & (ratio < high)).all())
