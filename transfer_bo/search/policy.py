@@ -143,7 +143,7 @@ def _run_in_trust_region(
     settings, generator = state.settings, state.generator()
     costs = {settings.scales[index]: settings.costs[index] for index in rungs}
     cheapest = min(costs, key=lambda scale: costs[scale])
-    # A larger rung shows whether multipliers keep their worth, so it has nothing to show before one has moved.
+    # Larger rungs show whether multipliers keep their worth: before one has moved they have nothing to show.
     region = TrustRegion.of(surrogate, cheapest, state.maximize)
     has_moved = region.moves_multipliers(surrogate.coordinates, settings.defaults)
     scale = next_rung(costs, state.searched, settings.defaults) if has_moved else cheapest
