@@ -71,8 +71,8 @@ WIDENING = 2.0
 MAX_SAMPLED_HPS = 12
 """More numeric HPs than these are drawn from the normal approximation. On searches with 40 to 85 HPs
 (`benchmarks/sparse_multipliers.py`, three seeds) its mean is at least as good a setting as that of the chains
-(excess 1.8, 3.7 and 1.0% against 2.6, 3.9 and 1.3%), its 90% intervals hold as many of the true optima (82 and
-81%), and it takes 1 to 3 s instead of 30 to 110 s."""
+(excess 1.8, 3.7 and 1.0% against 2.6, 3.9 and 1.3%), its 90% intervals hold as many of the true optima (82
+and 81%), and it takes 1 to 3 s instead of 30 to 110 s."""
 
 DIFFERENCE = 1e-3
 """Step of the differences that give the curvature of the hyperparameters' density, in prior sd."""
