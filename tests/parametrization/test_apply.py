@@ -563,3 +563,67 @@ def test_missing_axes_do_not_scale():
 
     assert 2**-8 == group["embedding.weight"]["lr"]
     assert 2**-8 / 4 == group["blocks.0.attn.q.weight"]["lr"]
+
+
+# ------------------------------------------------------------------------------------------ other scales
+
+
+def test_at_gives_any_scale():
+    """Without a target the settings are the base's own; `at` gives those of any scale, each worked out once."""
+    p = parametrize(Model, BASE)
+    at_target = p.at(TARGET)
+
+    assert p.at(BASE) is p
+    assert BASE == p.target
+    assert at_target is p.at(dict(TARGET)) is at_target.at(TARGET)
+    assert at_target.table().equals(parametrize(Model, BASE, TARGET).table())
+    assert (
+        p.at(BASE.replace(width=32)).table().equals(parametrize(Model, BASE, BASE.replace(width=32)).table())
+    )
+
+
+def test_the_base_is_called_once_for_all_scales():
+    """What depends on the base alone is worked out once, whatever the number of scales."""
+    built = []
+
+    def build(scale):
+        model = Model(scale)
+        if model.embedding.weight.device.type == "cpu":
+            built.append(scale)
+        return model
+
+    p = parametrize(build, BASE)
+    for width in (32, 48, 64):
+        p.at(BASE.replace(width=width, depth=2))
+    count = len(built)
+    p.at(BASE.replace(width=96, depth=4))
+
+    assert count == len(built)
+
+
+def test_a_copied_parametrization_gives_other_scales():
+    """Through pickle the family of scales is worked out anew."""
+    p = pickle.loads(pickle.dumps(parametrize(Model, BASE, TARGET)))
+
+    assert p.at(TARGET) is p
+    assert p.at(BASE).table().equals(parametrize(Model, BASE).table())
+
+
+@pytest.mark.parametrize("rule", ["complete_d_p", "complete_d_p_half_life"])
+def test_a_setting_that_moves_far_is_a_warning(rule):
+    """Far from the base's length a warning names rule, setting, factor and another rule, once per family."""
+    p = parametrize(Model, BASE, rule=rule)
+    p.at(BASE.replace(tokens=10_000, batch=10))
+    with pytest.warns(UserWarning, match="one_minus_beta") as caught:
+        p.at(BASE.replace(tokens=50_000))
+    p.at(BASE.replace(tokens=60_000))
+
+    (message,) = [str(warning.message) for warning in caught]
+    assert all(part in message for part in (repr(rule), "0.02", "complete_d_p_token_half_life"))
+    assert "lr by" not in message
+
+
+def test_a_rule_without_a_duration_does_not_warn():
+    """Where batch and tokens change nothing there is nothing to warn of; nor where β follows the batch alone."""
+    for rule in ("mup", "completep", "complete_d_p_token_half_life"):
+        parametrize(Model, BASE, BASE.replace(tokens=50_000), rule)

@@ -7,7 +7,8 @@ What a rule is:
 
 What a model is made of:
 
-- `builds`: builds of the user's model, on the meta device and on the CPU.
+- `builds`: builds of the user's model, and the names of its tensors whatever wraps it.
+- `base_model`: what is found out about the base model once, for all targets.
 - `structure`: stacks of blocks, and which tensors of base and target correspond.
 - `example_inputs`, `trace`: a call of the base model, and how its tensors are used in it.
 - `role_inference`: the role of each tensor.
@@ -17,13 +18,16 @@ What a model is made of:
 What is set on a model:
 
 - `apply`: `parametrize` and `Parametrization`.
+- `scaled_settings`: every tensor's settings at one scale, by name.
+- `initial_values`: sizes of initial values, buffers.
 - `hp_values`: the value of an HP for each tensor.
 - `forward_multipliers`: where multipliers of the forward pass live.
 - `optimizers`: the options of torch's optimizers.
 - `sharding`: tensors that are sharded over processes.
 
-Whether it transfers:
+Whether it is active, and transfers:
 
+- `check`: the differences between a live model and optimizer and the settings.
 - `coordcheck`, `activation_changes`: the coordinate check.
 """
 

@@ -16,12 +16,10 @@ Symbols:
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -29,22 +27,29 @@ import torch
 from torch import nn
 
 from transfer_bo.errors import ParametrizationError
-from transfer_bo.parametrization.anatomy import Tensor, dissect
 from transfer_bo.parametrization.base_model import BaseModel
 from transfer_bo.parametrization.builds import BuildModel, build_real, parameters_of, unwrap
-from transfer_bo.parametrization.forward_multipliers import ForwardMultipliers, find_residual_branches
-from transfer_bo.parametrization.hp_values import HPs, check_hps, multiplier_of, value_of
+from transfer_bo.parametrization.check import CheckReport, check_set_up
+from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.initial_values import copy_buffers, is_constant, rms
-from transfer_bo.parametrization.optimizers import OPTIMIZERS, optimizer_of, options_of
-from transfer_bo.parametrization.rules import Ratios, Role, RoleExponents, Rule, ScalingFactors
+from transfer_bo.parametrization.optimizers import OPTIMIZERS
+from transfer_bo.parametrization.rules import Rule
+from transfer_bo.parametrization.scaled_settings import Options, ScaledSettings
 from transfer_bo.parametrization.sharding import total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 __all__ = ["Parametrization", "parametrize"]
+
+
+LARGEST_RUN_FACTOR = 10.0
+"""Factor on a setting for batch and tokens beyond which there is a warning: from there on β1 = .9 becomes .99
+and more, an average over hundreds of steps, which few runs have tested."""
+
+_KEEPS_HALF_LIFE = "complete_d_p_token_half_life"
 
 
 def parametrize(
@@ -88,23 +93,10 @@ def parametrize(
         )
     base = Scale(base)
     options = Options(build_model, base, rule, float(alpha), dict(roles or {}), inputs, fold)
-    return Parametrization(options, base if target is None else Scale(target))
+    return Parametrization(options, base if target is None else Scale(target), Family(options))
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `parametrize` was called with, but for the target."""
-
-    build_model: BuildModel
-    base: Scale
-    rule: Rule
-    alpha: float
-    roles: Mapping[str, str]
-    inputs: tuple[torch.Tensor, ...] | None
-    fold: bool
-
-
-class Parametrization:
+class Parametrization(ScaledSettings):
     """The roles and groups of a model's tensors, and their settings at one scale, the target.
 
     It refers to tensors by name only, so one object serves any number of models built at the target, wrapped
@@ -117,53 +109,31 @@ class Parametrization:
         family: Parametrizations of the same model at other scales, and its base model.
     """
 
-    def __init__(self, options: Options, target: Scale, family: _Family | None = None) -> None:
-        target.log2_ratio(options.base)  # checks that the two have the same axes
-        self._options = options
-        self._family = family or _Family(options)
-        self.build_model, self.base, self.target = options.build_model, options.base, target
-        self.rule, self.alpha = options.rule, options.alpha
+    def __init__(self, options: Options, target: Scale, family: Family) -> None:
+        super().__init__(options, target, family.base)
+        self._family = family
+        self._set_up: WeakKeyDictionary[nn.Module, _SetUp] = WeakKeyDictionary()
+        family.members[target] = self
+        if not family.has_warned and (message := self._extrapolation()):
+            family.has_warned = True
+            warnings.warn(message, stacklevel=3)
 
-        base = self._family.base
-        anatomy = dissect(base, target, options.roles)
-        self._warn_of_transfer(base.attention if target.width != options.base.width else "")
-
-        self.tensors: dict[str, Tensor] = anatomy.tensors
-        """Every trainable tensor by name."""
-        self.module_types: tuple[str, ...] = _unique(t.module_type for t in self.tensors.values())
-        """Names of the kinds of layers, in the model's order."""
-        self.groups: dict[str, tuple[str, ...]] = {name: t.labels for name, t in self.tensors.items()}
-        """The labels of each tensor; an HP `kind.label` multiplies the tensors that carry the label."""
-        self._labels = _unique(label for labels in self.groups.values() for label in labels)
-
-        run = Ratios(
-            batch=target.get("batch", 1) / self.base.get("batch", 1),
-            tokens=target.get("tokens", 1) / self.base.get("tokens", 1),
-            parameters=sum(math.prod(t.shape) for t in self.tensors.values()) / base.size,
-        )
-        self._factors: dict[str, ScalingFactors] = {
-            name: self.rule.factors(
-                tensor.role,
-                replace(run, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out),
-                self.alpha,
-            )
-            for name, tensor in self.tensors.items()
+    def _extrapolation(self) -> str:
+        """A sentence on settings that the rule moves far for batch and duration; "" if there are none."""
+        far = {
+            kind: factor
+            for kind, factor in self.rule.run_factors(self.run_ratios).items()
+            if not 1 / LARGEST_RUN_FACTOR <= factor <= LARGEST_RUN_FACTOR
         }
-        branches = find_residual_branches(anatomy, base)
-        self.residual_branches: tuple[str, ...] = _unique(b.name for b in branches.by_path.values())
-        """Names of the residual branches, as HPs `residual.<name>` call them."""
-        self._no_branches = branches.missing
-        self._multipliers = ForwardMultipliers(
-            anatomy, branches, self.rule, self.alpha, self._factors, base, options.fold
+        if not far:
+            return ""
+        moved = ", ".join(f"{kind} by {factor:.3g}" for kind, factor in far.items())
+        alternative = f", or use rule {_KEEPS_HALF_LIFE!r}, where 1-β follows the batch alone and β1 stays"
+        return (
+            f"Rule {self.rule.name!r} multiplies {moved} for batch and tokens on the way from {self.base} to "
+            f"{self.target}, more than {LARGEST_RUN_FACTOR:g}-fold; check these settings at that length"
+            f"{alternative if self.rule.name != _KEEPS_HALF_LIFE else ''}."
         )
-        if base.call.trace is None:
-            warnings.warn(
-                f"How tensors are used is not known ({base.call.reason}), so roles are inferred from the "
-                "kinds of layers that hold them; give inputs=(tensor, ...) that the model accepts.",
-                stacklevel=3,
-            )
-        self._norm_factors_of: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
-        self._family.members[target] = self
 
     def at(self, scale: Scale | Mapping[str, float]) -> Parametrization:
         """The settings at another scale, for the same model, rule and options.
@@ -181,94 +151,16 @@ class Parametrization:
         members = self._family.members
         return members[scale] if scale in members else Parametrization(self._options, scale, self._family)
 
-    def _warn_of_transfer(self, attention: str) -> None:
-        """Warn of what may keep the rule from transferring."""
-        if self.target.width < self.base.width:
-            warnings.warn(
-                f"The base is wider ({self.base.width:g}) than the target ({self.target.width:g}); "
-                "rules are meant to go from small to large.",
-                stacklevel=4,
-            )
-        if attention and self.rule.rows.get(Role.HIDDEN_WEIGHT, RoleExponents()).lr.width < 0:
-            warnings.warn(
-                f"Rule {self.rule.name!r} may not transfer over widths: {attention}; "
-                "let their number grow instead, or give scale = constant / size to the attention.",
-                stacklevel=4,
-            )
-
     def __repr__(self) -> str:
         return f"Parametrization({self.rule.name!r}, alpha={self.alpha:g}, {self.base} -> {self.target})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_norm_factors_of": None, "_family": None}
+        return {**self.__dict__, "_set_up": None, "_family": None, "_base_model": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        family = _Family(state["_options"])
-        self.__dict__.update(state, _norm_factors_of=WeakKeyDictionary(), _family=family)
+        family = Family(state["_options"])
+        self.__dict__.update(state, _set_up=WeakKeyDictionary(), _family=family, _base_model=family.base)
         family.members[self.target] = self
-
-    # ------------------------------------------------------------------------------------ settings
-
-    @property
-    def folded(self) -> dict[str, float]:
-        """The rule's branch multiplier that is folded into a tensor, for tensors that have one."""
-        return self._multipliers.folded
-
-    def _check(self, hps: HPs | None) -> HPs:
-        return check_hps(
-            hps,
-            self._labels,
-            self.residual_branches,
-            self._no_branches,
-            has_blocks=self._multipliers.has_blocks,
-        )
-
-    def table(self, hps: HPs | None = None) -> pd.DataFrame:
-        """A row per tensor: the factors on its settings, relative to the base.
-
-        Columns: name, role, module_type, shape; position: relative depth of its block; init_std, lr, eps,
-            weight_decay, one_minus_beta, forward: factors in the form of the literature, where multipliers
-            stand in the forward pass; applied: how `forward` is put into effect, "folded" (into the tensor:
-            init_std and lr times it, eps and weight_decay divided by it), "hook" (a multiplier registered on
-            the branch) or "" (there is none).
-
-        Args:
-            hps: If given, factors include the HPs' multipliers of groups and their depth profiles.
-
-        Raises:
-            SearchSpaceError: for an HP that the model has no group for.
-        """
-        import pandas as pd  # slow to import, needed here only
-
-        hps = self._check(hps)
-
-        def times(kind: str, factor: float, tensor: Tensor) -> float:
-            return factor * multiplier_of(kind, tensor.labels, hps, tensor.position)
-
-        rows = []
-        for name, tensor in self.tensors.items():
-            factors = self._factors[name]
-            branch = self._multipliers.branch_of(name)
-            forward = factors.forward * (self._multipliers.of_branch(branch, hps) if branch else 1.0)
-            is_hooked = self._multipliers.is_hooked(name)
-            applied = "hook" if is_hooked else "folded" if branch or forward != 1 else ""
-            rows.append(
-                {
-                    "name": name,
-                    "role": str(tensor.role),
-                    "module_type": tensor.module_type,
-                    "shape": tensor.shape,
-                    "position": tensor.position,
-                    "init_std": times("init_std", factors.init_std, tensor),
-                    "lr": times("lr", factors.lr, tensor),
-                    "eps": times("eps", factors.eps, tensor),
-                    "weight_decay": times("weight_decay", factors.weight_decay, tensor),
-                    "one_minus_beta": factors.one_minus_beta,
-                    "forward": forward,
-                    "applied": applied,
-                }
-            )
-        return pd.DataFrame(rows)
 
     # ------------------------------------------------------------------------------------ on a model
 
@@ -311,30 +203,24 @@ class Parametrization:
             ParametrizationError: for a model of another scale or on the meta device.
             SearchSpaceError: for an HP that the model has no group for.
         """
-        hps = self._check(hps)
+        hps = self.check_hps(hps)
         parameters = self._parameters(model)
         if any(p.is_meta for p in model.parameters()):
             raise ParametrizationError(
                 "The model is on the meta device and has no memory; call model.to_empty(device=...) first."
             )
         native = build_real(self.build_model, self.target, seed)
-        base = parameters_of(build_real(self.build_model, self.base, seed))
-        thetas = self._multipliers.thetas(hps)
+        draws = self._base_model.draws(seed)
 
         for name, drawn in parameters_of(native).items():
-            tensor = self.tensors[name]
-            if tensor.role is Role.UNTRAINED:
-                factor = 1.0
-            elif is_constant(drawn):  # a gain of one or a bias of zero keeps its effect in the forward pass
-                factor = self._multipliers.of_constant(name, hps)
-            else:
-                factor = thetas[name] * self._factors[name].init_std
-                factor *= value_of("init_std", tensor.labels, hps, tensor.position)
-                factor *= rms(base[tensor.base_name]) / rms(drawn)
+            factor = self.init_factor(name, hps, is_constant(drawn))
+            if not is_constant(drawn):
+                factor *= draws[self.tensors[name].base_name].rms / rms(drawn)
             write_values(parameters[name], drawn * factor)
 
         copy_buffers(native, model)
         self._multipliers.set_hooks(model, hps)
+        self._set_up[unwrap(model)] = _SetUp(hps, seed)
 
     def param_groups(self, model: nn.Module, hps: HPs | None = None) -> list[dict[str, Any]]:
         """Parameter groups for the rule's optimizer, `torch.optim.AdamW` for most rules.
@@ -367,28 +253,58 @@ class Parametrization:
 
     def _groups(self, model: nn.Module, hps: HPs | None) -> dict[str, list[dict[str, Any]]]:
         """Parameter groups by optimizer."""
-        hps = self._check(hps)
+        hps = self.check_hps(hps)
         parameters = self._parameters(model)
+        settings = self.settings(hps)
         self._multipliers.set_hooks(model, hps)
-        thetas = self._multipliers.thetas(hps)
-        self._norm_factors_of[unwrap(model)] = self._multipliers.norm_factors(hps)
+        before = self._set_up.get(unwrap(model))
+        seed = None if before is None else before.seed
+        self._set_up[unwrap(model)] = _SetUp(hps, seed, self._multipliers.norm_factors(hps))
+
         members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name in parameters:
-            tensor = self.tensors[name]
-            optimizer = optimizer_of(self.rule, tensor)
-            options = options_of(self.rule, optimizer, tensor, self._factors[name], thetas[name], hps)
-            members[(optimizer, *options.items())].append(name)
+            members[(settings[name].optimizer, *settings[name].options.items())].append(name)
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for (optimizer, *settings), names in members.items():
+        for (optimizer, *options), names in members.items():
             groups[optimizer].append(
                 {
                     "params": [parameters[name] for name in names],
-                    **dict(settings),
+                    **dict(options),
                     "name": ", ".join(_unique(self.tensors[name].module_type for name in names)),
                 }
             )
         _check_partition(groups, model)
         return dict(groups)
+
+    @torch.no_grad()
+    def check(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        hps: HPs | None = None,
+    ) -> CheckReport:
+        """Compare a live model and optimizer with the settings here, before training or during it.
+
+        Compared are the membership of each tensor in groups, the optimizer's options, the multipliers in the
+        forward pass and, before the first step, the size of initial values. Where `initialize` was called for
+        this model, sizes are those of its seed; otherwise they may differ by sampling error.
+
+        Args:
+            model: Wrapped or not.
+            optimizer: One, or several that step different tensors.
+            hps: In base coordinates; those of the last call of `param_groups` or `initialize` if not given.
+
+        Returns:
+            The differences, none if the parametrization is active; `raise_if_wrong()` makes them an error.
+
+        Raises:
+            ParametrizationError: if the rule is for an optimizer that torch does not have.
+            SearchSpaceError: for an HP that the model has no group for.
+        """
+        set_up = self._set_up.get(unwrap(model), _SetUp({}))
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        hps = self.check_hps(set_up.hps if hps is None else hps)
+        return check_set_up(self, model, optimizers, hps, set_up.seed)
 
     @torch.no_grad()
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> torch.Tensor:
@@ -406,12 +322,13 @@ class Parametrization:
         Raises:
             ParametrizationError: if `param_groups` was not called with this model.
         """
-        factors = self._norm_factors_of.get(unwrap(model))
-        if factors is None:
+        set_up = self._set_up.get(unwrap(model))
+        if set_up is None or set_up.norm_factors is None:
             raise ParametrizationError(
                 "clip_grad_norm_ does not know the HPs of this model; call param_groups(model, hps) first."
             )
 
+        factors = set_up.norm_factors
         with_grad = {name: p for name, p in parameters_of(model).items() if p.grad is not None}
         gradients = [
             cast(torch.Tensor, p.grad) * factors[name]
@@ -439,14 +356,21 @@ def _check_partition(groups: Mapping[str, list[dict[str, Any]]], model: nn.Modul
             )
 
 
-class _Family:
+@dataclass(frozen=True)
+class _SetUp:
+    """How a model was set up last."""
+
+    hps: HPs
+    seed: int | None = None
+    """Of its initial values; None if `initialize` was not called."""
+    norm_factors: Mapping[str, float] | None = None
+    """What each tensor's gradient is multiplied by in the total norm; None if it has no groups yet."""
+
+
+class Family:
     """Parametrizations of one model at several scales, and the base model that they share."""
 
     def __init__(self, options: Options) -> None:
         self.members: dict[Scale, Parametrization] = {}
-        self._options = options
-
-    @cached_property
-    def base(self) -> BaseModel:
-        """The base model; built when it is first needed, as a copied parametrization may not need it."""
-        return BaseModel(self._options.build_model, self._options.base, self._options.inputs)
+        self.has_warned = False
+        self.base = BaseModel(options.build_model, options.base, options.inputs)

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import nn
 
-from transfer_bo.errors import ParametrizationError, ScaleError
+from transfer_bo.errors import ScaleError
 from transfer_bo.parametrization.builds import BuildModel, build_meta, build_real, modules_of, parameters_of
 from transfer_bo.parametrization.example_inputs import ExampleCall, call_with_example_inputs
+from transfer_bo.parametrization.initial_values import is_constant, kurtosis, rms
 from transfer_bo.parametrization.residual import Branch, find_branches
 from transfer_bo.parametrization.structure import PROBE
 from transfer_bo.scale import Scale
 
-__all__ = ["BaseModel"]
+__all__ = ["BaseModel", "Draw"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is kept of a tensor's initial values."""
+
+    rms: float
+    """Root mean square."""
+    is_constant: bool
+    """Whether all elements are equal."""
+    kurtosis: float
+    """Mean fourth power over the squared mean square: 3 for normal values."""
+    count: int
+    """Number of elements."""
 
 
 class BaseModel:
@@ -27,7 +43,6 @@ class BaseModel:
         inputs: What the base model is called with; guessed if not given.
 
     Raises:
-        ParametrizationError: if the base cannot be built, or has a tensor that no rule is stated for.
         ScaleError: if the base has no axis `width`.
     """
 
@@ -40,8 +55,8 @@ class BaseModel:
         self.scale = base
         self._inputs = inputs
         self._meta: dict[Scale, nn.Module] = {}
+        self._draws: dict[int, dict[str, Draw]] = {}
         self._branches: dict[tuple[str, ...], tuple[dict[str, list[Branch]], str]] = {}
-        _refuse_complex(self.meta(base))
 
     def meta(self, scale: Scale) -> nn.Module:
         """The model at a scale on the meta device, built once."""
@@ -62,6 +77,15 @@ class BaseModel:
     def size(self) -> int:
         """Number of trainable parameters of the base."""
         return sum(parameter.numel() for parameter in parameters_of(self.meta(self.scale)).values())
+
+    def draws(self, seed: int) -> dict[str, Draw]:
+        """The initial values of the base under a seed, by tensor."""
+        if seed not in self._draws:
+            drawn = parameters_of(build_real(self.build_model, self.scale, seed))
+            self._draws[seed] = {
+                name: Draw(rms(q), is_constant(q), kurtosis(q), q.numel()) for name, q in drawn.items()
+            }
+        return self._draws[seed]
 
     @cached_property
     def call(self) -> ExampleCall:
@@ -103,12 +127,3 @@ class BaseModel:
             model = build_real(self.build_model, self.scale, seed=0)
             self._branches[paths] = find_branches(model, paths, self.call.arguments)
         return self._branches[paths]
-
-
-def _refuse_complex(model: nn.Module) -> None:
-    for name, parameter in parameters_of(model).items():
-        if parameter.is_complex():
-            raise ParametrizationError(
-                f"Tensor {name!r} is complex ({parameter.dtype}), and rules are stated for real weights; "
-                "keep its real and imaginary parts in real tensors, or freeze it."
-            )

@@ -166,14 +166,11 @@ class ForwardMultipliers:
         path = self._folded.get(name)
         return 1.0 if path is None else self.of_branch(path, hps)
 
-    def thetas(self, hps: HPs) -> dict[str, float]:
-        """The folded multiplier θ of every tensor."""
-        of_branch = {path: self.of_branch(path, hps) for path in self._branches.by_path}
-        return {
-            name: (1.0 if name in self._readers else self._factors[name].forward)
-            * of_branch.get(self._folded.get(name, ""), 1.0)
-            for name in self._tensors
-        }
+    def theta(self, name: str, hps: HPs) -> float:
+        """The folded multiplier θ of a tensor."""
+        own = 1.0 if name in self._readers else self._factors[name].forward
+        path = self._folded.get(name)
+        return own * (1.0 if path is None else self.of_branch(path, hps))
 
     def norm_factors(self, hps: HPs) -> dict[str, float]:
         """What each tensor's gradient is multiplied by in the total norm: see `clip_grad_norm_`."""
@@ -183,11 +180,24 @@ class ForwardMultipliers:
                 factors[name] = factors.get(name, 1.0) / self._factors[name].forward
         return factors
 
+    def hooked(self, name: str, hps: HPs) -> float:
+        """The multiplier of a tensor that hooks apply; 1 if there is none."""
+        factor = self.of_branch(self._hooked[name], hps) if name in self._hooked else 1.0
+        return factor * (self._factors[name].forward if name in self._readers else 1.0)
+
+    def of_outputs(self, hps: HPs) -> dict[str, float]:
+        """Path of a module -> the multiplier that a hook applies to its output, 1 included."""
+        paths = self._branches.by_path.keys() - self._folded.values()
+        return {path: self.of_branch(path, hps) for path in paths}
+
+    def of_inputs(self) -> dict[str, float]:
+        """Path of a layer -> the multiplier that a hook applies to its input."""
+        return {path: self._factors[name].forward for name, paths in self._readers.items() for path in paths}
+
     def set_hooks(self, model: nn.Module, hps: HPs) -> None:
         """Register the multipliers that are not folded, in place of those registered earlier."""
         modules = modules_of(model)
-        for path in self._branches.by_path.keys() - self._folded.values():
-            set_multiplier(modules[path], self.of_branch(path, hps))
-        for name, paths in self._readers.items():
-            for path in paths:
-                set_input_multiplier(modules[path], self._factors[name].forward)
+        for path, factor in self.of_outputs(hps).items():
+            set_multiplier(modules[path], factor)
+        for path, factor in self.of_inputs().items():
+            set_input_multiplier(modules[path], factor)

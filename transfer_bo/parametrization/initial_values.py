@@ -13,7 +13,7 @@ from torch import nn
 from transfer_bo.parametrization.builds import modules_of
 from transfer_bo.parametrization.sharding import write_values
 
-__all__ = ["copy_buffers", "is_constant", "rms"]
+__all__ = ["copy_buffers", "is_constant", "kurtosis", "rms"]
 
 
 def is_constant(values: torch.Tensor) -> bool:
@@ -23,7 +23,14 @@ def is_constant(values: torch.Tensor) -> bool:
 
 def rms(values: torch.Tensor) -> float:
     """Root mean square."""
-    return float(values.double().square().mean().sqrt())
+    return float(values.detach().double().square().mean().sqrt())
+
+
+def kurtosis(values: torch.Tensor) -> float:
+    """Mean fourth power over the squared mean square; 1 for zeros."""
+    square = values.detach().double().square()
+    mean = square.mean()
+    return float(square.square().mean() / mean**2) if mean > 0 else 1.0
 
 
 @torch.no_grad()

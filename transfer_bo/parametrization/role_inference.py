@@ -179,7 +179,7 @@ def infer_roles(observations: TensorObservations, given: Mapping[str, str]) -> d
     """
     roles = _given(observations, given)
     specified = frozenset(roles)
-    _refuse_reparametrized(observations, specified)
+    _refuse_unsupported(observations, specified)
 
     vectors = []
     for name, grows in observations.growth.items():
@@ -218,11 +218,17 @@ def _given(observations: TensorObservations, given: Mapping[str, str]) -> dict[s
     return roles
 
 
-def _refuse_reparametrized(observations: TensorObservations, specified: frozenset[str]) -> None:
-    """Refuse tensors that a weight is computed from, such as those of weight_norm, if no role is given."""
+def _refuse_unsupported(observations: TensorObservations, specified: frozenset[str]) -> None:
+    """Refuse complex tensors, and those that a weight is computed from (weight_norm) if no role is given."""
     for name in observations.shapes:
         path, _, last = name.rpartition(".")
         owner = observations.modules[path]
+        dtype = getattr(owner, last).dtype
+        if dtype.is_complex:
+            raise ParametrizationError(
+                f"Tensor {name!r} is complex ({dtype}), and rules are stated for real weights; keep its real "
+                "and imaginary parts in real tensors, or freeze it."
+            )
         if isinstance(owner, ParametrizationList):
             kind = ", ".join(type(step).__name__.lstrip("_") for step in owner)
             layer = path.rpartition(".parametrizations.")[0]

@@ -266,6 +266,13 @@ class Rule:
             forward=(exponents.forward * every.forward).at(m, alpha),
         )
 
+    def run_factors(self, m: Ratios) -> dict[str, float]:
+        """The part of the factors that all tensors share: that of batch, tokens and size of the run."""
+        run = Ratios(batch=m.batch, tokens=m.tokens, parameters=m.parameters)
+        factors = {kind: getattr(self.every, kind).at(run, 1.0) for kind in ("lr", "eps", "weight_decay")}
+        changed = 1.0 if self.betas == "fixed" else self.one_minus_beta.at(run, 1.0)
+        return factors | {"one_minus_beta1": 1.0 if self.keeps_beta1 else changed, "one_minus_beta2": changed}
+
     def setting(self, role: Role, m: Ratios, alpha: float) -> ScalingFactors:
         """Former name of `factors`."""
         warnings.warn("Rule.setting is called Rule.factors now.", DeprecationWarning, stacklevel=2)
