@@ -132,6 +132,21 @@ def test_without_a_terminal_each_trial_is_one_line() -> None:
     assert all("finished loss" in line and "% of the budget" in line for line in lines)
 
 
+def test_a_failed_trial_says_why() -> None:
+    """The last line of its error, so that a log says what to correct."""
+    world, shown = World(), io.StringIO()
+
+    def broken(trial: optuna.Trial) -> float:
+        world.ladder.suggest(trial)
+        raise RuntimeError("no such file: data.bin")
+
+    with Progress(world.study, budget=20.0, target_cost=10.0, console=Console(file=shown)):
+        world.study.optimize(objective(broken), n_trials=1)
+
+    assert "error" in shown.getvalue()
+    assert "RuntimeError: no such file: data.bin" in shown.getvalue()
+
+
 def test_time_left_follows_from_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the budget spent in a minute leaves a minute."""
     world, now = World(), [1000.0]

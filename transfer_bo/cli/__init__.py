@@ -1,5 +1,6 @@
 """The command line `transfer-bo`, one module for each group of commands.
 
+    init            init, schema
     study           run, verify, report, status
     worker          worker
     suggest         suggest
@@ -15,10 +16,10 @@ help and version printed, before any heavy import. Each module adds its commands
 of the imports below, which is their order in the help.
 """
 
-from transfer_bo.cli import study, worker, suggest, diagnose, plan, coord_check  # isort: skip
+from transfer_bo.cli import init, study, worker, suggest, diagnose, plan, coord_check  # isort: skip
 from transfer_bo.cli.common import app
 
-__all__ = ["app", "coord_check", "diagnose", "main", "plan", "study", "suggest", "worker"]
+__all__ = ["app", "coord_check", "diagnose", "init", "main", "plan", "study", "suggest", "worker"]
 
 
 def main() -> None:

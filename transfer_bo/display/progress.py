@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from transfer_bo.attributes import ERROR_ATTR
 from transfer_bo.display.tables import rung_table, suggestion_table, summarise
 from transfer_bo.display.text import LOSS_DIGITS, duration_text, number_text, scale_text
 from transfer_bo.records import Outcome, Run, read_runs
@@ -24,6 +25,8 @@ from transfer_bo.search.budget import spent_so_far
 
 __all__ = ["Progress"]
 
+ERROR_LENGTH = 300
+"""Characters of an error that are shown."""
 READ_SECONDS = 2.0
 """How often the study is read."""
 STATUS_SECONDS = 60.0
@@ -143,9 +146,19 @@ class Progress:
             spent = ""
             if self._budget is not None:
                 spent = f"; {spent_so_far(self._study, runs) / self._budget:.0%} of the budget"
+            error = self._error_text(run)
             self.note(
-                f"trial {run.number}{purpose} at {scale_text(run.scale)}: {run.outcome}{loss}{seconds}{spent}"
+                f"trial {run.number}{purpose} at {scale_text(run.scale)}: "
+                f"{run.outcome}{loss}{seconds}{spent}{error}"
             )
+
+    def _error_text(self, run: Run) -> str:
+        """The last line of what ended a failed trial, so that a log says what to correct."""
+        if run.outcome is not Outcome.ERROR:
+            return ""
+        text = str(self._study.get_trials(deepcopy=False)[run.number].user_attrs.get(ERROR_ATTR, ""))
+        last = (text.strip().splitlines() or [""])[-1][:ERROR_LENGTH]
+        return f"; {last}" if last else ""
 
     def _status_text(self, runs: list[Run]) -> str:
         running = sum(run.outcome is Outcome.RUNNING for run in runs)

@@ -1,8 +1,9 @@
 """The study file: one TOML file that defines a study, checked before anything is written.
 
-    schema    its sections and keys as classes; what follows from them
-    checks    what only shows when several keys are seen together
-    reading   from a file to a checked `StudyFile`, every error in one sentence
+    schema        its sections and keys as classes; what follows from them
+    checks        what only shows when several keys are seen together
+    json_schema   its JSON schema, for editors
+    reading       from a file to a checked `StudyFile`, every error in one sentence
 
 A study file in full (every section and key; those with a value after `#` may be left out):
 
