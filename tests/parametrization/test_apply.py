@@ -569,7 +569,7 @@ def test_missing_axes_do_not_scale():
 
 
 def test_at_gives_any_scale():
-    """Without a target the settings are the base's own; `at` gives those of any scale, each worked out once."""
+    """Without a target the settings are the base's own; `at` gives those of any scale, each made once."""
     p = parametrize(Model, BASE)
     at_target = p.at(TARGET)
 
@@ -624,6 +624,6 @@ def test_a_setting_that_moves_far_is_a_warning(rule):
 
 
 def test_a_rule_without_a_duration_does_not_warn():
-    """Where batch and tokens change nothing there is nothing to warn of; nor where β follows the batch alone."""
+    """Where batch and tokens change nothing nothing is warned of; nor where β follows the batch alone."""
     for rule in ("mup", "completep", "complete_d_p_token_half_life"):
         parametrize(Model, BASE, BASE.replace(tokens=50_000), rule)
