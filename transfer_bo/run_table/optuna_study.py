@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -10,8 +9,9 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from transfer_bo.attributes import ATTR_PREFIX, RUNG
-from transfer_bo.errors import StorageError, StudyError
+from transfer_bo.errors import StudyError
 from transfer_bo.records import read_run
+from transfer_bo.store.existing_study import open_existing_study
 
 __all__ = ["read_stored_study", "study_table"]
 
@@ -20,37 +20,17 @@ def read_stored_study(url: str, name: str | None, loss: str, outcome: str) -> pd
     """Read a study in a storage, see `study_table`.
 
     Args:
-        url: Optuna storage URL.
+        url: any address that a study file takes (see `transfer_bo.store.backends`).
         name: of the study; may be None if the storage holds one.
         loss: column for the trial's value.
         outcome: column for the trial's outcome, a value of `records.Outcome`.
 
     Raises:
-        StorageError: if there is no such storage or study.
-        StudyError: if the study has several objectives.
+        StorageError: if the storage can't be opened.
+        StudyError: if it holds no such study, or the study has several objectives.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = url.removeprefix("sqlite:///")
-    if url.startswith("sqlite:///") and not Path(file).is_file():
-        raise StorageError(f"{url}: {file} is no file; give the storage that holds the study.")
-
-    try:
-        names = optuna.get_all_study_names(url)
-    except Exception as error:  # whatever the driver raises
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise StorageError(
-            f"This storage can't be opened ({reason}); give an address such as sqlite:///study.db."
-        ) from None
-
-    if name is None and len(names) != 1:
-        raise StorageError(
-            f"The storage holds {len(names)} studies ({', '.join(sorted(names)[:5])}); say which one."
-        )
-    if name is not None and name not in names:
-        raise StorageError(
-            f"The storage holds no study {name!r}, only {', '.join(sorted(names)[:5]) or 'nothing'}."
-        )
-    return study_table(optuna.load_study(study_name=name or names[0], storage=url), loss, outcome)
+    return study_table(open_existing_study(url, name), loss, outcome)
 
 
 def study_table(study: optuna.Study, loss: str, outcome: str) -> pd.DataFrame:

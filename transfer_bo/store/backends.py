@@ -1,7 +1,7 @@
 """Optuna's storage at an address, one kind of address for each kind of storage.
 
     sqlite:///study.db                          one machine
-    postgresql://user:password@host/database    many machines (extra "postgres"); also postgres://
+    postgresql://user:password@host/database    many machines (extra "postgres"); or postgres://
     journal:///shared/study.log                 a file that is only appended to, on a shared file system
     grpc://host:13000                           Optuna's proxy in front of one of the first two (extra "grpc")
 
@@ -26,12 +26,13 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 
+from transfer_bo.addresses import describe_mistake, file_of
 from transfer_bo.errors import StorageError
 from transfer_bo.store.journal import LockedJournal
 from transfer_bo.store.owner import Owner
 from transfer_bo.store.retrying_storage import PATIENCE_SECONDS, RetryingStorage, is_transient
 
-__all__ = ["check_address", "connect_backend", "file_of", "holds_storage", "open_storage"]
+__all__ = ["check_address", "connect_backend", "holds_storage", "open_storage"]
 
 BUSY_SECONDS = 60
 """How long a process waits for another's write to an SQLite file; `?timeout=` in an address overrides it."""
@@ -43,44 +44,78 @@ CREATE_ATTEMPTS = 10
 """Two processes that create the tables at the same moment get in each other's way once or twice."""
 
 
-def file_of(url: str) -> Path | None:
-    """The file that an address names; None if it names a server, or memory."""
-    if url.startswith("sqlite:///"):
-        path = url.removeprefix("sqlite:///").partition("?")[0]
-        return Path(path) if path and path != ":memory:" else None
-    return Path(url.removeprefix("journal:///")) if url.startswith("journal:///") else None
-
-
-def check_address(url: str) -> str | None:
+def check_address(url: str, *, writable: bool = False) -> str | None:
     """Find out what is wrong with the address of a storage; nothing is written.
 
     Args:
         url: The address.
+        writable: Whether the storage is to be written to.
 
     Returns:
         What is wrong and what to do, as the end of a sentence; None if the storage can be opened.
     """
-    if url == "sqlite://" or ":memory:" in url:
-        return "worker processes can't share memory; give a file."
+    mistake = describe_mistake(url)
+    if mistake is not None:
+        return mistake
 
     file = file_of(url)
-    if file is not None:
-        return _check_sqlite(file) if url.startswith("sqlite") else _check_journal(file)
+    if file is None:
+        return _check_server(url)
+    problem = _check_sqlite(file) if url.startswith("sqlite") else _check_journal(file)
+    if problem is None and writable and file.exists() and not os.access(file, os.W_OK):
+        return f"{file} is read-only; make it writable."
+    return problem
 
+
+def _check_server(url: str) -> str | None:
+    extra = "grpc" if url.startswith("grpc://") else "postgres"
     try:
         if url.startswith("grpc://"):
             _connect_proxy(url).wait_server_ready(timeout=CONNECT_SECONDS)
         else:
-            engine = sqlalchemy.create_engine(_with_driver(url))
+            full = _with_driver(url)
+            options = {"connect_timeout": CONNECT_SECONDS} if "+psycopg" in full.partition(":")[0] else {}
+            engine = sqlalchemy.create_engine(full, connect_args=options)
             with engine.connect():
                 pass
             engine.dispose()
     except StorageError as error:
         return str(error)
+    except ImportError as error:
+        return f'a library is missing ({_first_line(error)}); pip install "transfer-bo[{extra}]".'
     except Exception as error:  # whatever the driver raises
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        reason = _first_line(_cause(error))
         return f"this storage can't be opened ({reason}); give an address such as sqlite:///study.db."
     return None
+
+
+STORAGE_ERRORS = (
+    sqlalchemy.exc.SQLAlchemyError,
+    optuna.exceptions.StorageInternalError,
+    RuntimeError,
+    OSError,
+)
+"""What opening a storage raises: its tables are missing, or another version's, or the user lacks a right."""
+
+
+def has_no_tables(error: BaseException) -> bool:
+    """Whether a storage could not be opened because Optuna's tables are not there yet."""
+    return any(words in str(_cause(error)) for words in ("no such table", "does not exist", "doesn't exist"))
+
+
+def cannot_be_used(error: BaseException) -> str:
+    """Why a storage could not be opened and what to do, as the end of a sentence."""
+    return f"this storage can't be used ({_first_line(_cause(error))}); give another one."
+
+
+def _cause(error: BaseException) -> BaseException:
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return getattr(error, "orig", None) or error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_storage(
@@ -168,7 +203,7 @@ def _check_sqlite(file: Path) -> str | None:
 
     if tables and "studies" not in tables:
         return f"{file} is a database, but not Optuna's; give another file."
-    return _check_writable(file)
+    return None
 
 
 def _check_journal(file: Path) -> str | None:
@@ -181,11 +216,7 @@ def _check_journal(file: Path) -> str | None:
             raise ValueError
     except (OSError, ValueError):
         return f"{file} is no journal of Optuna's; give another file."
-    return _check_writable(file)
-
-
-def _check_writable(file: Path) -> str | None:
-    return None if os.access(file, os.W_OK) else f"{file} is read-only; make it writable."
+    return None
 
 
 def _open_sqlite(file: Path) -> contextlib.closing[sqlite3.Connection]:

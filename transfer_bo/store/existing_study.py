@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import optuna
-import sqlalchemy.exc
 from pydantic import ValidationError
 
+from transfer_bo.addresses import file_of
 from transfer_bo.attributes import STUDY_FILE_ATTR
 from transfer_bo.errors import StorageError, StudyError
-from transfer_bo.store.backends import check_address, holds_storage, open_storage
+from transfer_bo.store.backends import (
+    STORAGE_ERRORS,
+    cannot_be_used,
+    check_address,
+    has_no_tables,
+    holds_storage,
+    open_storage,
+)
 from transfer_bo.study_file import StudyFile
 
 __all__ = ["open_existing_study", "stored_study_file"]
@@ -33,15 +40,17 @@ def open_existing_study(url: str, name: str | None = None) -> optuna.Study:
     problem = check_address(url)
     if problem is not None:
         raise StorageError(f"Storage {url!r}: {problem}")
+    file = file_of(url)
+    if file is not None and not file.is_file():
+        raise StorageError(f"Storage {url!r}: {_no_file(url, file)}")
 
-    names: list[str] = []
-    storage = None
     try:
-        if holds_storage(url):
-            storage = open_storage(url, create=False)
-            names = sorted(study.study_name for study in storage.get_all_studies())
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
-        names = []  # there are no tables yet
+        storage = open_storage(url, create=False) if holds_storage(url) else None
+        names = [] if storage is None else sorted(study.study_name for study in storage.get_all_studies())
+    except STORAGE_ERRORS as error:
+        if not has_no_tables(error):
+            raise StorageError(f"Storage {url!r}: {cannot_be_used(error)}") from error
+        storage, names = None, []
 
     listed = ", ".join(map(repr, names[:MAX_NAMES])) + (", ..." if len(names) > MAX_NAMES else "")
     if storage is None or not names:
@@ -51,6 +60,14 @@ def open_existing_study(url: str, name: str | None = None) -> optuna.Study:
     if name is not None and name not in names:
         raise StudyError(f"Storage {url!r} holds no study {name!r}; it holds {listed}.")
     return optuna.load_study(study_name=name or names[0], storage=storage)
+
+
+def _no_file(url: str, file: Path) -> str:
+    absolute = Path("/") / file
+    if not file.is_absolute() and absolute.is_file():
+        scheme = url.partition("://")[0]
+        return f"there is no file {file} here; for {absolute} write {scheme}:///{absolute}."
+    return f"there is no file {file}; give the storage that holds the study."
 
 
 def stored_study_file(url: str, name: str) -> StudyFile:
@@ -84,7 +101,9 @@ def stored_study_file(url: str, name: str) -> StudyFile:
             f"--study {name!r}: the study file kept with it can't be read ({key}: "
             f"{first['msg']}); it may be another version's: join with the study file."
         ) from None
-    except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+    except (KeyError, *STORAGE_ERRORS) as error:
+        if not isinstance(error, KeyError) and not has_no_tables(error):
+            raise StorageError(f"--storage {url!r}: {cannot_be_used(error)}") from error
         raise StudyError(
             f"--study {name!r}: {url!r} holds no study of that name that a study file has started; "
             "start it with: transfer-bo run STUDY.toml"

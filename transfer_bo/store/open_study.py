@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 
+from transfer_bo.addresses import file_of
 from transfer_bo.attributes import DEFINITION_ATTR, HASH_ATTR, STUDY_FILE_ATTR
 from transfer_bo.errors import StorageError, StudyError
-from transfer_bo.store.backends import check_address, file_of, holds_storage, open_storage
+from transfer_bo.store.backends import (
+    STORAGE_ERRORS,
+    cannot_be_used,
+    check_address,
+    has_no_tables,
+    holds_storage,
+    open_storage,
+)
 from transfer_bo.store.owner import Owner
 from transfer_bo.study_file import StudyFile
 
@@ -25,23 +32,26 @@ __all__ = ["check_storage", "create_study", "find_study", "keep_definition", "op
 
 
 def check_storage(study_file: StudyFile) -> None:
-    """Find out, writing nothing, whether the results folder and the storage can be opened.
+    """Find out, writing nothing, whether the results folder and the storage can be written to.
 
     Raises:
         StudyFileError: If the results folder can't be written to.
-        StorageError: If the storage can't be opened.
+        StorageError: If the storage can't be opened, or not for writing.
     """
     folder = _nearest_folder(study_file.out)
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise study_file.error("run.out", f"{folder} is no folder that can be written to; give another one.")
+    _check_address(study_file, writable=True)
 
+
+def _check_address(study_file: StudyFile, *, writable: bool) -> None:
     url = study_file.storage_url
     file = file_of(url)
     if study_file.run.storage is not None and file is not None and not file.parent.is_dir():
         missing = f"the folder {file.parent} does not exist; make it first."
         raise study_file.error("run.storage", missing, StorageError)
 
-    problem = check_address(url)
+    problem = check_address(url, writable=writable)
     if problem is not None:
         raise study_file.error("run.storage", problem, StorageError)
 
@@ -74,7 +84,7 @@ def find_study(
         StorageError: If the storage can't be opened.
         StudyError: If the study was started with another study file.
     """
-    check_storage(study_file)
+    _check_address(study_file, writable=False)
     if not holds_storage(study_file.storage_url):
         return None
 
@@ -86,8 +96,12 @@ def find_study(
             sampler=sampler or optuna.samplers.RandomSampler(),
             pruner=pruner or optuna.pruners.NopPruner(),
         )
-    except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
-        return None  # no such study, or no tables yet
+    except KeyError:
+        return None  # no such study
+    except STORAGE_ERRORS as error:
+        if has_no_tables(error):
+            return None
+        raise study_file.error("run.storage", cannot_be_used(error), StorageError) from error
     _compare(study_file, study, study_file.definition())
     return study
 
@@ -136,18 +150,22 @@ def create_study(
         owner: The process whose name new trials get; without one the study can only be read.
 
     Raises:
-        StorageError: If the storage can't be opened.
+        StudyFileError: If the results folder can't be written to.
+        StorageError: If the storage can't be opened, or its tables can't be created.
         StudyError: If the study was started with another definition.
     """
     check_storage(study_file)
     study_file.out.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name=study_file.name,
-        storage=open_storage(study_file.storage_url, create=True, owner=owner),
-        sampler=sampler or optuna.samplers.RandomSampler(),
-        pruner=optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            study_name=study_file.name,
+            storage=open_storage(study_file.storage_url, create=True, owner=owner),
+            sampler=sampler or optuna.samplers.RandomSampler(),
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+    except STORAGE_ERRORS as error:
+        raise study_file.error("run.storage", cannot_be_used(error), StorageError) from error
     keep_definition(study_file, study, definition)
     return study
 

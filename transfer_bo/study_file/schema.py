@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from transfer_bo.addresses import absolute_address
 from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.scale import Scale
 from transfer_bo.space import HP, Space
@@ -157,16 +158,9 @@ class SourceStudySection(_Section):
 
     def location(self, folder: Path) -> str:
         """The path of the table or the address of the storage; a relative path is relative to `folder`."""
-        return str((folder / self.runs).resolve()) if self.runs else _resolve(folder, self.storage or "")
-
-
-def _resolve(folder: Path, url: str) -> str:
-    """The address of a storage, with the path of its file, if it names one, made absolute."""
-    for scheme in ("sqlite:///", "journal:///"):
-        if url.startswith(scheme):
-            path, question, query = url.removeprefix(scheme).partition("?")
-            return f"{scheme}{(folder / path).resolve()}{question}{query}"
-    return url
+        if self.runs:
+            return str((folder / self.runs).resolve())
+        return absolute_address(self.storage or "", folder)
 
 
 class StudyFile(_Section):
@@ -222,11 +216,11 @@ class StudyFile(_Section):
         """Address of Optuna's storage; a relative file is relative to the study file, by default in `out`."""
         if self.run.storage is None:
             return f"sqlite:///{self.out / 'study.db'}"
-        return _resolve(self.path.parent, self.run.storage)
+        return absolute_address(self.run.storage, self.path.parent)
 
     def stored_in(self, url: str) -> StudyFile:
         """The same study in another storage; a relative file is relative to the current folder."""
-        run = self.run.model_copy(update={"storage": _resolve(Path(), url)})
+        run = self.run.model_copy(update={"storage": absolute_address(url, Path())})
         return self.model_copy(update={"run": run})
 
     def without_storage(self) -> str:
