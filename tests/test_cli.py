@@ -166,7 +166,7 @@ def test_suggest_prints_a_table_or_json(write_study: WriteStudy, monkeypatch: py
 
 def test_sigterm_ends_a_command_like_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     """A machine that is taken away leaves a study that can go on."""
-    with pytest.raises(typer.Exit) as caught, interruptible("run my.toml"):
+    with pytest.raises(typer.Exit) as caught, interruptible("transfer-bo run my.toml"):
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert 130 == caught.value.exit_code

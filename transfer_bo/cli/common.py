@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import signal
 import sys
 import warnings
@@ -30,6 +31,7 @@ __all__ = [
     "StudyArgument",
     "StudyOption",
     "app",
+    "command_line",
     "interruptible",
     "output_console",
     "reports_errors",
@@ -111,18 +113,24 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def command_line(*arguments: object) -> str:
+    """A command of ours as a shell takes it, e.g. with a path that holds a space in quotes."""
+    return shlex.join(["transfer-bo", *map(str, arguments)])
+
+
 @contextlib.contextmanager
-def interruptible(command: str) -> Iterator[None]:
+def interruptible(command: str | None) -> Iterator[None]:
     """End a command in order on Ctrl-C or SIGTERM, and print how to go on.
 
     Args:
-        command: What to type after `transfer-bo` to go on.
+        command: The command to go on with, as `command_line` makes it; None for the one that was typed.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"Stopped. Finished trials are kept; go on with: transfer-bo {command}", err=True)
+        again = "the same command." if command is None else command
+        typer.echo(f"Stopped. Finished trials are kept; go on with: {again}", err=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -13,6 +13,7 @@ from transfer_bo.cli.common import (
     StudyArgument,
     StudyOption,
     app,
+    command_line,
     interruptible,
     output_console,
     reports_errors,
@@ -39,10 +40,11 @@ def run(study: StudyArgument) -> None:
     from transfer_bo.runners.study_runner import run_search
 
     console = output_console()
-    with interruptible(f"run {study}"):
+    with interruptible(command_line("run", study)):
         if not run_search(study_file, console):
             console.print("The budget is spent; there is nothing left to search.")
-    console.print(f"Results are in {study_file.out}\nNext: transfer-bo verify {study}", soft_wrap=True)
+    next_command = command_line("verify", study)
+    console.print(f"Results are in {study_file.out}\nNext: {next_command}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -62,7 +64,8 @@ def verify(
     from transfer_bo.runners.study_runner import run_verification
 
     console = output_console()
-    with interruptible(f"verify {study}"):
+    options = ["--replicate", replicate] if replicate else []
+    with interruptible(command_line("verify", study, *options)):
         verification = run_verification(study_file, console, replicate=replicate)
     console.print(verification.text, soft_wrap=True, markup=False)
 
@@ -118,9 +121,17 @@ def status(
     silence_libraries()
     from transfer_bo.display.tables import rung_table, spent_text, summarise
     from transfer_bo.records import read_runs
+    from transfer_bo.store.heartbeat import dead_trials
 
     opened = source.open()
     runs = read_runs(opened)
     console = output_console()
     console.print(rung_table(summarise(runs, maximize=opened.direction.name == "MAXIMIZE")))
     console.print(spent_text(opened, runs))
+    n_dead = len(dead_trials(opened))
+    if n_dead:
+        console.print(
+            f"{n_dead} of the running trials lost their process; they reserve their cost until they are run "
+            f"again, by the search or by transfer_bo.store.heartbeat.requeue_dead(study).",
+            soft_wrap=True,
+        )

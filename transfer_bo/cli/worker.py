@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from transfer_bo.addresses import has_password
 from transfer_bo.cli.common import (
     STORAGE,
     OptionalStudyArgument,
     app,
+    command_line,
     interruptible,
     output_console,
     reports_errors,
@@ -44,6 +46,7 @@ def worker(
 
     Any number of workers, on any machine, may join and leave at any time.
     """
+    again = _command(study_file, storage, study, workers)
     joined = _study_file(study_file, storage, study)
     os.environ.pop(STORAGE, None)  # programs that trials start have no use for its password
     if workers is not None:
@@ -54,9 +57,23 @@ def worker(
     from transfer_bo.runners.study_runner import join_search
 
     console = output_console()
-    with interruptible(f"worker {study_file or f'--storage URL --study {study}'}"):
+    with interruptible(again):
         if not join_search(joined, console):
             console.print("The budget is spent; there is nothing left to do.")
+
+
+def _command(path: Path | None, storage: str | None, name: str | None, workers: int | None) -> str | None:
+    """The command that was typed; None if it must not be printed, for a password in it."""
+    arguments: list[object] = [] if path is None else [path]
+    if storage is not None and storage != os.environ.get(STORAGE):
+        if has_password(storage):
+            return None
+        arguments += ["--storage", storage]
+    if name is not None:
+        arguments += ["--study", name]
+    if workers is not None:
+        arguments += ["--workers", workers]
+    return command_line("worker", *arguments)
 
 
 def _study_file(path: Path | None, storage: str | None, name: str | None) -> StudyFile:

@@ -14,7 +14,7 @@ import optuna
 from rich.console import Console
 
 from transfer_bo.display.progress import Progress
-from transfer_bo.records import Run, read_runs
+from transfer_bo.records import Outcome, Run, read_runs
 from transfer_bo.runners.study_lock import study_lock
 from transfer_bo.runners.study_search import search_is_over
 from transfer_bo.runners.task import Task, make_task
@@ -22,7 +22,7 @@ from transfer_bo.runners.warm_start import read_missing_source_runs, refuse_miss
 from transfer_bo.runners.worker_pool import Pool
 from transfer_bo.space import is_multiplier
 from transfer_bo.store.heartbeat import Heartbeat, requeue_dead
-from transfer_bo.store.open_study import create_study, find_study, keep_definition, open_study
+from transfer_bo.store.open_study import check_storage, create_study, find_study, keep_definition, open_study
 from transfer_bo.study_file import StudyFile
 from transfer_bo.verification.jobs import plan, replicas, verified_suggestion
 from transfer_bo.verification.verdict import Verification, judge
@@ -47,6 +47,7 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
         TransferError: For bad input (nothing is written then), or workers that keep failing.
         KeyboardInterrupt: On Ctrl-C, when the workers have stopped, or if all of them were asked to stop.
     """
+    check_storage(study_file)
     study = find_study(study_file)
     task = make_task(study_file)
     sources = read_missing_source_runs(task, study)
@@ -73,6 +74,7 @@ def join_search(study_file: StudyFile, console: Console) -> bool:
         TransferError: For bad input, or if the study was started with another study file.
         KeyboardInterrupt: On Ctrl-C, when the workers have stopped.
     """
+    check_storage(study_file)
     study = find_study(study_file)
     refuse_missing_source_runs(study_file, study)
     task = make_task(study_file)
@@ -89,7 +91,10 @@ def _start(task: Task, study: optuna.Study | None) -> optuna.Study:
 
 def _search(task: Task, study: optuna.Study, console: Console, lock: int | None) -> bool:
     requeue_dead(study)
-    if search_is_over(task, study, read_runs(study)):
+    runs = read_runs(study)
+    # A trial that runs elsewhere may have lost its owner: the workers wait for it, and run it if it did.
+    is_running = any(run.outcome is Outcome.RUNNING and run.purpose == "search" for run in runs)
+    if search_is_over(task, study, runs) and not is_running:
         return False
 
     progress = Progress(
@@ -152,6 +157,7 @@ def run_verification(
         TransferError: For bad input, or workers that keep failing.
         KeyboardInterrupt: On Ctrl-C, when the workers have stopped.
     """
+    check_storage(study_file)
     task = make_task(study_file)
     study = open_study(study_file)
     keep_definition(study_file, study, task.definition())

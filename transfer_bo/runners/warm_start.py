@@ -78,7 +78,7 @@ def refuse_missing_source_runs(study_file: StudyFile, study: optuna.Study | None
     for source in _missing(study_file, study):
         raise StudyError(
             f"{study_file.path}: past: the runs of {source.label!r} are not in the study yet; put them there "
-            f"with: transfer-bo run {study_file.path}"
+            f"with: {study_file.command_line('run')}"
         )
 
 

@@ -28,7 +28,15 @@ from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome
 from transfer_bo.store.owner import has_died_here, owner_id
 
-__all__ = ["BEAT_SECONDS", "GRACE_SECONDS", "MAX_OWNER_LOSSES", "Heartbeat", "requeue", "requeue_dead"]
+__all__ = [
+    "BEAT_SECONDS",
+    "GRACE_SECONDS",
+    "MAX_OWNER_LOSSES",
+    "Heartbeat",
+    "dead_trials",
+    "requeue",
+    "requeue_dead",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +98,15 @@ def requeue(study: optuna.Study, observed: FrozenTrial, *, owner_died: bool) -> 
     return False
 
 
+def dead_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The running trials whose owner was a process of this machine that is gone.
+
+    Until they are requeued they reserve their whole cost.
+    """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [trial for trial in running if has_died_here(trial)]
+
+
 def requeue_dead(study: optuna.Study, *, owner: str | None = None, owner_died: bool = True) -> int:
     """Put the running trials of dead processes of this machine back into the queue, at once.
 
@@ -101,11 +118,12 @@ def requeue_dead(study: optuna.Study, *, owner: str | None = None, owner_died: b
     Returns:
         Number of requeued trials.
     """
-    count = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if has_died_here(trial) if owner is None else owner_id(trial) == owner:
-            count += requeue(study, trial, owner_died=owner_died)
-    return count
+    if owner is None:
+        trials = dead_trials(study)
+    else:
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        trials = [trial for trial in running if owner_id(trial) == owner]
+    return sum(requeue(study, trial, owner_died=owner_died) for trial in trials)
 
 
 class Heartbeat:

@@ -129,7 +129,7 @@ def open_study(
     if study is None:
         raise StudyError(
             f"{study_file.path}: nothing has run under the name {study_file.name!r} yet; "
-            f"start with: transfer-bo run {study_file.path}"
+            f"start with: {study_file.command_line('run')}"
         )
     return study
 

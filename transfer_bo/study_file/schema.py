@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -237,6 +238,10 @@ class StudyFile(_Section):
         """`data.source`, with a path made absolute."""
         source = self.data.source
         return source if source == "sotu" else str((self.path.parent / source).resolve())
+
+    def command_line(self, command: str) -> str:
+        """One of our commands for this study file, as a shell takes it."""
+        return shlex.join(["transfer-bo", command, str(self.path)])
 
     def error(
         self, key: str, problem: str, error_type: type[TransferError] = StudyFileError
