@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from transfer_bo.errors import Diverged, Preempted, StudyFileError, WorkerError
+from transfer_bo.secrets import hide_secret_values
 
 __all__ = ["CHECKPOINT", "INPUT", "LOST", "OUTPUT", "CommandError", "Program", "fill", "tell"]
 
@@ -161,12 +162,12 @@ class _Output:
             shown = line.strip()[:LINE_LENGTH]
             raise CommandError(f"The program reported {shown!r}, which is no result ({error!r}).") from error
 
-    def result(self, code: int, errors: Path) -> float:
+    def result(self, code: int, errors: str) -> float:
         """The program's loss, after its end.
 
         Args:
             code: Its exit code.
-            errors: File with what it wrote to standard error.
+            errors: The end of what it wrote to standard error.
 
         Raises:
             Diverged, MemoryError, Preempted: As the program reported.
@@ -187,8 +188,7 @@ class _Output:
             raise CommandError(self.message or f"The program ended with the outcome {self.outcome!r}.")
 
         if self.loss is None or code != 0:
-            tail = errors.read_text(errors="replace").strip()[-TAIL_LENGTH:]
-            raise CommandError(f"The program ended with exit code {code} and no result. {tail}")
+            raise CommandError(f"The program ended with exit code {code} and no result. {errors}")
         if not math.isfinite(self.loss):
             raise Diverged(f"The program's loss is {self.loss}.")
         return self.loss
@@ -270,7 +270,10 @@ class Program:
             with errors.open("w") as stderr, self._started(values, environment, stderr) as process:
                 reported = _follow(process, output, report, should_stop)
                 code = process.wait()
-            return reported.result(code, errors)
+
+            written = errors.read_text(errors="replace").strip()
+            reported.message = hide_secret_values(reported.message, environment)
+            return reported.result(code, hide_secret_values(written, environment)[-TAIL_LENGTH:])
 
     @contextlib.contextmanager
     def _started(

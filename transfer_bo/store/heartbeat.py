@@ -16,6 +16,7 @@ import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from transfer_bo.attributes import BEAT_ATTR, OUTCOME_ATTR, OWNER_LOSSES_ATTR, WORKER_ATTR
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome
+from transfer_bo.secrets import hide_passwords
 from transfer_bo.store.owner import has_died_here, owner_id
 
 __all__ = [
@@ -173,7 +175,7 @@ class Heartbeat:
             except TransferError as error:  # the storage stays away; the trials' own calls report it, too
                 logger.warning("%s", error)
             except Exception:
-                logger.exception("The heartbeat missed a beat.")
+                logger.error("The heartbeat missed a beat: %s", hide_passwords(traceback.format_exc()))
             self._stop.wait(self._beat)
 
     def observe(self, now: float | None = None) -> None:

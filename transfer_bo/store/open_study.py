@@ -27,6 +27,7 @@ from transfer_bo.store.backends import (
 )
 from transfer_bo.store.owner import Owner
 from transfer_bo.study_file import StudyFile
+from transfer_bo.study_file.schema import CommandSection
 
 __all__ = ["check_storage", "create_study", "find_study", "keep_definition", "open_study"]
 
@@ -194,13 +195,23 @@ def _hash(definition: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _without_secrets(key: str, value: Any) -> Any:
+    """A value of a definition without passwords, which earlier versions kept with the study."""
+    if key == "command.env":
+        return CommandSection(run=[], env=value).without_secrets().env
+    if key == "command.run":
+        return CommandSection(run=value).without_secrets().run
+    return value
+
+
 def _compare(study_file: StudyFile, study: optuna.Study, definition: dict[str, Any]) -> None:
     """Refuse a study file that is not the study's own.
 
     Raises:
         StudyError: Naming the first key that changed, its value in the study and its value now.
     """
-    for key, stored in study.user_attrs.get(DEFINITION_ATTR, {}).items():
+    for key, kept in study.user_attrs.get(DEFINITION_ATTR, {}).items():
+        stored = _without_secrets(key, kept)
         value = definition.get(key, stored)  # the text's fingerprint is not known without reading the text
         same = value[: len(stored)] == stored if key == "ladder.rungs" else value == stored
         if not same:

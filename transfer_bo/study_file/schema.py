@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from transfer_bo.addresses import absolute_address
 from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.scale import Scale
+from transfer_bo.secrets import MASK, hide_passwords, is_secret
 from transfer_bo.space import HP, Space
 
 __all__ = ["CommandSection", "SourceStudySection", "StudyFile"]
@@ -132,6 +133,12 @@ class CommandSection(_Section):
     env: dict[str, str] = {}
     coordinates: Literal["base", "raw"] = "raw"
 
+    def without_secrets(self) -> CommandSection:
+        """The same command, with `***` for passwords in it and for secret variables of its environment."""
+        run = hide_passwords(self.run) if isinstance(self.run, str) else list(map(hide_passwords, self.run))
+        env = {k: MASK if is_secret(k) else hide_passwords(value) for k, value in self.env.items()}
+        return self.model_copy(update={"run": run, "env": env})
+
 
 class VerifySection(_Section):
     """What runs at the target when the search is over."""
@@ -225,12 +232,15 @@ class StudyFile(_Section):
         return self.model_copy(update={"run": run})
 
     def without_storage(self) -> str:
-        """The study file as JSON, to be kept with the study; storages, with their passwords, are left out.
+        """The study file as JSON, to be kept with the study, without passwords; storages are left out.
 
         So are source studies: a worker that joins with this has no use for them, as their runs are in the
         study by then.
         """
-        plain = self.model_dump(mode="json", exclude={"path": True, "past": True, "run": {"storage"}})
+        command = self.command and self.command.without_secrets()
+        plain = self.model_copy(update={"command": command}).model_dump(
+            mode="json", exclude={"path": True, "past": True, "run": {"storage"}}
+        )
         return json.dumps({**plain, "path": f"{self.name}.toml"}, sort_keys=True)
 
     @property
@@ -257,7 +267,8 @@ class StudyFile(_Section):
         """What identifies this study, by key: none of it may change once trials are stored.
 
         The ladder may grow at its end; target, budget, ranges, workers and folders may change. Multipliers
-        of `per_module` may come and go: in a run without one it was 1. Source studies may be added.
+        of `per_module` may come and go: in a run without one it was 1. Source studies may be added, and
+        passwords of a command may change.
         """
         sections: dict[str, BaseModel] = {
             "data": self.data,
@@ -265,7 +276,8 @@ class StudyFile(_Section):
             "parametrization": self.parametrization,
         }
         if self.command is not None:
-            sections = {"command": self.command, "parametrization": self.parametrization}
+            command = self.command.without_secrets()
+            sections = {"command": command, "parametrization": self.parametrization}
 
         flat = {
             f"{name}.{key}": value
