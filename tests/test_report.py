@@ -17,7 +17,7 @@ from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
 
 import transfer_bo as tb
 from transfer_bo.display.landscape_figure import draw_landscape
-from transfer_bo.display.text import number_text
+from transfer_bo.display.text import interval_text, number_text
 from transfer_bo.errors import StudyError
 from transfer_bo.parametrization import parametrize
 from transfer_bo.records import Outcome, Run
@@ -40,19 +40,32 @@ SECTIONS = [
 
 
 class _Parsed(HTMLParser):
-    """Every tag with its attributes, and the text outside of tags."""
+    """Every tag with its attributes, the text outside of figures, and the texts of their marks."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words = ""
+        self.tips: list[str] = []
+        self.path: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.path.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.path and self.path.pop() != tag:
+            pass
 
     def handle_data(self, data: str) -> None:
-        self.words += data + " "
+        if "svg" not in self.path:
+            self.words += data + " "
+        elif self.path[-1] == "title":
+            self.tips.append(data)
 
     def all(self, tag: str, attribute: str) -> list[str | None]:
         """The attribute's value of every such tag that has it."""
@@ -88,7 +101,7 @@ def test_a_verified_study_shows_everything(verified: str) -> None:
     fit = FakeFit([])
 
     assert [*SECTIONS[:-1], "tensors", SECTIONS[-1]] == page.all("section", "id")
-    assert 5 == len(page.all("img", "src"))
+    assert 5 == len(page.all("svg", "aria-label"))
     assert "The measured value lies inside the interval." in page.words
     assert "better than the control run with the documented defaults" in page.words
     for hp, (best, low, high) in fit.optimum(TARGET).items():
@@ -104,10 +117,40 @@ def test_the_file_needs_nothing_else(verified: str) -> None:
     """No script, no link out, no style sheet, no picture from elsewhere."""
     page = _Parsed(verified)
 
-    assert all(str(src).startswith("data:image/svg+xml;base64,") for src in page.all("img", "src"))
-    assert all(str(href).startswith("#") for href in page.all("a", "href"))
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not re.search(r"url\(|@import|https?://", verified)
+    ids = page.all("svg", "id") + [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    hrefs = {str(attrs["href"]) for _, attrs in page.tags if "href" in attrs}
+
+    assert all(href.startswith(("#", "data:image/png;base64,")) for href in hrefs)
+    assert {href[1:] for href in hrefs if href.startswith("#")} <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert not {"script", "link", "iframe", "object", "img"} & {tag for tag, _ in page.tags}
+    assert 1 == len([tag for tag, _ in page.tags if tag == "style"])
+    assert not re.search(r"url\((?!#)|@import|https?://", verified)
+
+
+def test_marks_show_their_values_on_hover(verified: str) -> None:
+    """Runs, optima, drifts and measured losses, each with its text."""
+    tips = _Parsed(verified).tips
+    run = next(run for run in make_runs() if run.loss is not None)
+    best, low, high = FakeFit([]).optimum(TARGET)["lr"]
+
+    assert f"trial 0: lr = {number_text(run.params['lr'])}, loss {number_text(run.loss, 5)}" in tips
+    assert any(f"{number_text(best)} ({interval_text(low, high)})" in tip for tip in tips)
+    assert any(tip.startswith("lr per doubling of width: +0.10") for tip in tips)
+    assert any(tip.startswith("documented defaults: ") for tip in tips)
+
+
+@pytest.mark.parametrize("kind", ["title", "hp"])
+def test_passwords_in_figures_are_masked(kind: str, tmp_path: Path) -> None:
+    """Text in a figure is text of the page: a study or an HP named by an address, with or without a slash."""
+    address = "postgresql://me:pa/ss@db/x"
+    runs = make_runs(6, verified=False)
+    if kind == "hp":
+        runs = [dataclasses.replace(run, params={address: run.params["lr"]}) for run in runs]
+    fit = FakeFit(runs, hps=[address] if kind == "hp" else ["lr"])
+    study = make_study(runs, fit.settings, name=address if kind == "title" else "x")
+
+    assert "pa/ss" not in _write(tmp_path, runs, fit, study=study, title=address)
 
 
 @pytest.mark.filterwarnings("error")
@@ -200,7 +243,7 @@ def test_no_verification_yet(tmp_path: Path) -> None:
     assert "has not been verified" in page.words
     assert "No run at the target has been made yet" in page.words
     assert "verified at the target" not in page.words
-    assert 5 == len(page.all("img", "src"))
+    assert 5 == len(page.all("svg", "aria-label"))
 
 
 def test_one_rung_and_one_run_are_enough(tmp_path: Path) -> None:
@@ -208,7 +251,7 @@ def test_one_rung_and_one_run_are_enough(tmp_path: Path) -> None:
     runs = make_runs(1, verified=False, rungs=1)
     page = _Parsed(_write(tmp_path, runs, FakeFit(runs, rungs=1)))
 
-    assert 4 == len(page.all("img", "src"))
+    assert 4 == len(page.all("svg", "aria-label"))
     assert "1 / 1" in page.words
 
 
@@ -230,7 +273,7 @@ def test_nothing_finished_is_said_in_words(
     assert SECTIONS == page.all("section", "id")
     assert "There is no projection yet." in page.words
     assert f"0 / {len(runs)}" in page.words
-    assert (Outcome.DIVERGED in outcomes) == bool(page.all("img", "src"))
+    assert (Outcome.DIVERGED in outcomes) == bool(page.all("svg", "aria-label"))
 
 
 def test_a_trial_without_a_scale_is_listed(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from transfer_bo.display.text import number_text, varying_axes
 from transfer_bo.scale import Scale
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from transfer_bo.projection import Projection
@@ -32,6 +34,8 @@ __all__ = [
     "PRIOR_COLOUR",
     "TARGET_COLOUR",
     "WIDTH_IN",
+    "TippedFigure",
+    "add_tips",
     "colours_of",
     "finished_runs",
     "optimum_marker",
@@ -56,6 +60,24 @@ TARGET_COLOUR = "#D55E00"
 CONTROL_COLOUR = "#0072B2"
 """Okabe and Ito's blue."""
 PRIOR_COLOUR = "#BBBBBB"
+
+
+class TippedFigure(Figure):
+    """A figure whose marks have texts, which a report shows when the pointer is on them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tips: dict[str, list[str]] = {}
+        """Group id in the SVG -> text of each mark."""
+
+
+def add_tips(artist: Artist, texts: Sequence[str]) -> None:
+    """Give each mark of an artist a text; nothing happens in a figure of another kind."""
+    figure = artist.get_figure(root=True)
+    if isinstance(figure, TippedFigure):
+        name = f"tips-{len(figure.tips)}"
+        artist.set_gid(name)
+        figure.tips[name] = list(texts)
 
 
 def short_labels(scales: Sequence[Scale]) -> tuple[list[str], str]:

@@ -20,6 +20,8 @@ from transfer_bo.display.figure_style import (
     PRIOR_COLOUR,
     TARGET_COLOUR,
     WIDTH_IN,
+    TippedFigure,
+    add_tips,
     colours_of,
     finished_runs,
     optimum_marker,
@@ -29,7 +31,7 @@ from transfer_bo.display.figure_style import (
     shown_scales,
     tidy,
 )
-from transfer_bo.display.text import number_text, scale_text, share_text
+from transfer_bo.display.text import LOSS_DIGITS, number_text, octaves_text, scale_text, share_text
 from transfer_bo.records import Outcome
 from transfer_bo.scale import Scale
 
@@ -71,7 +73,7 @@ def draw_drift(drift: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
     """
     hps = list(drift)
     names = list(dict.fromkeys(axis for per_axis in drift.values() for axis in per_axis))
-    figure = Figure(figsize=(WIDTH_IN, 1.3 + 0.3 * len(hps)), layout="constrained")
+    figure = TippedFigure(figsize=(WIDTH_IN, 1.3 + 0.3 * len(hps)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
 
     for axes, axis in zip(panels, names, strict=True):
@@ -90,7 +92,10 @@ def draw_drift(drift: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
             axes.plot(
                 [d["mean"] - posterior, d["mean"] + posterior], [row, row], color="black", linewidth=1.5
             )
-            axes.plot(d["mean"], row, "o", color="black", markersize=4.5)
+            (mark,) = axes.plot(d["mean"], row, "o", color="black", markersize=4.5)
+            low, high = octaves_text(d["mean"] - posterior), octaves_text(d["mean"] + posterior)
+            words = f"{hp} per doubling of {axis}: {octaves_text(d['mean'])} ({low} to {high}) octaves"
+            add_tips(mark, [words])
 
         axes.axvline(0.0, color="#888888", linewidth=0.8, linestyle="--")
         axes.set_title(f"per doubling of {plain(axis)}", fontsize=9)
@@ -119,7 +124,7 @@ def draw_importance(fit: Projection) -> Figure:
     hps = sorted(fit.hps, key=lambda hp: -shares[-1].get(hp, 0.0))
     table = np.array([[100 * share.get(hp, 0.0) for share in shares] for hp in hps])
 
-    figure = Figure(figsize=(WIDTH_IN, 1.2 + 0.28 * len(hps)), layout="constrained")
+    figure = TippedFigure(figsize=(WIDTH_IN, 1.2 + 0.28 * len(hps)), layout="constrained")
     axes = figure.subplots()
     top = max(float(table.max()), 1e-9)
     image = axes.imshow(table, cmap="Blues", aspect="auto", vmin=0, vmax=top)
@@ -155,7 +160,7 @@ def draw_prediction(
     """
     scales = shown_scales(fit)
     colours = colours_of(scales, fit.target)
-    figure = Figure(figsize=(WIDTH_IN, 3.7), layout="constrained")
+    figure = TippedFigure(figsize=(WIDTH_IN, 3.7), layout="constrained")
     over_cost, at_target = figure.subplots(1, 2, width_ratios=(1.4, 1))
     _draw_runs(over_cost, fit, scales, colours, maximize)
 
@@ -173,7 +178,8 @@ def draw_prediction(
     names = ["predicted"]
     for purpose, name, loss in measured:
         over_cost.plot(1.0, loss, **_MEASURED[purpose])
-        at_target.plot(len(names), loss, **_MEASURED[purpose])
+        (mark,) = at_target.plot(len(names), loss, **_MEASURED[purpose])
+        add_tips(mark, [f"{name}: {number_text(loss, LOSS_DIGITS)}"])
         at_target.annotate(number_text(loss), (len(names), loss), **_NOTE)
         names.append(f"measured:\n{name}")
     at_target.set_xticks(range(len(names)), [plain(textwrap.fill(name, 16)) for name in names])
@@ -202,9 +208,15 @@ def _draw_runs(
             _, mean, _, _ = fit.curve(fit.hps[0], scale)
             important.append(float(max(mean) if maximize else min(mean)))
             axes.plot(cost, important[-1], "_", color="black", markersize=16, markeredgewidth=1.5, zorder=4)
-        losses = [loss for r, loss in finished_runs(fit.runs, scale) if r.purpose == "search"]
+        runs = [(run, loss) for run, loss in finished_runs(fit.runs, scale) if run.purpose == "search"]
+        losses = [loss for _, loss in runs]
         if losses:
-            axes.scatter([cost] * len(losses), losses, s=10, color=colours[scale], alpha=0.4)
+            dots = axes.scatter([cost] * len(losses), losses, s=10, color=colours[scale], alpha=0.4)
+            where = scale_text(scale)
+            add_tips(
+                dots,
+                [f"trial {run.number} at {where}: {number_text(loss, LOSS_DIGITS)}" for run, loss in runs],
+            )
             important.append(max(losses) if maximize else min(losses))
             axes.plot(cost, important[-1], **optimum_marker(colours[scale], is_target=False))
 
@@ -238,7 +250,7 @@ def draw_divergence(runs: Sequence[Run], hps: Sequence[str]) -> Figure:
     shown = sorted(hps, key=lambda hp: -_separation(columns[hp], diverged))[:MAX_PANELS]
 
     rows = max(1, math.ceil(len(shown) / COLUMNS))
-    figure = Figure(figsize=(WIDTH_IN, 0.4 + 1.9 * rows), layout="constrained")
+    figure = TippedFigure(figsize=(WIDTH_IN, 0.4 + 1.9 * rows), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False)
 
     for index, axes in enumerate(grid.flat):
@@ -254,8 +266,14 @@ def draw_divergence(runs: Sequence[Run], hps: Sequence[str]) -> Figure:
                 edges = values[part[0]], values[part[-1]]
                 axes.fill_between(edges, 0, float(bad[part].mean()), color="#CCCCCC", linewidth=0)
         height = 0.1 + 0.8 * np.linspace(0, 1, len(values))  # in the order of the runs, to tell them apart
-        axes.scatter(values[~bad], height[~bad], s=7, color=CONTROL_COLOUR, alpha=0.5, linewidth=0)
-        axes.scatter(values[bad], height[bad], s=22, color=TARGET_COLOUR, marker="x", linewidth=1.2)
+        dots = axes.scatter(values[~bad], height[~bad], s=7, color=CONTROL_COLOUR, alpha=0.5, linewidth=0)
+        crosses = axes.scatter(values[bad], height[bad], s=22, color=TARGET_COLOUR, marker="x", linewidth=1.2)
+        numbers = np.array([run.number for run in ended])[known]
+        for marks, chosen in ((dots, ~bad), (crosses, bad)):
+            pairs = zip(numbers[chosen], values[chosen], strict=True)
+            add_tips(
+                marks, [f"trial {number}: {shown[index]} = {number_text(value)}" for number, value in pairs]
+            )
 
         if len(values) and values.min() < values.max():
             set_log2_axis(axes, values)

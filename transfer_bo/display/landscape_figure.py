@@ -15,6 +15,8 @@ from transfer_bo.display.figure_style import (
     MAX_PANELS,
     TARGET_COLOUR,
     WIDTH_IN,
+    TippedFigure,
+    add_tips,
     colours_of,
     finished_runs,
     optimum_marker,
@@ -24,7 +26,7 @@ from transfer_bo.display.figure_style import (
     shown_scales,
     tidy,
 )
-from transfer_bo.display.text import scale_text
+from transfer_bo.display.text import LOSS_DIGITS, interval_text, number_text, scale_text
 from transfer_bo.scale import Scale
 
 if TYPE_CHECKING:
@@ -75,8 +77,12 @@ def draw_landscape(
     figure, panels = _make_panels(len(hps), len(scales))
     for index, (hp, (upper, lower)) in enumerate(zip(hps, panels, strict=True)):
         for scale in scales:
-            _draw_curve(upper, fit, hp, scale, curves[hp, scale], optima[scale][hp][0], colours[scale])
-        _draw_path(lower, [optima[scale][hp] for scale in scales], [colours[scale] for scale in scales])
+            optimum = optima[scale][hp]
+            _draw_curve(upper, fit, hp, scale, curves[hp, scale], optimum, colours[scale])
+        labels = [_optimum_text(hp, scale, scales, optima[scale][hp]) for scale in scales]
+        _draw_path(
+            lower, [optima[scale][hp] for scale in scales], [colours[scale] for scale in scales], labels
+        )
 
         is_first = index % COLUMNS == 0
         for axes in (upper, lower):
@@ -112,7 +118,7 @@ def _make_panels(n_hps: int, n_scales: int) -> tuple[Figure, list[tuple[Axes, Ax
     rows = math.ceil(n_hps / COLUMNS)
     height = head + rows * (PANEL_IN + strip + GAP_IN)
 
-    figure = Figure(figsize=(WIDTH_IN, height))
+    figure = TippedFigure(figsize=(WIDTH_IN, height))
     grid = figure.add_gridspec(
         rows,
         COLUMNS,
@@ -133,7 +139,13 @@ def _make_panels(n_hps: int, n_scales: int) -> tuple[Figure, list[tuple[Axes, Ax
 
 
 def _draw_curve(
-    axes: Axes, fit: Projection, hp: str, scale: Scale, curve: Any, best: float, colour: Any
+    axes: Axes,
+    fit: Projection,
+    hp: str,
+    scale: Scale,
+    curve: Any,
+    optimum: tuple[float, float, float],
+    colour: Any,
 ) -> None:
     """The fitted loss along one HP at one scale, with its band, its optimum and the finished runs."""
     values, mean, low, high = curve
@@ -141,17 +153,39 @@ def _draw_curve(
     axes.fill_between(values, low, high, color=colour, alpha=0.15 if is_target else 0.05, linewidth=0)
     axes.plot(values, mean, color=colour, linewidth=2.0 if is_target else 1.3)
 
-    dots = [(run.params[hp], loss) for run, loss in finished_runs(fit.runs, scale) if hp in run.params]
-    axes.scatter([value for value, _ in dots], [loss for _, loss in dots], s=9, color=colour, alpha=0.5)
-    axes.plot(best, np.interp(best, values, mean), **optimum_marker(colour, is_target))
+    runs = [(run, loss) for run, loss in finished_runs(fit.runs, scale) if hp in run.params]
+    dots = axes.scatter(
+        [run.params[hp] for run, _ in runs], [loss for _, loss in runs], s=9, color=colour, alpha=0.5
+    )
+    add_tips(
+        dots,
+        [
+            f"trial {run.number}: {hp} = {number_text(run.params[hp])}, loss {number_text(loss, LOSS_DIGITS)}"
+            for run, loss in runs
+        ],
+    )
+    best = optimum[0]
+    (mark,) = axes.plot(best, np.interp(best, values, mean), **optimum_marker(colour, is_target))
+    add_tips(mark, [_optimum_text(hp, scale, (), optimum)])
 
 
-def _draw_path(axes: Axes, optima: Sequence[tuple[float, float, float]], colours: Sequence[Any]) -> None:
+def _optimum_text(hp: str, scale: Scale, among: Sequence[Scale], optimum: tuple[float, float, float]) -> str:
+    best, low, high = optimum
+    return f"best {hp} at {scale_text(scale, among)}: {number_text(best)} ({interval_text(low, high)})"
+
+
+def _draw_path(
+    axes: Axes,
+    optima: Sequence[tuple[float, float, float]],
+    colours: Sequence[Any],
+    labels: Sequence[str],
+) -> None:
     """Intervals from top to bottom, joined: where the optimum goes with scale."""
     axes.plot([best for best, _, _ in optima], range(len(optima)), color="#777777", linewidth=0.9, zorder=1)
     for row, ((best, low, high), colour) in enumerate(zip(optima, colours, strict=True)):
         axes.plot([low, high], [row, row], color=colour, linewidth=2.4, solid_capstyle="butt", zorder=2)
-        axes.plot(best, row, **optimum_marker(colour, is_target=row == len(optima) - 1))
+        (mark,) = axes.plot(best, row, **optimum_marker(colour, is_target=row == len(optima) - 1))
+        add_tips(mark, [labels[row]])
 
 
 def _legend(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-import warnings as python_warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib
-
 from transfer_bo.display.html import escape, html_table
+from transfer_bo.report.inline_svg import inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,31 +26,47 @@ __all__ = [
 ]
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, Roboto, "DejaVu Sans", sans-serif; color: #1c1c1c; background: #fff;
-       margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1120px; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; padding-bottom: .2rem;
-     border-bottom: 1px solid #ccc; }
-p { max-width: 62em; margin: .5rem 0; } .quiet, figcaption { color: #555; font-size: .88rem; }
-nav { margin: .6rem 0 1.2rem; font-size: .88rem; } nav a { margin-right: 1.1em; color: #0b5394;
-        text-decoration: none; }
-.verdict { border-left: 5px solid #666; background: #f4f4f4; padding: .7rem 1rem; margin: 1rem 0; }
-.verdict.good { border-color: #00796b; background: #eef7f5; }
-.verdict.mixed { border-color: #b26a00; background: #fdf6ea; }
-.verdict.bad { border-color: #b3261e; background: #fbf0ef; }
+:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fff; --quiet: #555; --line: #ccc;
+        --faint: #e3e3e3; --box: #f4f4f4; --link: #0b5394; --good: #00796b; --mixed: #b26a00; --bad: #b3261e;
+        --good-box: #eef7f5; --mixed-box: #fdf6ea; --bad-box: #fbf0ef; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e4e4; --paper: #161616; --quiet: #a8a8a8; --line: #555; --faint: #333; --box: #242424;
+          --link: #8ab8e8; --good: #4db6a6; --mixed: #e0a850; --bad: #ef8a82; --good-box: #16302b;
+          --mixed-box: #33280f; --bad-box: #381a18; }
+  figure svg { filter: invert(.914) hue-rotate(180deg); }
+}
+body { font: 15px/1.5 system-ui, Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
+       background: var(--paper); margin: 0 auto; padding: 1.5rem 2rem 4rem; max-width: 1120px; }
+h1 { font-size: 1.7rem; margin: 0; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; padding-bottom: .2rem; border-bottom: 1px solid var(--line); }
+p { max-width: 62em; margin: .5rem 0; } .quiet, figcaption { color: var(--quiet); font-size: .88rem; }
+nav { margin: .6rem 0 1.2rem; font-size: .88rem; }
+nav a { display: inline-block; margin-right: 1.1em; color: var(--link); text-decoration: none; }
+.verdict { border-left: 5px solid var(--quiet); background: var(--box); padding: .7rem 1rem; margin: 1rem 0; }
+.verdict.good { border-color: var(--good); background: var(--good-box); }
+.verdict.mixed { border-color: var(--mixed); background: var(--mixed-box); }
+.verdict.bad { border-color: var(--bad); background: var(--bad-box); }
 .verdict p { margin: .2rem 0; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; padding: 0; list-style: none; }
-.cards li { border: 1px solid #d5d5d5; border-radius: 5px; padding: .5rem .9rem; min-width: 11em; }
-.cards .what { color: #555; font-size: .82rem; } .cards .value { font-size: 1.35rem; font-weight: 600; }
-table { border-collapse: collapse; font-size: .88rem; margin: .7rem 0; font-variant-numeric: tabular-nums; }
-th { text-align: left; border-bottom: 2px solid #999; padding: .25rem .8rem .25rem 0;
-     vertical-align: bottom; }
-td { border-bottom: 1px solid #e3e3e3; padding: .22rem .8rem .22rem 0; vertical-align: top; }
-td.n, th.n { text-align: right; padding-right: 1.2rem; } td:first-child { white-space: nowrap; }
+.cards li { border: 1px solid var(--line); border-radius: 5px; padding: .5rem .9rem; min-width: 9em; }
+.cards .what { color: var(--quiet); font-size: .82rem; }
+.cards .value { font-size: 1.35rem; font-weight: 600; white-space: pre-wrap; }
 .wide { overflow-x: auto; }
-figure { margin: .8rem 0; } figure img { width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: .88rem; margin: .7rem 0; font-variant-numeric: tabular-nums; }
+th { text-align: left; border-bottom: 2px solid var(--line); padding: .25rem .8rem .25rem 0;
+     vertical-align: bottom; }
+td { border-bottom: 1px solid var(--faint); padding: .22rem .8rem .22rem 0; vertical-align: top;
+     min-width: 9em; }
+td.n, th.n { text-align: right; padding-right: 1.2rem; min-width: 0; }
+td.n, td:first-child { white-space: nowrap; }
+figure { margin: .8rem 0; } figure svg { width: 100%; min-width: 46rem; height: auto; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 ul.warnings li { margin: .25rem 0; }
-pre { background: #f6f6f6; border: 1px solid #e0e0e0; padding: .7rem; overflow-x: auto; font-size: .82rem; }
-summary { cursor: pointer; color: #0b5394; margin: .5rem 0; }
+pre { background: var(--box); border: 1px solid var(--faint); padding: .7rem; overflow-x: auto;
+      font-size: .82rem; }
+summary { cursor: pointer; color: var(--link); margin: .5rem 0; }
+@media (max-width: 40rem) { body { padding: 1rem 1rem 3rem; } }
+@media print { details { display: block; } .wide { overflow: visible; } figure svg { min-width: 0; } }
 """
 
 
@@ -99,16 +111,9 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], digits: int 
 
 
 def figure(drawing: Figure, alt: str, caption: str) -> str:
-    """A drawing as an SVG inside the page; as an image, nothing in it can run or clash with another."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "transfer_bo"}), python_warnings.catch_warnings():
-        python_warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # a name in a rare script
-        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    image = f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    """A drawing as SVG inside the page; where the page is narrow it scrolls rather than shrinks."""
+    svg = inline_svg(drawing, alt, getattr(drawing, "tips", {}))
+    return f'<figure><div class="wide">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def section(anchor: str, title: str, *content: str) -> str:
@@ -122,9 +127,9 @@ def page(title: str, head: str, sections: Sequence[str]) -> str:
     """The whole document, with links to its sections on top.
 
     Args:
-        title: of the window and the page.
+        title: Title of the window and the page.
         head: HTML between the title and the first section.
-        sections: made by `section`; empty ones are left out.
+        sections: Parts made by `section`; empty ones are left out.
     """
     parts = re.findall(r'<section id="([a-z-]+)"><h2>(.*?)</h2>', "".join(sections))
     links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in parts)
