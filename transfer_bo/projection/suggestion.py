@@ -13,6 +13,9 @@ from transfer_bo.scale import Scale
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from transfer_bo.integrations.formats import Export
+    from transfer_bo.parametrization import Parametrization
+
 __all__ = ["PredictedLoss", "Suggestion", "central_interval"]
 
 LEVEL = 0.9
@@ -113,6 +116,22 @@ class Suggestion:
         from transfer_bo.display.suggestion_text import suggestion_html
 
         return suggestion_html(self)
+
+    def export(
+        self,
+        p: Parametrization,
+        format: str,  # noqa: A002 - the name that users write
+        *,
+        context: int | None = None,
+        max_norm: float = 1.0,
+    ) -> Export:
+        """The settings of each tensor at the target, for "torch", "hf", "torchtitan", "megatron" or "json".
+
+        See `transfer_bo.integrations.export` for formats and arguments.
+        """
+        from transfer_bo.integrations.formats import export
+
+        return export(self, p, format, context=context, max_norm=max_norm)
 
     def plot(self, level: float = 0.9) -> Figure:
         """Draw the posterior of each HP's optimum at the target, and the predicted loss.
