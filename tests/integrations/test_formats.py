@@ -150,7 +150,8 @@ def test_what_is_not_possible():
 
 def test_with_megatron_core():
     """Megatron-core itself makes the same groups of the exported configuration."""
-    megatron = pytest.importorskip("megatron.core.optimizer.optimizer_config", reason="needs the group `frameworks`")
+    module = "megatron.core.optimizer.optimizer_config"
+    megatron = pytest.importorskip(module, reason="needs the group `frameworks`")
     found = export(suggestion(), P, "megatron")
     scope: dict = {}
     code = str(found).replace("get_megatron_optimizer\n", "get_megatron_optimizer as _\n", 1)

@@ -87,6 +87,7 @@ def _json(plan: Plan, max_norm: float) -> Export:
         for name, tensor in plan.p.tensors.items()
     ]
     outputs, inputs = plan.p.hooked_multipliers(plan.hps)
+
     content = {
         "version": VERSION,
         "rule": plan.p.rule.name,

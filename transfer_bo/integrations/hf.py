@@ -88,7 +88,7 @@ class Callback(TrainerCallback):
 
     Args:
         p: At the scale that the model was built at.
-        trial: An Optuna trial, told each evaluation loss at the progress of the run; None to tell nobody.
+        trial: An Optuna trial that gets each evaluation loss at the progress of the run; None for no reports.
         max_norm: Largest norm of the gradient, as `Parametrization.clip_grad_norm_` counts it.
         metric: Key of the evaluation's metrics that is reported.
     """
