@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 PICTURE_ENDINGS = (".png", ".svg", ".pdf")
+"""Endings of files that a picture can be written to."""
 
 
 @app.command()

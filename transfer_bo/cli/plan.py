@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 SECONDS_PER_HOUR = 3600.0
+"""Seconds in an hour, for budgets in GPU-hours."""
 FEWEST_FLOPS = 1e9
 """A budget below this without a unit is no number of FLOPs: not even one step of a tiny model."""
 

@@ -36,6 +36,7 @@ from transfer_bo.errors import DiagnosticError
 __all__ = ["TransferMetrics", "compare_parametrizations", "metrics_table", "transfer_metrics"]
 
 MIN_SIZES = 3
+"""Sizes that the joint law needs."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ AVERAGING = (1 / 144, 1 / 3.6)
 """Averaging time 1/(1 - decay) at the start and from `RAMP` on, as shares of the run; linear in between.
 2512.22768 has 50 to 2000 steps (decay .98 to .9995) over the first 2000 of about 7200."""
 RAMP = 1 / 3.6
+"""Share of the run over which the averaging time grows."""
 
 
 @dataclass(frozen=True)

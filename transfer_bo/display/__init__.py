@@ -9,8 +9,8 @@
     runs_suggestion     a suggestion from a table of runs, and what it rests on
     diagnosis_text      a diagnosis as tables and sentences
     diagnosis_figures   a diagnosis as a figure
-    landscape_figure    the loss along each HP at every scale
-    figures             drift, importance, prediction and divergence
+    figures             a study as figures: landscape, drift, importance, prediction, divergence
+    landscape_figure    the first of these: the loss along each HP at every scale
     figure_style        size, colours and axes of all figures
 
 Everything here only reads: nothing is written to a study, no figure is shown.

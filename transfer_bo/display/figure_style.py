@@ -60,6 +60,7 @@ TARGET_COLOUR = "#D55E00"
 CONTROL_COLOUR = "#0072B2"
 """Okabe and Ito's blue."""
 PRIOR_COLOUR = "#BBBBBB"
+"""Light grey."""
 
 
 class TippedFigure(Figure):

@@ -31,6 +31,7 @@ from transfer_bo.display.figure_style import (
     shown_scales,
     tidy,
 )
+from transfer_bo.display.landscape_figure import draw_landscape
 from transfer_bo.display.text import LOSS_DIGITS, number_text, octaves_text, scale_text, share_text
 from transfer_bo.records import Outcome
 from transfer_bo.scale import Scale
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from transfer_bo.projection import Projection
     from transfer_bo.records import Run
 
-__all__ = ["draw_divergence", "draw_drift", "draw_importance", "draw_prediction"]
+__all__ = ["draw_divergence", "draw_drift", "draw_importance", "draw_landscape", "draw_prediction"]
 
+# How intervals, means, measured losses and their numbers are drawn in `draw_prediction`.
 _INTERVAL: dict[str, Any] = {"color": TARGET_COLOUR, "linewidth": 2, "marker": "_", "markersize": 10}
 _MEAN: dict[str, Any] = {"color": TARGET_COLOUR, "marker": "D", "markersize": 5}
 _MEASURED: dict[str, dict[str, Any]] = {

@@ -30,6 +30,7 @@ __all__ = ["draw_suggestion"]
 ROW_IN = 1.9
 """Height of a row of panels, inches."""
 BINS = 31
+"""Edges of the histogram's bars."""
 LOG_FROM = 4.0
 """Ratio of largest to smallest value from which an HP is drawn on a log2 axis."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from transfer_bo.diagnostics.importance import unimportant_hps
 from transfer_bo.display.figure_style import LEVEL_SD, MAX_PANELS
-from transfer_bo.display.figures import draw_divergence, draw_drift, draw_importance
-from transfer_bo.display.landscape_figure import draw_landscape
+from transfer_bo.display.figures import draw_divergence, draw_drift, draw_importance, draw_landscape
 from transfer_bo.display.text import octaves_text
 from transfer_bo.records import Outcome, read_dimensions
 from transfer_bo.report import page

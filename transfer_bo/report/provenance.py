@@ -15,6 +15,7 @@ from transfer_bo.report.state import State
 __all__ = ["provenance_table"]
 
 VERSIONS = ("transfer-bo", "torch", "gpytorch", "botorch", "optuna", "numpy", "scipy")
+"""Distributions whose versions are shown."""
 
 
 def provenance_table(state: State, given: Mapping[str, object]) -> list[str]:
