@@ -49,6 +49,22 @@ def test_print_shows_what_to_set_and_how_sure(suggestion: Suggestion) -> None:
     assert "Note: The target lies" in text
 
 
+def test_what_is_known_beyond_the_values_is_said(suggestion: Suggestion) -> None:
+    """HPs that the runs do not determine, the chance to diverge, and the settings it was compared with."""
+    known = {
+        "undetermined": ["lr"],
+        "divergence_probability": 0.02,
+        "baselines": {"the suggestion": 0.001, "defaults": {"mean": 0.123456}},
+    }
+    for name, value in known.items():
+        object.__setattr__(suggestion, name, value)
+    text = str(suggestion)
+
+    assert ["lr", "0.0123", "undetermined"] == text.splitlines()[2].split()
+    assert "diverges: 2%" in text
+    assert "0.001 with the suggestion, 0.12 with defaults" in " ".join(text.split())
+
+
 def test_notebooks_show_a_table(suggestion: Suggestion) -> None:
     """The same as HTML, names escaped."""
     html = suggestion._repr_html_()
