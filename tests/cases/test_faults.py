@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,15 +133,13 @@ class World:
         return False
 
 
+@functools.cache
 def calls_of_a_search() -> int:
     """How many calls a worker makes that nothing happens to."""
     world = World()
     world.storage.calls = 0
     world.work(Owner.here())
     return world.storage.calls
-
-
-CALLS = calls_of_a_search()
 
 
 def recover(world: World, *owners: str) -> None:
@@ -172,7 +172,7 @@ def check(world: World) -> None:
 @pytest.mark.parametrize("takes_effect", [False, True])
 def test_a_worker_may_die_at_any_call(takes_effect: bool) -> None:
     """Another one finishes what it began; no trial is lost, left running, or run twice to its end."""
-    for call in range(1, CALLS + 1):
+    for call in range(1, calls_of_a_search() + 1):
         world = World()
 
         assert world.die_at(call, takes_effect)
@@ -183,7 +183,7 @@ def test_a_worker_may_die_at_any_call(takes_effect: bool) -> None:
 @pytest.mark.parametrize("second", [3, 11, 29])
 def test_two_workers_may_die_one_after_the_other(second: int) -> None:
     """The second while it repeats what the first had begun."""
-    for first in range(1, CALLS, 5):
+    for first in range(1, calls_of_a_search(), 5):
         world = World()
         world.die_at(first, takes_effect=True)
         study, _ = world.study(Owner.here())
@@ -198,11 +198,11 @@ def test_a_requeue_may_be_cut_off() -> None:
     """A process may die while it requeues a trial of the dead; the next observer brings that to its end."""
     for call in range(1, 12):
         world = World()
-        world.die_at(CALLS // 2, takes_effect=True)
+        world.die_at(calls_of_a_search() // 2, takes_effect=True)
         study, _ = world.study(Owner.here())
         world.storage.calls, world.storage.last = 0, call
         try:
-            requeue_dead(study, owner=f"dead-{CALLS // 2}")
+            requeue_dead(study, owner=f"dead-{calls_of_a_search() // 2}")
         except KilledError:
             pass
         finally:
@@ -299,3 +299,59 @@ def test_trials_of_the_dead_are_counted_by_status(write_study: WriteStudy) -> No
     open_study(study_file, owner=Owner.here()).ask()
 
     assert [0] == [trial.number for trial in dead_trials(open_study(study_file))]
+
+
+KILLED_TRAINING = """
+import os, signal, sys
+from types import SimpleNamespace
+
+from transfer_bo.runners.task import Attempt, make_task
+from transfer_bo.study_file import load_study_file
+
+task = make_task(load_study_file(sys.argv[1]))
+HPS = {name: hp.default for name, hp in task.space.hps.items()}
+
+
+def train(die_at=None):
+    curve = []
+
+    def report(progress, loss):
+        curve.append((progress, loss))
+        if len(curve) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loss = task.run(Attempt(0, task.file.target, HPS, 1, 1, 0, report))
+    return loss, curve
+
+
+loss, curve = train()
+task.clean_up(SimpleNamespace(number=0))
+resumed = 0
+for die_at in range(1, len(curve) + 1):
+    child = os.fork()
+    if child == 0:
+        train(die_at)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    again, rest = train()
+    assert again == loss, (die_at, again, loss)
+    assert rest == curve[-len(rest):], (die_at, rest, curve)
+    resumed += len(rest) < len(curve)
+    task.clean_up(SimpleNamespace(number=0))
+print(len(curve), resumed)
+"""
+"""Train whole, and then again, killed with signal 9 at each report and resumed."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_training_killed_at_any_report_ends_at_the_same_bits(write_study: WriteStudy) -> None:
+    """From the last checkpoint; only a kill before the first one begins anew."""
+    path = write_study(("trials = 4", "trials = 4\n[run]\ncheckpoint_seconds = 1e-9"))
+    command = [sys.executable, "-W", "ignore", "-c", KILLED_TRAINING, str(path)]
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    reports, resumed = map(int, ended.stdout.split()) if ended.returncode == 0 else (0, 0)
+
+    assert 0 == ended.returncode, ended.stderr
+    assert reports >= 5
+    assert resumed >= reports - 2
