@@ -28,7 +28,7 @@ from transfer_bo.store.heartbeat import requeue_dead
 from transfer_bo.study_file import StudyFile
 from transfer_bo.verification.jobs import Job
 
-__all__ = ["Pool", "devices_of"]
+__all__ = ["Pool", "WorkerProcess", "devices_of", "remembered_interrupts"]
 
 MAX_RESTARTS = 3
 """How often each worker is replaced when it dies: once is bad luck, more often is a fault to look into."""
