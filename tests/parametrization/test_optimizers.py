@@ -8,7 +8,7 @@ from small_models import Model, tokens, train
 from test_families import Tied
 
 from transfer_bo.errors import ParametrizationError
-from transfer_bo.parametrization import parametrize
+from transfer_bo.parametrization import optimizers, parametrize
 from transfer_bo.parametrization.residual import MultiplyInput
 from transfer_bo.parametrization.rules import SYMMETRIES, Power, Role
 from transfer_bo.parametrization.tables import RULES
@@ -190,6 +190,19 @@ def test_what_an_optimizer_cannot_do(rule, hps, named):
 
     assert named in str(error.value)
     assert len(p.table()) == len(p.tensors)
+
+
+@pytest.mark.parametrize("has_symmetry", [False, True])
+def test_an_optimizer_that_is_added_by_half(monkeypatch, has_symmetry):
+    """Without its powers of θ, or without its options, an optimizer is refused by name."""
+    monkeypatch.setattr(optimizers, "OPTIMIZERS", {**optimizers.OPTIMIZERS, "nadam": torch.optim.NAdam})
+    if has_symmetry:
+        monkeypatch.setattr(optimizers, "SYMMETRIES", {**SYMMETRIES, "nadam": SYMMETRIES["adamw"]})
+    p = parametrize(Model, BASE, WIDE, dataclasses.replace(RULES["mup"], optimizer="nadam"))
+
+    with pytest.raises(ParametrizationError) as error:
+        p.param_groups(Model(WIDE))
+    assert "'nadam'" in str(error.value)
 
 
 def test_independent_weight_decay():

@@ -163,6 +163,14 @@ def test_other_ways_of_betas():
     assert 0.1 == scale_one_minus_beta(0.1, 1, "half_life")
 
 
+def test_unknown_way_of_betas():
+    """A misspelled value of `betas` is refused when the rule is made."""
+    with pytest.raises(ParametrizationError) as error:
+        dataclasses.replace(COMPLETE_D_P, betas="halflife")
+
+    assert "'halflife'" in str(error.value)
+
+
 def test_beta_guard_beyond():
     """Where the linear form leaves (0, 1), the half-life form takes over."""
     assert 1 - 0.9**10 == scale_one_minus_beta(0.1, 10)

@@ -245,9 +245,14 @@ def test_every_rule(name):
 
 
 def test_only_rules_with_a_depth_rule_multiply_branches():
-    """muP, SP and Everett's families leave branches alone."""
-    with_depth = {name for name, rule in RULES.items() if rule.residual != Power()}
+    """A rule multiplies branches if and only if some exponent of it depends on depth."""
 
-    assert {"completep", "completep_sgd", "muon", "soap", "shampoo", "shampoo_half"} == {
-        name for name in with_depth if not name.startswith("complete_d_p")
-    }
+    def has_depth(rule):
+        powers = [getattr(row, f.name) for row in rule.rows.values() for f in dataclasses.fields(row)]
+        return any(power.depth or power.depth_alpha for power in powers)
+
+    with_depth = {name for name, rule in RULES.items() if has_depth(rule)}
+
+    assert with_depth == {name for name, rule in RULES.items() if rule.residual != Power()}
+    assert "completep" in with_depth
+    assert "mup" not in with_depth

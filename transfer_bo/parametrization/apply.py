@@ -20,7 +20,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,9 +38,6 @@ from transfer_bo.parametrization.scaled_settings import Options, ScaledSettings
 from transfer_bo.parametrization.sharding import total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Parametrization", "parametrize"]
 

@@ -65,13 +65,19 @@ def options_of(
         hps: By name.
 
     Raises:
-        ParametrizationError: if torch has no such optimizer, or the HPs give Adam a weight decay.
+        ParametrizationError: if torch has no such optimizer, `SYMMETRIES` or this function lacks it, or the HPs
+            give Adam a weight decay.
         SearchSpaceError: if a β would not be inside (0, 1).
     """
     if optimizer not in OPTIMIZERS:
         raise ParametrizationError(
             f"Rule {rule.name!r} is for the optimizer {optimizer!r}, which torch does not have; "
             "use the factors of p.table() with your own, or another rule."
+        )
+    if optimizer not in SYMMETRIES:
+        raise ParametrizationError(
+            f"The optimizer {optimizer!r} of rule {rule.name!r} is missing in rules.SYMMETRIES; "
+            "add its powers of θ."
         )
     folded = SYMMETRIES[optimizer].fold(factors, theta)
     lr = value_of("lr", tensor.labels, hps, tensor.position)
@@ -91,8 +97,13 @@ def options_of(
         # torch's Muon multiplies lr by a factor of its own; only the rule's factor may change with scale.
         undone = _muon_factor(tensor.base_shape) / _muon_factor(tensor.shape)
         return {**options, "lr": options["lr"] * undone, "momentum": beta("one_minus_beta1"), "eps": eps}
-    size = folded.init_std * value_of("init_std", tensor.labels, hps, tensor.position)
-    return {**options, "eps": (eps, ADAFACTOR_FLOOR * size)}
+    if optimizer == "adafactor":
+        size = folded.init_std * value_of("init_std", tensor.labels, hps, tensor.position)
+        return {**options, "eps": (eps, ADAFACTOR_FLOOR * size)}
+    raise ParametrizationError(
+        f"The optimizer {optimizer!r} of rule {rule.name!r} has no options in options_of; "
+        "add a branch for it."
+    )
 
 
 def _weight_decay(rule: Rule, optimizer: str, tensor: Tensor, hps: HPs, lr: float) -> float:

@@ -16,6 +16,8 @@ Symbols:
     ε: Adam's term in the denominator.
     λ: Weight decay of the optimizer. With AdamW, SGD, Muon and Adafactor a step shrinks a weight by lr·λ.
     θ: Multiplier that is moved from the forward pass into the tensor (`Symmetry`).
+    A, B, C: Of one tensor, the multiplier in the forward pass, the standard deviation of the initial values,
+        and the learning rate: the abc of abc-parametrizations.
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ class Role(enum.StrEnum):
     """
 
     INPUT_EMBEDDING = "input_embedding"
-    """Fixed inputs to the width, outside the blocks: token embedding, class token, patch projection, the
-    first layer of an MLP or a ConvNet."""
+    """Inputs of a fixed size to the width, outside the blocks: token embedding, class token, patch projection,
+    the first layer of an MLP or a ConvNet."""
     POSITION_EMBEDDING = "position_embedding"
-    """Looked up or added by position, whatever the input is."""
+    """A vector of the width for each position, looked up or added whatever the input at the position is."""
     TIED_EMBEDDING = "tied_embedding"
     """Input embedding and unembedding in one tensor."""
     INPUT_BIAS = "input_bias"
@@ -72,6 +74,7 @@ class Role(enum.StrEnum):
     NARROW_TO_WIDE = "narrow_to_wide"
     """In a block: a fixed size to the width; a low-rank map's second half, a depthwise convolution."""
     HIDDEN_BIAS = "hidden_bias"
+    """Bias of a hidden layer, in a block: one number per output, and the outputs grow."""
     NORM_GAIN = "norm_gain"
     """Gain or bias of a norm over the width, between hidden weights; a gain per channel of a branch."""
     QK_NORM = "qk_norm"
@@ -83,6 +86,7 @@ class Role(enum.StrEnum):
     UNEMBEDDING = "unembedding"
     """Width to fixed outputs: language-model head, classifier."""
     OUTPUT_BIAS = "output_bias"
+    """Bias of the unembedding: one number per output, and the outputs do not grow."""
     FIXED = "fixed"
     """Outside the blocks, and nothing about it grows."""
     UNTRAINED = "untrained"
@@ -158,8 +162,11 @@ class ScalingFactors:
 class Symmetry:
     """Exponents of θ that leave training unchanged when a tensor's forward multiplier A becomes A/θ.
 
-    2203.03466, Lemma J.1, extended to ε and weight decay: (A, B, C, ε, λ) ~ (A/θ, Bθ, Cθ^lr, εθ^eps,
-    λθ^weight_decay) for multiplier A, initial values B and learning rate C. The gradient is divided by θ.
+    Lemma J.1 of arXiv:2203.03466, extended to ε and λ: training is the same with
+
+        (A, B, C, ε, λ)  and  (A/θ, B·θ^init_std, C·θ^lr, ε·θ^eps, λ·θ^weight_decay)
+
+    The gradient is divided by θ.
     """
 
     lr: float
@@ -201,6 +208,7 @@ SYMMETRIES: Mapping[str, Symmetry] = {
 }
 
 BETAS = ("linear", "half_life", "fixed")
+"""The values of `Rule.betas`."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +244,17 @@ class Rule:
     """Values of α for which the rule is stated."""
     derived: frozenset[Role] = frozenset()
     """Roles whose exponents are not printed in the source, but follow from its reasoning."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown value of `betas`.
+
+        Raises:
+            ParametrizationError: if `betas` is none of `BETAS`.
+        """
+        if self.betas not in BETAS:
+            raise ParametrizationError(
+                f"Rule {self.name!r} has betas = {self.betas!r}; use one of {', '.join(BETAS)}."
+            )
 
     def factors(self, role: Role, m: Ratios, alpha: float) -> ScalingFactors:
         """The factors on the settings of a tensor.
