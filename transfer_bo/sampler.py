@@ -54,7 +54,7 @@ __all__ = ["TransferSampler"]
 JUDGE_EVERY = 20
 """After so many trials it is judged again which HPs are unimportant."""
 
-DriftPrior = Mapping[str, Mapping[str, tuple[float, float]]]
+DriftOverrides = Mapping[str, Mapping[str, tuple[float, float]]]
 """`{hp: {axis: (mean, sd)}}`, octaves per doubling."""
 
 
@@ -95,7 +95,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
             cheaper rungs; by default one more than there are HPs, at least 4 and at most 12.
         global_share: search in two stages. For this share of the budget HPs named `kind.group`, which
             multiply `kind` for some tensors, stay at their defaults; then all HPs are searched, in a trust
-            region around the best setting, at the cheapest rung. For 20 multipliers or more.
+            region around the best setting, at the cheapest rung, with up to a quarter of what this stage
+            spends at larger rungs. For 20 multipliers or more.
         seed: the same seed gives the same proposals for the same history.
 
     Attributes:
@@ -116,7 +117,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         cost: Cost | Literal["seconds"] | None = None,
         budget: float | None = None,
         coordinates: str = "base",
-        drift_prior: DriftPrior | None = None,
+        drift_prior: DriftOverrides | None = None,
         defaults: Mapping[str, Any] | None = None,
         n_startup_trials: int | None = None,
         global_share: float | None = None,
@@ -134,7 +135,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._ladder, self._target, self._budget = ladder, target, budget
         self._costs = CostModel(cost if callable(cost) else default_cost, cost == "seconds", budget)
         self._coordinates = coordinates
-        self._drift_prior: DriftPrior = dict(drift_prior or {})
+        self._drift_prior: DriftOverrides = dict(drift_prior or {})
         self._defaults = dict(defaults or {})
         self._n_startup_trials, self._global_share = n_startup_trials, global_share
         self._has_own_seed = seed is not None

@@ -15,7 +15,7 @@ from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.search import trust_region
-from transfer_bo.search.policy import next_run
+from transfer_bo.search.policy import choose_run
 from transfer_bo.search.state import SearchState
 from transfer_bo.search.trust_region import (
     INITIAL_SIDE,
@@ -55,10 +55,10 @@ def loss(params: dict[str, float]) -> float:
 
 
 def search(count: int, plan: StudySettings) -> list[Run]:
-    """The runs that `next_run` proposes."""
+    """The runs that `choose_run` proposes."""
     runs: list[Run] = []
     for number in range(count):
-        _, params = next_run(SearchState(plan, runs, DIMENSIONS, False, number, n_startup=4), [0])
+        _, params = choose_run(SearchState(plan, runs, DIMENSIONS, False, number, n_startup=4), [0])
         runs.append(Run(number, params, BASE, Outcome.FINISHED, loss(params)))
     return runs
 
@@ -111,7 +111,7 @@ def test_proposals_lie_in_the_region_and_unimportant_hps_stay(staged: list[Run])
     half = region.side / 2 * (surrogate.coordinates.z_high - surrogate.coordinates.z_low)
     generator = torch.Generator().manual_seed(0)
     for greedy in (True, False, False, False):
-        params = propose_inside(surrogate, BASE, generator, greedy=greedy, frozen=["eps.q"])
+        params = propose_inside(surrogate, region, BASE, generator, greedy=greedy, frozen=["eps.q"])
         moved = (surrogate.coordinates.z(params) - region.centre).abs()
 
         assert bool((moved <= half + 1e-9).all())
@@ -129,8 +129,9 @@ def test_proposals_keep_away_from_the_cliff() -> None:
         runs.append(Run(number, params, BASE, outcome, None if is_over else loss(params)))
     surrogate = fit_surrogate(runs, DIMENSIONS, settings())
     generator, coordinates = torch.Generator().manual_seed(0), surrogate.coordinates
-    proposed = [propose_inside(surrogate, BASE, generator, greedy=False) for _ in range(10)]
-    centre = coordinates.mix @ TrustRegion.of(surrogate, BASE, maximize=False).centre
+    region = TrustRegion.of(surrogate, BASE, maximize=False)
+    proposed = [propose_inside(surrogate, region, BASE, generator, greedy=False) for _ in range(10)]
+    centre = coordinates.mix @ region.centre
     rows = [torch.cat([centre, torch.zeros(1)]), *(coordinates.row(params, BASE) for params in proposed)]
     risk = surrogate.divergence.probability(torch.stack(rows))
 
@@ -162,12 +163,12 @@ def test_larger_rungs_wait_until_a_multiplier_has_moved() -> None:
     first = [Run(i, {**at_one, "lr": 2 ** (-5.0 - i)}, BASE, Outcome.FINISHED, 2 + 0.2 * i) for i in range(6)]
     second = [Run(6 + i, worse, BASE, Outcome.FINISHED, 3.0 + 0.01 * i) for i in range(12)]
 
-    rung, _ = next_run(SearchState(plan, [*first, *second], DIMENSIONS, False, 18, n_startup=4), [0, 1])
+    rung, _ = choose_run(SearchState(plan, [*first, *second], DIMENSIONS, False, 18, n_startup=4), [0, 1])
 
     assert rung == 0
 
     better = [replace(run, loss=1.5) for run in second]
-    rung, _ = next_run(SearchState(plan, [*first, *better], DIMENSIONS, False, 18, n_startup=4), [0, 1])
+    rung, _ = choose_run(SearchState(plan, [*first, *better], DIMENSIONS, False, 18, n_startup=4), [0, 1])
 
     assert rung == 1
 
@@ -177,10 +178,12 @@ def test_at_a_larger_rung_the_centre_runs_whole_then_with_half_its_multipliers(s
     surrogate = fit_surrogate(staged, DIMENSIONS, settings())
     centre = TrustRegion.of(surrogate, BASE, maximize=False).centre
     generator = torch.Generator().manual_seed(0)
-    whole = propose_at_larger_rung(surrogate, LARGER, BASE, generator)
+    region = TrustRegion.of(surrogate, BASE, maximize=False)
+    whole = propose_at_larger_rung(surrogate, region, LARGER, BASE, generator)
     again = fit_surrogate([*staged, Run(10, whole, LARGER, Outcome.FINISHED, 1.9)], DIMENSIONS, settings())
-    halves = [propose_at_larger_rung(again, LARGER, BASE, generator) for _ in range(30)]
-    here = TrustRegion.of(again, BASE, maximize=False).centre
+    region = TrustRegion.of(again, BASE, maximize=False)
+    halves = [propose_at_larger_rung(again, region, LARGER, BASE, generator) for _ in range(30)]
+    here = region.centre
     at = np.array(
         [[abs(math.log2(params[dim.name])) for dim in DIMENSIONS if "." in dim.name] for params in halves]
     )

@@ -65,8 +65,8 @@ def options_of(
         hps: By name.
 
     Raises:
-        ParametrizationError: if torch has no such optimizer, `SYMMETRIES` or this function lacks it, or the HPs
-            give Adam a weight decay.
+        ParametrizationError: if torch, `SYMMETRIES` or this function does not have the optimizer, or the
+            HPs give Adam a weight decay.
         SearchSpaceError: if a β would not be inside (0, 1).
     """
     if optimizer not in OPTIMIZERS:

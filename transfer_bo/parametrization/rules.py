@@ -50,8 +50,8 @@ class Role(enum.StrEnum):
     """
 
     INPUT_EMBEDDING = "input_embedding"
-    """Inputs of a fixed size to the width, outside the blocks: token embedding, class token, patch projection,
-    the first layer of an MLP or a ConvNet."""
+    """Inputs of a fixed size to the width, outside the blocks: token embedding, class token, patches, the
+    first layer of an MLP or a ConvNet."""
     POSITION_EMBEDDING = "position_embedding"
     """A vector of the width for each position, looked up or added whatever the input at the position is."""
     TIED_EMBEDDING = "tied_embedding"

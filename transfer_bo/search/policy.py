@@ -1,7 +1,7 @@
 """The order of a search: start-up points, then the acquisition function and checks of the optimum.
 
 With `StudySettings.global_share` a search has two stages: first the HPs of all tensors, with the multipliers
-of groups at their defaults; then everything, in a trust region around the best setting (2512.22382).
+of groups at their defaults; then everything, in a trust region around the best setting (arXiv:2512.22382).
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
-__all__ = ["next_run", "propose", "usable_rungs"]
+__all__ = ["choose_run", "propose", "usable_rungs"]
 
 CHECK_EVERY = 3
-"""Every so many runs the predicted optimum itself is run. The acquisition function never proposes it, because
-by its model nothing is learnt there about where the optimum is; but it tests the loss law, and where the
-model errs."""
+"""Every third trial runs the predicted optimum itself; in a trust region, its point of least posterior mean.
+The acquisition function never proposes the optimum, because under the model a run there says nothing about
+where the optimum lies. But such a run tests the loss law, and shows where the model is wrong."""
 
 CHECK_SHARE = 0.15
 """Rungs are checked if one run costs at most this share of the budget."""
 
-MAX_RUNS = 64
-"""A run is priced at no less than the budget divided by this: nobody wants hundreds of tiny runs, and a
-search that is ended by their number should have tried the larger rungs by then."""
+MIN_COST_SHARE = 1 / 64
+"""The acquisition function takes a run to cost at least this share of the budget. With the true costs of tiny
+rungs it would plan hundreds of runs there; what ends such a search is the number of its trials, and it would
+end before larger rungs had been tried. What is spent is counted at true cost."""
 
 MAX_TRIES = 32
 """A point that failed before is replaced by a start-up point; so many of these are tried."""
@@ -58,9 +59,9 @@ def usable_rungs(state: SearchState) -> list[int]:
     """
     settings = state.settings
     affordable = affordable_rungs(settings, state.runs) or [cheapest_rung(settings, settings.proxies)]
-    return drop_always_failing(
-        affordable, lambda run: run.scale and settings.scales.index(run.scale), state.with_stored_outcome
-    )
+    scales = [settings.scales[index] for index in affordable]
+    usable = drop_always_failing(scales, lambda run: run.scale, state.with_stored_outcome)
+    return [settings.scales.index(scale) for scale in usable]
 
 
 def propose(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, Any]]:
@@ -71,7 +72,7 @@ def propose(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, An
         rungs: indices of the rungs that may be used.
     """
     settings = state.settings
-    rung, params = next_run(state, rungs)
+    rung, params = choose_run(state, rungs)
     same_rung = [run for run in state.with_stored_outcome if run.scale == settings.scales[rung]]
     movable = [
         dim for dim in state.dimensions if settings.global_share is None or not is_multiplier(dim.name)
@@ -84,7 +85,7 @@ def propose(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, An
     return rung, params
 
 
-def next_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, Any]]:
+def choose_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, Any]]:
     """Rung index and HPs of the next run, whatever failed before.
 
     Args:
@@ -94,10 +95,11 @@ def next_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, A
     settings = state.settings
     multipliers = _multipliers_of_first_stage(state)
     if multipliers:
-        rung, params = next_run(_first_stage(state), rungs)
+        rung, params = choose_run(_first_stage(state), rungs)
         return rung, {**multipliers, **params}
 
     n_startup = startup_count(state, rungs)
+    # A run that raised an error says nothing about HPs or scale: another start-up run takes its place.
     begun = [run for run in state.searched if run.outcome is not Outcome.ERROR]
     if len(begun) < n_startup or not state.finished:
         rung = startup_rung(state, rungs, n_startup)
@@ -143,19 +145,19 @@ def _run_in_trust_region(
     settings, generator = state.settings, state.generator()
     costs = {settings.scales[index]: settings.costs[index] for index in rungs}
     cheapest = min(costs, key=lambda scale: costs[scale])
-    # Larger rungs show whether multipliers keep their worth: before one has moved they have nothing to show.
     region = TrustRegion.of(surrogate, cheapest, state.maximize)
+    # Larger rungs show whether multipliers keep their worth: before one has moved they have nothing to show.
     has_moved = region.moves_multipliers(surrogate.coordinates, settings.defaults)
     scale = next_rung(costs, state.searched, settings.defaults) if has_moved else cheapest
     if scale != cheapest:
-        return scale, propose_at_larger_rung(surrogate, scale, cheapest, generator, state.maximize)
+        return scale, propose_at_larger_rung(surrogate, region, scale, cheapest, generator)
 
     params = propose_inside(
         surrogate,
+        region,
         scale,
         generator,
         greedy=state.number % CHECK_EVERY == 0,
-        maximize=state.maximize,
         frozen=state.frozen,
     )
     return scale, params
@@ -166,7 +168,7 @@ def _run_of_acquisition(
 ) -> tuple[Scale, dict[str, Any]]:
     """Scale and HPs of the next run: a check of the predicted optimum, or what teaches most per cost."""
     settings, generator = state.settings, state.generator()
-    min_cost = 0.0 if settings.budget is None else settings.budget / MAX_RUNS
+    min_cost = 0.0 if settings.budget is None else MIN_COST_SHARE * settings.budget
     costs = {settings.scales[index]: max(settings.costs[index], min_cost) for index in rungs}
 
     if state.number % CHECK_EVERY == 0:
@@ -176,7 +178,8 @@ def _run_of_acquisition(
         if not memory.any_infeasible or float(memory.probability(row)) <= acquisition.RISK:
             return scale, surrogate.coordinates.params(v, flags)
 
-    # Without a budget, as much again; at the end of one, at least one more run at any rung it still buys.
+    # The plan spends what remains of the budget, but at least one run at any usable rung. Without a budget it
+    # spends as much again as was spent so far.
     used = spent(settings, state.runs, min_cost)
     remaining_budget = used if settings.budget is None else max(settings.budget - used, *costs.values())
     return acquisition.propose(surrogate, costs, remaining_budget, generator)

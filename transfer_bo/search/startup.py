@@ -2,6 +2,11 @@
 
 Start-up points are a low-discrepancy (Sobol) sequence that is indexed by the trial's number, so that a
 resumed search goes on with the next point.
+
+Point 0, the optimum of the prior, is only run if the HPs are known before the first trial, for example from
+runs of a source study. In a plain Optuna study trial 0 has an empty search space: `TransferSampler` draws its
+HPs at random, at the cheapest affordable rung, and start-up points begin with trial 1. A study file sets the
+HPs of trial 0 to their defaults.
 """
 
 from __future__ import annotations

@@ -184,25 +184,24 @@ def _moves_multipliers(params: Mapping[str, Any], defaults: Mapping[str, Any]) -
 @torch.no_grad()
 def propose_inside(
     surrogate: Surrogate,
+    region: TrustRegion,
     scale: Scale,
     generator: torch.Generator,
     *,
     greedy: bool,
-    maximize: bool = False,
     frozen: Collection[str] = (),
 ) -> dict[str, Any]:
     """HPs of the next run at a scale, in the trust region.
 
     Args:
         surrogate: fitted to all runs so far.
+        region: at the scale.
         scale: where it runs.
         generator: source of randomness.
         greedy: whether to take the least posterior mean, instead of the least of one posterior draw.
-        maximize: whether larger metrics are better.
         frozen: HPs that stay where they are at the centre.
     """
     coordinates = surrogate.coordinates
-    region = TrustRegion.of(surrogate, scale, maximize)
     posterior = surrogate.optimum_posterior(scale, pending=True)
 
     # Candidates: draws of the optimum, uniform points in the region, and the expected optimum.
@@ -259,19 +258,19 @@ def next_rung(costs: Mapping[Scale, float], runs: Sequence[Run], defaults: Mappi
 
 @torch.no_grad()
 def propose_at_larger_rung(
-    surrogate: Surrogate, scale: Scale, cheapest: Scale, generator: torch.Generator, maximize: bool = False
+    surrogate: Surrogate, region: TrustRegion, scale: Scale, cheapest: Scale, generator: torch.Generator
 ) -> dict[str, Any]:
     """HPs of the next run at a larger rung: the region's centre, or that with half of its multipliers.
 
     Args:
         surrogate: fitted to all runs so far.
+        region: at the cheapest rung.
         scale: where it runs.
         cheapest: the rung that the region lies at.
         generator: source of randomness.
-        maximize: whether larger metrics are better.
     """
     coordinates, defaults = surrogate.coordinates, surrogate.settings.defaults
-    centre = TrustRegion.of(surrogate, cheapest, maximize).centre
+    centre = region.centre
     drift = coordinates.unmix @ (
         surrogate.optimum_posterior(scale).optimum()[0] - surrogate.optimum_posterior(cheapest).optimum()[0]
     )
