@@ -4,8 +4,9 @@ Given the hyperparameters, θ̂ is the maximum a posteriori (MAP) estimate under
 covariance, by Gauss-Newton steps (`find_map`). Given θ̂, the hyperparameters maximize the marginal likelihood
 of the linearised landscape times their prior (`neg_log_posterior`).
 
-Symbols: X, y, n, λ, σ as in `gp`; θ, J, K and hyperparameters as in `kernel`; C = K(X, X) + noise, without
-the tangent kernel where θ is given; w (n) = Student weight by which the noise of a run is widened.
+Symbols: X, y, n, σ as in `gp`; θ, θ̂, J and hyperparameters as in `kernel`; p, d, z, u as in `landscape`; C =
+covariance of the runs' losses, noise included (in `find_map`, where θ is given, without the tangent kernel);
+w (n) = Student weight by which the noise of a run is widened.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.gp import TOLERANCE, LandscapeGP
 from transfer_bo.surrogate.kernel import (
     FIRST_SOURCE,
-    JITTER,
-    LEVEL,
-    NOISE_SD,
-    RESIDUAL,
+    JITTER_INDEX,
+    LEVEL_INDEX,
+    NOISE_SD_INDEX,
+    RESIDUAL_INDEX,
     KernelHyperparameters,
     hyperparameter_prior,
     matern,
@@ -118,13 +119,13 @@ def _first_fit(X: Tensor, y: Tensor, landscape: Landscape) -> LandscapeGP:
     squared = (y - landscape.values(theta, X)) ** 2 / MEDIAN_CHI2
     sd = squared.median().sqrt().clamp(min=1e-6)
     logs = logs.clone()
-    logs[RESIDUAL] = torch.maximum(logs[RESIDUAL], sd.log())
-    logs[NOISE_SD] = torch.maximum(logs[NOISE_SD], (sd / 2).log())
+    logs[RESIDUAL_INDEX] = torch.maximum(logs[RESIDUAL_INDEX], sd.log())
+    logs[NOISE_SD_INDEX] = torch.maximum(logs[NOISE_SD_INDEX], (sd / 2).log())
     return start.with_fit(theta, KernelHyperparameters.from_log_vector(logs, sources), noise)
 
 
 def _first_theta(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
-    """θ at its prior mean, with the optimum moved halfway to where the best quarter of the runs lies."""
+    """θ at its prior mean, but u halfway between the centre of z and the mean of the best quarter of runs."""
     theta = landscape.mean.clone()
     best = X[y.argsort()[: max(1, len(y) // 4)], : landscape.d].mean(0)
     theta[landscape.part("u")] = landscape.coordinates.unmix @ best / 2
@@ -179,9 +180,10 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
     residual_correlation = kernel.residual_scale_correlation(s, s) * (1 + same_source)
 
     # C is the sum of `constant`, of `parts` times the square of a hyperparameter each, and of the residual.
+    # It must equal `kernel.covariance(X, X)` plus the noise w (σ² + extra): change both together.
     tangent = (J * landscape.sd**2) @ J.T
     constant = tangent + priors.SOURCE_LEVEL_SD**2 * same_source + torch.diag(weight * extra)
-    of_parts = [JITTER, LEVEL, NOISE_SD, *range(FIRST_SOURCE, first_lengthscale)]
+    of_parts = [JITTER_INDEX, LEVEL_INDEX, NOISE_SD_INDEX, *range(FIRST_SOURCE, first_lengthscale)]
     parts = torch.stack(
         [
             kernel.jitter_correlation(s, s) * slopes,
@@ -198,23 +200,23 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
         size, lengthscale = square[of_parts], logs[first_lengthscale:].exp()
         scaled = residual_inputs / kernel.per_column(lengthscale)
         squared = squared_distances(scaled, scaled)
-        residual = matern(squared).mul_(residual_correlation).mul_(square[RESIDUAL])
+        residual = matern(squared).mul_(residual_correlation).mul_(square[RESIDUAL_INDEX])
 
         C = (size @ parts).reshape(n, n).add_(constant).add_(residual)
         chol = torch.linalg.cholesky(C)
         inverse = torch.cholesky_inverse(chol)
-        explained = inverse @ b
+        C_inv_b = inverse @ b
         off = (logs - mean) / sd
-        value = chol.diagonal().log().sum() + 0.5 * b @ explained + 0.5 * off @ off
+        value = chol.diagonal().log().sum() + 0.5 * b @ C_inv_b + 0.5 * off @ off
 
         # `pairs`: the sum over pairs (i, j) of W_ij (x_i - x_j)², for each column x of the residual's inputs
-        G = torch.addr(inverse, explained, explained, alpha=-1).mul_(0.5)
-        W = matern_slope(squared).mul_(residual_correlation).mul_(G).mul_(square[RESIDUAL])
+        G = torch.addr(inverse, C_inv_b, C_inv_b, alpha=-1).mul_(0.5)
+        W = matern_slope(squared).mul_(residual_correlation).mul_(G).mul_(square[RESIDUAL_INDEX])
         pairs = 2 * (W.sum(0) @ scaled**2 - (scaled * (W @ scaled)).sum(0))
 
         gradient = off / sd
         gradient[of_parts] += 2 * size * (parts @ G.flatten())
-        gradient[RESIDUAL] += 2 * torch.dot(residual.flatten(), G.flatten())
+        gradient[RESIDUAL_INDEX] += 2 * torch.dot(residual.flatten(), G.flatten())
         gradient[first_lengthscale:] -= 2 * kernel.sum_by_hp(pairs)
         return float(value), gradient
 
@@ -222,7 +224,12 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
 
 
 def noise_parts(model: LandscapeGP) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """W and x of the noise w (σ² + x) of each run: odd runs have a larger w, bad ones a larger x."""
+    """Split the variance of each run's noise into weight · (σ² + extra).
+
+    Returns:
+        weight: at least 1, larger for odd runs (`student_t_weights`).
+        extra: the squares of λ times the excess loss and of `failure`, see `gp`; larger for bad runs.
+    """
     excess_loss = model.landscape.excess_loss(model.theta, model.X)
     extra = (TOLERANCE * excess_loss) ** 2 + model.failure**2
     return model.run_noise / (model.hyperparameters.noise_sd**2 + extra), extra
@@ -276,8 +283,8 @@ def find_map(model: LandscapeGP) -> tuple[Float[Tensor, " p"], Float[Tensor, " n
         normal = A.T @ A + identity
 
         while damping < MOST_DAMPING:
-            trial = theta + landscape.sd * torch.linalg.solve(normal + damping * identity, gradient)
-            new_b, new_e, new_value = score(trial)
+            candidate = theta + landscape.sd * torch.linalg.solve(normal + damping * identity, gradient)
+            new_b, new_e, new_value = score(candidate)
             if new_value < value:
                 break
             damping *= DAMPING_FACTOR
@@ -285,7 +292,7 @@ def find_map(model: LandscapeGP) -> tuple[Float[Tensor, " p"], Float[Tensor, " n
             break
 
         finished = value - new_value < CONVERGED
-        theta, b, e, value = trial, new_b, new_e, new_value
+        theta, b, e, value = candidate, new_b, new_e, new_value
         damping = max(damping / DAMPING_FACTOR, LEAST_DAMPING)
         if finished:
             break

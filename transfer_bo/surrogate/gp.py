@@ -34,7 +34,7 @@ from transfer_bo.surrogate.posterior import OptimumPosterior
 __all__ = ["TOLERANCE", "LandscapeGP", "failure_excess"]
 
 TOLERANCE = 0.15
-"""λ: the bowl's own relative error, so that a run 50% above the optimum is known to 7.5%."""
+"""λ: the bowl's own relative error, so that a run 50% above the optimum is known to 7.5%; weak."""
 
 FAILED_MEDIANS = 5.0
 """A run has failed from so many times the median of what runs end above the best of their scale, if the bowl

@@ -1,19 +1,24 @@
 """The covariance of the loss over (HPs, scale): a linearised landscape and what it leaves over.
 
 The landscape f(x; θ) is linearised at θ̂. With a normal prior on θ that makes y a Gaussian process with the
-tangent kernel J(x) Σ0 J(x')ᵀ. To it come
+tangent kernel J(x) Σ0 J(x')ᵀ. These are added:
 
-    jitter     τ² (∂f/∂u · ∂f'/∂u) k(s, s')     each scale's optimum lies a little off the straight path
-    residual   r² Matérn(v - ψ(s)) RBF(s)       what the bowl cannot say; it drifts along with the optimum
-    level      l² Σ_a min(|s_a|, |s'_a|)        the loss law's own error, growing away from the base
-    source     o² + η² (∂f/∂u · ∂f'/∂u) + r² Matérn(...) RBF(...)      of two runs of the same source study
+    jitter     τ² (∂f/∂u · ∂f'/∂u) RBF(s, s')   each scale's optimum lies a little off the straight path
+    residual   r² Matérn(z~, z~') RBF(s, s')    what the bowl cannot say; it drifts along with the optimum
+    level      l² Σ_a min(|s_a|, |s'_a|)        the loss law's own error; 0 where s_a and s'_a differ in sign
+    source     o² + φ² (∂f/∂u · ∂f'/∂u) + r² Matérn(...) RBF(...)      of two runs of the same source study
 
-A source study has losses of another level, an optimum about η octaves away in each HP, and its own residual
-beside the common one. η is learned for each source study: the weight of what it says of where the optimum is.
+z~ = (M⁻¹(v - ψ(s)), categories) are the HPs as seen from the optimum of their scale, in z, and the one-hot
+categories; RBF is the squared exponential of the distance of two scales. The residual has the same variance
+everywhere; the level's grows with the distance from the base along every axis.
 
-Symbols: x, v, s, d, k, a, q as in `coordinates`; f, θ, u, ψ, p as in `landscape`; θ̂ = point of linearisation,
-Σ0 = diagonal prior covariance of θ, J = ∂f/∂θ (p) at θ̂; τ, r, l, σ, η and the residual's lengthscales ℓ are
-`KernelHyperparameters`, o is `priors.SOURCE_LEVEL_SD`.
+A source study has losses of another level, an optimum about φ octaves away in each HP, and its own residual
+beside the common one. φ is learned for each source study: the weight of what it says of where the optimum is.
+
+Symbols: x, v, z, s, M, d, k, a, q as in `coordinates`; f, θ, u, ψ, p as in `landscape`; θ̂ = point of
+linearisation, θ0 and Σ0 = prior mean and diagonal prior covariance of θ, J = ∂f/∂θ (p) at θ̂; τ, r, l, σ, φ
+and the residual's lengthscales ℓ are `KernelHyperparameters`, o is `priors.SOURCE_LEVEL_SD`; h = number of
+hyperparameters, column = column of z~.
 """
 
 from __future__ import annotations
@@ -33,10 +38,10 @@ from transfer_bo.surrogate.landscape import Landscape
 
 __all__ = [
     "FIRST_SOURCE",
-    "JITTER",
-    "LEVEL",
-    "NOISE_SD",
-    "RESIDUAL",
+    "JITTER_INDEX",
+    "LEVEL_INDEX",
+    "NOISE_SD_INDEX",
+    "RESIDUAL_INDEX",
     "KernelHyperparameters",
     "LandscapeKernel",
     "LinearisedMean",
@@ -47,25 +52,25 @@ __all__ = [
 ]
 
 JITTER_LENGTHSCALE = 0.7
-"""Doublings over which two scales share the jitter of their optimum."""
+"""Doublings over which two scales share the jitter of their optimum; weak."""
 
 RESIDUAL_SCALE_LENGTHSCALE = 4.0
-"""Doublings of an axis over which the residual keeps its shape."""
+"""Doublings of an axis over which the residual keeps its shape; weak."""
 
-JITTER = 0
+JITTER_INDEX = 0
 """Where ln τ stands in the vector of all logarithms, see `KernelHyperparameters.to_log_vector`."""
 
-RESIDUAL = 1
+RESIDUAL_INDEX = 1
 """Where ln r stands."""
 
-LEVEL = 2
+LEVEL_INDEX = 2
 """Where ln l stands."""
 
-NOISE_SD = 3
+NOISE_SD_INDEX = 3
 """Where ln σ stands."""
 
 FIRST_SOURCE = 4
-"""From here on ln η of the source studies stand; ln ℓ of the HPs follow."""
+"""From here on ln φ of the source studies stand; ln ℓ of the HPs follow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +82,7 @@ class KernelHyperparameters:
         log_residual: ln r; r in ln loss.
         log_level: ln l; l in ln loss per square root of a doubling.
         log_noise_sd: ln σ, the sd of the noise of one run near the optimum; σ in ln loss.
-        log_source_shift_sd: ln η of each source study (q); η in octaves.
+        log_source_shift_sd: ln φ of each source study (q); φ in octaves.
         log_lengthscale: ln ℓ of the residual along each HP, numeric ones first (d + categorical HPs); ℓ in
             octaves, or in choices.
     """
@@ -92,7 +97,7 @@ class KernelHyperparameters:
     @classmethod
     def from_log_vector(cls, logs: Float[Tensor, " h"], sources: int) -> KernelHyperparameters:
         """The inverse of `to_log_vector`, for so many source studies."""
-        own = (logs[JITTER], logs[RESIDUAL], logs[LEVEL], logs[NOISE_SD])
+        own = (logs[JITTER_INDEX], logs[RESIDUAL_INDEX], logs[LEVEL_INDEX], logs[NOISE_SD_INDEX])
         return cls(*own, logs[FIRST_SOURCE : FIRST_SOURCE + sources], logs[FIRST_SOURCE + sources :])
 
     def to_log_vector(self) -> Float[Tensor, " h"]:
@@ -121,7 +126,7 @@ class KernelHyperparameters:
 
     @property
     def source_shift_sd(self) -> Tensor:
-        """η of each source study, octaves (q)."""
+        """φ of each source study, octaves (q)."""
         return self.log_source_shift_sd.exp()
 
     @property

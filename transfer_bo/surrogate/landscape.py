@@ -5,7 +5,8 @@
     L(s)    = l0 + ln( e + (1-e) Σ_a ω_a 2^(-α_a s_a) )            the loss law, in ln loss
     ψ(s)    = M (u + B s)                                          the optimum's path, octaves
     t       = D^(-1/2) (I + N) D^(1/2) (v - ψ(s)),  D = diag(c)    HPs as seen from the optimum
-    q(t; κ) = 2 (e^{κt} - κt - 1) / κ²  ->  t² for small κt        steeper above the optimum for κ > 0
+    q(t; κ) = 2 (e^{κt} - κt - 1) / κ²  ->  t² for small κt        steeper above the optimum for κ > 0;
+                                                                   above κt = 3 on as a straight line
 
 Symbols: v, z, s, x, M, d, k, a, q as in `coordinates`; e = share of the loss that no scale removes, ω = share
 of each axis in the rest, α = exponents; c = curvature per octave², γ = its change per doubling, κ =
@@ -39,9 +40,9 @@ __all__ = ["FLATTEN", "DriftPrior", "Landscape", "asymmetric"]
 MAX_COUPLED = 12
 """Up to so many HPs every pair may be coupled; beyond, the pairs outnumber any affordable study."""
 FLATTEN = 0.3
-"""A: excess ln loss from which the bowl flattens; of runs that learnt next to nothing it can say little."""
+"""A: excess ln loss from which the bowl flattens: of runs that learnt nothing it says little; weak."""
 _STEEPEST = 3.0
-"""κt above which e^{κt} goes on as a straight line, so that a far point cannot overflow."""
+"""κt above which e^{κt}, and with it q, goes on along its tangent, so that a far point cannot overflow."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ def _look_up(
 
 
 def asymmetric(t: Tensor, kappa: Tensor) -> Tensor:
-    """q(t; κ) = 2 (e^{κt} - κt - 1) / κ², elementwise; by series where κt is small."""
+    """q(t; κ) = 2 (e^{κt} - κt - 1) / κ², elementwise; a series for small κt, a straight line above 3."""
     x = kappa * t
     small = x.abs() < 1e-2
     safe = torch.where(small, torch.ones_like(x), x)

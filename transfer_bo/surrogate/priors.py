@@ -1,8 +1,13 @@
-"""Every prior of the surrogate, one constant a line, each with its source.
+"""The priors of the surrogate, one constant a line, each with its source.
+
+What the model takes as given has no prior, and stands where it is used: the lengthscales along scale
+(`kernel.JITTER_LENGTHSCALE`, `kernel.RESIDUAL_SCALE_LENGTHSCALE`), the relative error of the bowl
+(`gp.TOLERANCE`), when a run has failed (`gp.FAILED_MEDIANS`), and where the bowl flattens
+(`landscape.FLATTEN`).
 
 Units: HPs in octaves (log2), axes in doublings, losses in log (y = ln loss). A `Normal` is (mean, sd), a
 `LogNormal` is (median, sd of the natural logarithm). "Weak" marks a value that leaves everything plausible
-within two sd; it was chosen, not measured.
+within two sd; it was chosen, not measured. Numbers such as 2512.22382 are arXiv identifiers.
 """
 
 from __future__ import annotations
@@ -63,24 +68,26 @@ CURVATURE_SCALE: Normal = (math.log(0.01), 1.0)
 of small models (`studies/transfer_curves`) it is .016, within a factor of 1.5; larger models are flatter."""
 
 CURVATURE_SCALE_DRIFT_SD = 0.25
-"""γ: change of g per doubling of an axis, about 0. The curvature of learning rates falls about fourfold over
-a 25-fold duration on published grids, .3 per doubling."""
+"""γ: change of g per doubling of an axis, about 0. On grids of learning rates over durations, curvature fell
+about fourfold over a factor of 25, so .3 per doubling; which grids is not on record, so weak."""
 
 CURVATURE: dict[str, Normal] = {"lr": (0.0, 0.8), "batch": (0.0, 0.8), "residual": (-0.5, 1.0)}
-"""ln c_i: ln of the relative curvature of the bowl, for one HP against another. Learning rates are steep
-everywhere."""
+"""ln c_i: ln of the curvature along an HP, relative to e^g. Learning rates are what g is stated for, so 0; a
+batch size is taken to be as steep, residual multipliers to be somewhat flatter. The sds let HPs differ by
+factors of 5 to 7 within two of them; weak."""
 
 CURVATURE_OTHER: Normal = (-1.5, 1.2)
-"""Betas, eps and decay are shallow."""
+"""Of other HPs (betas, eps, decay, multipliers): e^-1.5, a fifth of a learning rate's; weak."""
 
 OPTIMUM_SPREAD: dict[str, float] = {"lr": 1 / 4, "batch": 1 / 4}
-"""How far the optimum may lie from its prior guess: sd as a share of the searched range. Nobody knows the
-base learning rate or batch size of a new set-up."""
+"""How far the optimum may lie from its prior guess: sd as a share of the searched range; weak. Nobody
+knows the base learning rate or batch size of a new set-up, and a range is chosen to hold it: two sd reach its
+ends."""
 
 OPTIMUM_SPREAD_OTHER = 1 / 12
 """The usual values of all the others together cost little: 79 multipliers, searched at 50M parameters, saved
 a factor of 2.3 in tokens (2512.22382), about 5% of loss, so .06% each; at a curvature of .0022 per octave²
-(above) that is an sd of half an octave, a twelfth of the usual range."""
+(e^-1.5 times .01, above) that is an sd of half an octave, a twelfth of the usual range."""
 
 OPTIMUM_SPREAD_UNKNOWN = 12**-0.5
 """Of an HP without a usual value only the range is known: the sd of a uniform distribution."""
@@ -123,8 +130,8 @@ LAW_EXPONENT_OTHER: Normal = (0.4, 0.25)
 # What the bowl does not say: hyperparameters of the kernel
 
 JITTER: LogNormal = (0.2, 0.4)
-"""τ, octaves: how far the optimum of one scale lies off the straight path. On published grids .15 to .3;
-without it a drift that was learned over a fraction of an octave is extrapolated as if it were certain."""
+"""τ, octaves: how far the optimum of one scale lies off the straight path. On the grids of γ, .15 to .3
+(likewise); without it a drift that was learned over a fraction of an octave is extrapolated as if certain."""
 
 RESIDUAL: LogNormal = (0.004, 1.2)
 """r, ln loss: sd of the residual; a few tenths of a percent near the optimum, open within a factor of ten."""
@@ -146,7 +153,7 @@ LENGTHSCALE_LOG_SD = 0.5
 """sd of ln ℓ: within a factor of e; weak."""
 
 SOURCE_SHIFT_SD: LogNormal = (0.5, 1.0)
-"""η, octaves: how far the optimum of a source study lies off this study's, in each HP; weak."""
+"""φ, octaves: how far the optimum of a source study lies off this study's, in each HP; weak."""
 
 SOURCE_LEVEL_SD = 1.0
 """o, ln loss: another data set may well have losses e times as large."""
@@ -175,9 +182,9 @@ memory grows by itself along width and batch."""
 # Multipliers that lose their worth with scale
 
 SHRINKAGE_RATE_SD = 0.2
-"""η per doubling of an axis, about 0. The one published pair of speed-ups, 2.3 at the proxy and 1.32 some ten
-doublings on (2512.22382), would be about .05 if gains go as the square of the distance from 1; where nothing
-shrinks a wider prior costs little (studies/per_module/shrinking.py)."""
+"""η of `shrinkage`, per doubling of an axis, about 0. The one published pair of speed-ups, 2.3 at the proxy,
+1.32 ten doublings on (2512.22382), would be about .05 if gains go as the square of the distance from 1;
+where nothing shrinks a wider prior costs little (studies/per_module/shrinking.py)."""
 
 # Drift of the optimum, octaves per doubling
 
@@ -198,21 +205,30 @@ RAW_DRIFT: dict[tuple[str, str], Normal] = {
     ("batch", "n_params"): (0.08, 0.20),
     ("batch", "tokens"): (0.50, 0.15),
 }
-"""In raw coordinates by (HP kind, axis kind): mean and spread over the independent sources of exponents
-(Complete(d)P in raw form, Lingle, DeepSeek, Porian, Bjorck, Zhou, Zhang, Marin; first authors):
+"""In raw coordinates by (HP kind, axis kind): mean and spread over the independent sources of exponents, N
+being parameters and D tokens.
 
-    lr vs N: -.5, -.33, -.48, -.22                   batch vs N: 0, 0; with D along: .33, .70
-    lr vs D, batch fixed: -.5, -.5, -.3, -.35        batch vs D: .57, .47; with N along: .33
-    lr vs D, batch at its optimum: +.26, or the above with lr ∝ √batch and batch ∝ D^.5, so .25 more
+    lr vs N                   -.5 and, if depth grows along, -.33 (Complete(d)P in raw form, 2512.22382),
+                              -.48 (Lingle), -.22 (Zhou et al., 2601.05049): mean -.38
+    lr vs D, batch fixed      -.5 (Complete(d)P), -.3 to -.7 (Bjorck et al., 2409.19913), -.3 (Marin),
+                              -.35 (Zhou): mean -.41, rounded
+    batch vs D                .57 (Lingle), .47 (Zhang et al. on critical batches): mean .52, rounded
+    batch vs N                0 (Lingle), 0 (Zhang), and what DeepSeek and Porian leave when .52 for D is
+                              taken off, .13 and .18: mean .08
+    lr vs batch               √batch (Marin) where gradients are noisy, less where they are not: .4, weak
 
-A source that moved N and D together (DeepSeek, Porian) tells only the sum of the two exponents: -.25 and -.36
-for lr, .65 and .70 for batch, in keeping with the table. Widths: N grows as width² at fixed depth, so an
+DeepSeek (2401.02954) and Porian et al. (2406.19146) moved N and D together, so they tell only the sum of the
+two exponents: -.25 and -.36 for lr, .65 and .70 for batch. For lr the sum of the table is -.78 at a fixed
+batch, and -.41 with the batch at its optimum, as theirs was. Lingle's and Marin's exponents are from posts
+and code without an arXiv number. Widths: N grows as width² at fixed depth, so an
 exponent in width is twice that in N; lr ∝ 1/width is the theory for hidden matrices under Adam, n^-1/2 what
 is measured with cross-entropy (2505.22491), n^-.66 to n^-1.1 the exponents of a global rate (2407.05872).
-Depth: N grows linearly with depth."""
+-.67 lies among them. Depth: N grows linearly with depth, so about the exponent in N."""
 
 RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (-0.03, 0.20)}
-"""Instead of the above where a batch size is searched as well."""
+"""Instead of the above where a batch size is searched as well, so that D moves with the batch at its optimum:
++.26 (Lingle); the four above with lr ∝ √batch and batch ∝ D^.5, so .25 more (-.25, -.25, -.05, -.10); and
+what DeepSeek and Porian leave when -.38 for N is taken off (.13, .02). The mean is -.03."""
 
 RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
 """Of other HPs and of multipliers, and along other axes; weak."""
