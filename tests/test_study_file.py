@@ -72,6 +72,16 @@ BAD = {  # what is replaced by what, and what the sentence must name beside the 
         "past[0].hps.lr = 'lg'",
         "'linear'",
     ),
+    "a model and a program": (
+        ("[budget]", '[model]\nbuild = "m.py:f"\n[command]\nrun = ["true"]\n[budget]'),
+        "model.build = 'm.py:f'",
+        "leave one of the two out",
+    ),
+    "a key of the model that is replaced": (
+        ("[budget]", '[model]\nbuild = "m.py:f"\nmlp_ratio = 4\n[budget]'),
+        "model.mlp_ratio = 4",
+        "leave it out",
+    ),
     "no TOML": (("[data]", "[data"), "not valid TOML", "line"),
 }
 
@@ -152,6 +162,16 @@ def test_the_definition_holds_what_must_not_change(write_study: WriteStudy) -> N
     assert {"data.context", "space"} == {
         key for key, value in study.definition().items() if bound.definition()[key] != value
     }
+
+
+def test_the_model_of_a_study_must_not_change(write_study: WriteStudy) -> None:
+    """Neither may a model of the user's own take the place of the reference transformer, nor another one."""
+    definitions = [
+        load_study_file(write_study(("[budget]", f"{section}[budget]"))).definition()
+        for section in ("", '[model]\nbuild = "m.py:f"\n', '[model]\nbuild = "m.py:g"\n')
+    ]
+
+    assert [None, "m.py:f", "m.py:g"] == [definition["model.build"] for definition in definitions]
 
 
 def test_a_study_file_survives_json(write_study: WriteStudy) -> None:

@@ -30,6 +30,7 @@ PLACES = {  # what is replaced, so that the attack stands there
     "key": ("[budget]", "[budget]\n{} = 1"),
     "hp": ('"lr.embedding" = {}', "{} = {{}}"),
     "group": ('"lr.embedding"', '"lr.attack" = {{}}\n"residual.attack"'),
+    "model": ("[budget]", "[model]\nbuild = {}\n[budget]"),
     "rule": ("[budget]", "[parametrization]\nrule = {}\n[budget]"),
     "storage": ("trials = 4", "trials = 4\n[run]\nstorage = {}"),
     "out": ("trials = 4", "trials = 4\n[run]\nout = {}"),
@@ -82,6 +83,19 @@ def test_a_storage_does_not_decide_where_files_are_written(
     with pytest.raises(StudyError, match=f"run.{key} .* '{folder}'"):
         stored_study_file(study_file.storage_url, "tiny")
     assert before == sorted(tmp_path.rglob("*"))
+
+
+def test_a_storage_does_not_decide_whose_model_is_built(write_study: WriteStudy, tmp_path: Path) -> None:
+    """A worker that joins by address alone refuses `model.build`, and does not import the file it names."""
+    (tmp_path / "attack.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    study_file = load_study_file(write_study())
+    study = create_study(study_file, study_file.definition())
+    model = study_file.model.model_copy(update={"build": f"{tmp_path}/attack.py:build_model"})
+    study.set_user_attr(STUDY_FILE_ATTR, study_file.model_copy(update={"model": model}).without_storage())
+
+    with pytest.raises(StudyError, match=r"attack\.py:build_model"):
+        stored_study_file(study_file.storage_url, "tiny")
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(

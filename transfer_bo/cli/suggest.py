@@ -181,7 +181,11 @@ def _model_options(model: str | None, base: list[str] | None, rule: str | None) 
         )
     scale = parse_scale(base, "--base")
 
-    from transfer_bo.run_table.tensor_settings import load_build_model
+    from transfer_bo.parametrization.model_file import load_build_model
 
-    options: dict[str, Any] = {"build_model": load_build_model(model), "base": scale}
+    try:
+        build_model = load_build_model(model)
+    except ParametrizationError as error:
+        raise ParametrizationError(f"--model {model}: {error}") from None
+    options: dict[str, Any] = {"build_model": build_model, "base": scale}
     return options | ({} if rule is None else {"rule": rule})

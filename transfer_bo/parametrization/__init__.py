@@ -7,6 +7,7 @@ What a rule is:
 
 What a model is made of:
 
+- `model_file`: the function that builds the user's model, imported from a file.
 - `builds`: builds of the user's model, and the names of its tensors whatever wraps it.
 - `base_model`: what is found out about the base model once, for all targets.
 - `structure`: stacks of blocks, and which tensors of base and target correspond.

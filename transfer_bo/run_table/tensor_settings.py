@@ -5,12 +5,8 @@ The model is built without memory (meta device), so a target of any size will do
 
 from __future__ import annotations
 
-import importlib
-import runpy
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfer_bo.errors import ParametrizationError, ScaleError
@@ -20,7 +16,7 @@ from transfer_bo.space import KINDS
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModelSpec", "hps_of_tensors", "load_build_model"]
+__all__ = ["ModelSpec", "hps_of_tensors"]
 
 _ALIASES = {"learning_rate": "lr", "wd": "weight_decay", "epsilon": "eps"}
 _BETAS = {"beta1": "one_minus_beta1", "beta2": "one_minus_beta2"}
@@ -139,36 +135,3 @@ def hps_of_tensors(params: Mapping[str, Any]) -> tuple[dict[str, float], list[st
         else:
             others.append(name)
     return hps, others
-
-
-def load_build_model(text: str) -> Callable[[Scale], nn.Module]:
-    """Import a function that builds a model.
-
-    Args:
-        text: "package.module:function" or "path/to/file.py:function".
-
-    Raises:
-        ParametrizationError: if there is no such function, or the module cannot be imported.
-    """
-    place, colon, name = text.rpartition(":")
-    if not colon or not place or not name:
-        raise ParametrizationError(
-            f"--model {text} names no function; write e.g. --model my_model.py:build_model."
-        )
-
-    folder = str(Path(place).parent) if place.endswith(".py") else ""
-    sys.path.insert(0, folder)  # so that a file finds its neighbours
-    try:
-        names = runpy.run_path(place) if folder else vars(importlib.import_module(place))
-    except FileNotFoundError:
-        raise ParametrizationError(f"--model {text}: {place} is no file.") from None
-    except Exception as error:  # whatever a user's file does when it is imported
-        raise ParametrizationError(
-            f"--model {text}: importing {place} failed with {type(error).__name__}: {error}."
-        ) from None
-    finally:
-        sys.path.remove(folder)
-
-    if not callable(names.get(name)):
-        raise ParametrizationError(f"--model {text}: {place} has no function {name!r}.")
-    return names[name]  # type: ignore[no-any-return]

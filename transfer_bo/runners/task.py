@@ -7,6 +7,7 @@ of the user's own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import shutil
 import sys
@@ -29,6 +30,8 @@ from transfer_bo.attributes import (
 )
 from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.parametrization import RULES, parametrize
+from transfer_bo.parametrization.builds import BuildModel
+from transfer_bo.parametrization.model_file import check_logits, load_build_model
 from transfer_bo.runners.external_program import Program
 from transfer_bo.runners.objective import is_out_of_memory
 from transfer_bo.scale import Ladder, Scale, default_cost
@@ -221,21 +224,22 @@ def _free_memory() -> None:
 
 
 class StudyTask(Task):
-    """The reference transformer on text, parametrized, trained in this process or under torchrun.
+    """A transformer or a model of the user's own on text, parametrized, trained here or under torchrun.
 
     Args:
         study_file: The checked study file.
         should_stop: Whether this process was asked to end: the trial then writes a checkpoint and stops.
 
     Raises:
-        StudyFileError: If the text is missing or too short, the rule is unknown, or an HP names a group that
-            the model does not have.
+        StudyFileError: If the text is missing or too short, the model can't be built or gives no logits, the
+            rule is unknown, or an HP names a group that the model does not have.
     """
 
     def __init__(self, study_file: StudyFile, should_stop: Callable[[], bool] = lambda: False) -> None:
         super().__init__(study_file, should_stop)
         self._check_rule()
         self.corpus = self._load_corpus()
+        self._build_model = self._find_model()
         self._parametrizations: dict[Scale, Any] = {}
         self._costs: dict[Scale, float] = {}
 
@@ -267,6 +271,21 @@ class StudyTask(Task):
             )
         return corpus
 
+    def _find_model(self) -> BuildModel:
+        """The function that builds the model at a scale."""
+        model, vocab_size = self.file.model, self.corpus.vocab_size
+        if model.build is None:
+            settings = model.model_dump(exclude={"build"})
+            return functools.partial(build_transformer, vocab_size=vocab_size, **settings)
+
+        try:
+            build_model = load_build_model(model.build, self.file.path.parent)
+            for scale in dict.fromkeys([self.file.base, *self.file.proxies, self.file.target]):
+                check_logits(build_model, scale, self.file.data.context, vocab_size)
+        except TransferError as error:
+            raise self.file.error("model.build", str(error)) from error
+        return build_model
+
     def _check_groups(self) -> None:
         p = self.parametrization(self.file.base)
         of_tensors = sorted({label for labels in p.groups.values() for label in labels})
@@ -281,7 +300,7 @@ class StudyTask(Task):
 
     def build(self, scale: Scale) -> nn.Module:
         """The model at a scale, not yet initialised."""
-        return build_transformer(scale, vocab_size=self.corpus.vocab_size, **self.file.model.model_dump())
+        return self._build_model(scale)
 
     def parametrization(self, scale: Scale) -> Any:
         """The settings of every tensor at a scale; kept, because finding them takes several builds."""

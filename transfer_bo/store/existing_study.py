@@ -73,9 +73,9 @@ def _no_file(url: str, file: Path) -> str:
 def stored_study_file(url: str, name: str) -> StudyFile:
     """Read the study file that a study was started with, for a worker that has no copy.
 
-    Relative paths in it are relative to the current folder. One that runs a program, or writes outside of
-    that folder, is refused: write access to the storage must not decide what is run on the machines that
-    join, nor where files are created, replaced and removed.
+    Relative paths in it are relative to the current folder. One that runs a program, builds a model of its
+    own, or writes outside of that folder, is refused: write access to the storage must not decide what is
+    run on the machines that join, nor where files are created, replaced and removed.
 
     Args:
         url: Address of the storage.
@@ -125,6 +125,12 @@ def _refuse_unsafe(study_file: StudyFile, name: str) -> None:
         raise StudyError(
             f"--study {name!r}: its trials run a program, {shown!r}, and a program is not run because a "
             "storage names it; join with the study file: transfer-bo worker STUDY.toml"
+        )
+
+    if study_file.model.build is not None:
+        raise StudyError(
+            f"--study {name!r}: its model is built by {study_file.model.build!r}, and code is not run "
+            "because a storage names it; join with the study file: transfer-bo worker STUDY.toml"
         )
 
     for key in ("out", "checkpoints"):

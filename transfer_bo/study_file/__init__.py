@@ -18,6 +18,7 @@ A study file in full (every section and key; those with a value after `#` may be
     [model]
     head_size = 16                    # 16; width / head_size is the number of attention heads
     mlp_ratio = 4                     # 4; the MLP's width / width
+    # build = "my_model.py:build_model"   # in their place: a torch model of your own, from tokens to logits
 
     [[ladder.rungs]]                  # the proxies; a ladder may grow later, at its end
     width = 32

@@ -19,6 +19,7 @@ def check_together(study_file: StudyFile) -> None:
         StudyFileError: For the first thing that is wrong, naming file, key and value.
     """
     _check_ladder_and_space(study_file)
+    _check_model(study_file)
     _check_modules(study_file)
     _check_source_studies(study_file)
     if study_file.command is None:
@@ -38,6 +39,23 @@ def _check_ladder_and_space(study_file: StudyFile) -> None:
             build()
         except TransferError as error:
             raise StudyFileError(f"{study_file.path}: {key}: {error}") from None
+
+
+def _check_model(study_file: StudyFile) -> None:
+    model = study_file.model
+    if model.build is None:
+        return
+
+    if study_file.command is not None:
+        raise study_file.error(
+            "model.build", "[command] trains with a program of its own; leave one of the two out."
+        )
+    unused = sorted(model.model_fields_set - {"build"})
+    if unused:
+        raise study_file.error(
+            f"model.{unused[0]}",
+            "this is of the reference transformer, which model.build replaces; leave it out.",
+        )
 
 
 def _check_modules(study_file: StudyFile) -> None:
@@ -105,7 +123,7 @@ def _check_scales(study_file: StudyFile) -> None:
                 f"{study_file.path}: {key}.batch = {scale.batch}: set it to a multiple of "
                 f"run.ranks = {ranks}, so that every process gets the same share."
             )
-        if scale.width % head_size:
+        if study_file.model.build is None and scale.width % head_size:
             raise StudyFileError(
                 f"{study_file.path}: {key}.width = {scale.width}: set it to a multiple of "
                 f"model.head_size = {head_size}."

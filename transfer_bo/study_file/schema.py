@@ -47,8 +47,9 @@ class DataSection(_Section):
 
 
 class ModelSection(_Section):
-    """The reference transformer's settings that do not scale."""
+    """The reference transformer's settings that do not scale, or a model of the user's own."""
 
+    build: str | None = None
     head_size: Whole = 16
     mlp_ratio: Whole = 4
 
