@@ -140,8 +140,8 @@ def test_curve_has_its_lowest_point_at_the_optimum(fitted: Projection) -> None:
         assert (mean <= high).all()
 
 
-def test_importances_are_shares() -> None:
-    """An HP that does nothing gets a small share, and the shares sum to 1."""
+def test_importances_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An HP that does nothing gets a small share, and the shares sum to 1, or to 0 in a flat bowl."""
     ladder = tb.Ladder(RUNGS[:2])
     study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=TARGET, seed=0))
 
@@ -152,10 +152,13 @@ def test_importances_are_shares() -> None:
         return loss_at(scale, trial.suggest_float("lr", 1e-4, 1e-1, log=True))
 
     study.optimize(objective, n_trials=14)
-    shares = fit_study(study).importance(RUNGS[0])
+    fit = fit_study(study)
+    shares = fit.importance(RUNGS[0])
 
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["lr"] > 0.9
+    monkeypatch.setattr(fit.surrogate.landscape, "bowl", lambda theta, v, s: v.new_zeros(len(v)))
+    assert dict.fromkeys(shares, 0.0) == fit.importance(RUNGS[0])
 
 
 def test_warnings_say_what_the_answer_rests_on() -> None:

@@ -1,7 +1,7 @@
 """How to spend a tuning budget: which ladder of proxies, how many trials, or no proxies at all.
 
-Two views, both simple. The theory of useful transfer (Ghosh, Wu, Bietti, 2512.22768, section 3) gives rates:
-with a loss gap ~ n^-α and an HP gap ~ n^-β at width n,
+Two views, both simple. The theory of useful transfer (Ghosh, Wu, Bietti, arXiv:2512.22768, section 3) gives
+rates: with a loss gap ~ n^-α and an HP gap ~ n^-β at width n,
 
     direct      gap ~ F^(-2α/(hα+2r))
     transfer    gap ~ F^(-α/r) + F^(-2β/(hβ+r))        useful if and only if β > α/2

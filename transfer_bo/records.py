@@ -42,7 +42,7 @@ __all__ = [
 
 
 class Outcome(enum.StrEnum):
-    """How a trial ended."""
+    """How a trial ended, or that it is running or waiting."""
 
     FINISHED = "finished"
     PRUNED = "pruned"

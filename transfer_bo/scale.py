@@ -105,7 +105,7 @@ Cost = Callable[[Scale], float]
 
 
 def default_cost(scale: Scale) -> float:
-    """Training FLOPs up to a constant: 6 N D (2001.08361), with N from `n_params` or from width² x depth.
+    """Training FLOPs up to a constant: 6 N D (arXiv:2001.08361), N from `n_params` or from width² x depth.
 
     `batch` does not change the FLOPs of a run of given length; an unknown axis counts linearly.
     """

@@ -2,7 +2,8 @@
 
 A hyperparameter (HP) is named `kind` or `kind.group`. The plain name holds the value for every tensor
 (in base coordinates); a grouped name holds a *multiplier* on it for the tensors of that group. A tensor in
-several groups takes the product of their multipliers (2512.22382: value = base x type multiplier x ...).
+several groups takes the product of their multipliers (arXiv:2512.22382: value = base x type
+multiplier x ...).
 
 A group `@x` is a knot of a profile over depth: `lr.@0.5` multiplies the tensors in the middle of a stack of
 blocks. x = 0 is where the first block begins, 1 where the last one ends; between knots the profile is linear

@@ -23,8 +23,8 @@ __all__ = ["Curve", "Optima", "Sweep", "read_sweep"]
 Array = npt.NDArray[np.float64]
 
 LOSS_FILTER = 1.35
-"""Points above this many times the best loss of their size are not used: they lie off its bowl (2605.21486's
-code)."""
+"""Points above this many times the best loss of their size are not used: they lie off its bowl (code of
+arXiv:2605.21486)."""
 MAX_DEGREE = 10
 """Highest degree of the polynomial; the degree that predicts left-out points best is taken."""
 MIN_POINTS = 3

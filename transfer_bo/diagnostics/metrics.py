@@ -1,4 +1,4 @@
-"""Three numbers for how well a parametrization transfers: E, κ and R(∞) of 2605.21486, with intervals.
+"""Three numbers for how well a parametrization transfers: E, κ and R(∞) of arXiv:2605.21486, with intervals.
 
 Symbols: n size, η the HP (a learning rate), z = log2 η, L(n, η) the loss, * the optimum.
 

@@ -1,4 +1,4 @@
-"""Fast or slow transfer: the rates of 2512.22768 from a sweep over sizes, with bootstrap intervals.
+"""Fast or slow transfer: the rates of arXiv:2512.22768 from a sweep over sizes, with bootstrap intervals.
 
 Symbols (2512.22768, Definitions): φ_n(ν) the loss at size n with HP ν, ν*(n) its best value;
 a_n = |φ_n* - φ_∞*| the loss gap ~ n^-α, b_n = |ν*(n) - ν*(∞)| the HP gap ~ n^-β,

@@ -1,4 +1,4 @@
-"""N-RReliefF: which HPs a loss depends on, from nearest neighbours in the space of HPs (2410.08920).
+"""N-RReliefF: which HPs a loss depends on, from nearest neighbours in the space of HPs (arXiv:2410.08920).
 
 Symbols: X HPs scaled to [0, 1] (m x d), y losses (m); for a run i and its k nearest others j,
 d_y = |y_i - y_j| over the range of y, d_h = |x_ih - x_jh| (0 or 1 for a categorical HP),

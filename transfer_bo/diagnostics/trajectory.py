@@ -1,4 +1,4 @@
-"""Which directions of the updates reduce the loss: the decomposition of 2512.22768, recorded in training.
+"""Which directions of updates reduce the loss: the decomposition of arXiv:2512.22768, recorded in training.
 
 Symbols: w_t the weights averaged over steps (EMA), φ the loss on fixed held-out samples, G its gradient and
 ΔW the change of a matrix over an interval of the averaged trajectory, S = ½ (GᵀΔW + ΔWᵀG) the alignment

@@ -1,4 +1,4 @@
-"""Width-stable directions against width-sensitive ones: the selection of κ and the bound t_n of 2512.22768.
+"""Width-stable directions against width-sensitive ones: selection of κ and bound t_n of arXiv:2512.22768.
 
 Symbols: ν_1 ... ν_g the HP's grid (octaves, ascending), φ_n(ν_i) the loss at width n, φ_n^k(ν_i) its part by
 the top k directions (`Decomposition.top`), κ = (κ_1, ..., κ_g) the truncation, one k per grid value;

@@ -7,8 +7,8 @@ For every layer that holds tensors, the root mean square over its outputs of
   learns too fast or too slowly, while the total includes the changes of all layers before it.
 
 In a block, own changes are multiplied by the number of blocks times the residual multiplier (relative to the
-base): their sum over blocks if all blocks learn alike, which a rule for depth preserves (2505.01618: complete
-feature learning). For a stack, the change of what all its blocks add.
+base): their sum over blocks if all blocks learn alike, which a rule for depth preserves (complete feature
+learning, arXiv:2505.01618). For a stack, the change of what all its blocks add.
 
 Symbols:
     F: A layer before and after the steps.

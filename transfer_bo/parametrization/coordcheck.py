@@ -1,7 +1,7 @@
 """The coordinate check: whether the output of each layer changes by the same amount at every width and depth.
 
 Under a rule that transfers, the change of every layer's output over the first steps of training does not
-depend on width and depth (2203.03466, appendix D.1; for depth 2505.01618). Models of several sizes are
+depend on width and depth (arXiv:2203.03466, appendix D.1; for depth 2505.01618). Models of several sizes are
 trained for a few steps on one batch, and for each kind of layer the exponent of
 
     rms(change) ∝ size^exponent

@@ -6,8 +6,8 @@ Symbols:
     x: Relative depth of the tensor's block, (i + 1/2) / L for block i = 0..L-1.
     L: Number of blocks.
     profile: Passes through the knots `kind.@x`; its logarithm is linear in x between them and constant beyond
-        the first and the last (2512.22382: type multiplier times depth multiplier, interpolated in relative
-        depth). Tensors outside blocks have no x and no profile.
+        the first and the last (arXiv:2512.22382: type multiplier times depth multiplier, interpolated in
+        relative depth). Tensors outside blocks have no x and no profile.
 
 Names and defaults are those of `transfer_bo.space`.
 """

@@ -41,8 +41,9 @@ def source_studies(projection: Projection, scale: Scale) -> Iterator[str]:
     """How much the answer rests on runs of source studies."""
     for name, source in projection.sources().items():
         yield (
-            f"{source['runs']:.0f} runs of source study {name!r} are part of the fit; their optimum seems to "
-            f"lie {source['shift']:.2g} octaves off (near 0 they count like own runs, at several hardly)."
+            f"{source['runs']:.0f} runs of source study {name!r} are part of the fit; their optimum may "
+            f"differ by {source['shift']:.2g} octaves (one standard deviation; near 0 they count like own "
+            "runs, at several they hardly count)."
         )
 
 

@@ -59,6 +59,9 @@ class Projection:
         surrogate: fitted to the study's runs.
         runs: all runs of the study.
         settings: settings of the study.
+
+    Attributes:
+        hps: names of the numeric HPs; categorical ones have a suggested value, but no interval and no drift.
     """
 
     def __init__(self, surrogate: Surrogate, runs: Sequence[Run], settings: StudySettings) -> None:
@@ -138,8 +141,9 @@ class Projection:
         return values, np.array(losses[0]), low, high
 
     def importance(self, scale: Scale) -> dict[str, float]:
-        """Share of each HP in the spread of the loss over the searched box at a scale; sums to 1.
+        """Share of each numeric HP in the spread of the loss over the searched box at a scale.
 
+        The shares sum to 1; they are all 0 if the fitted bowl is flat along every HP.
         The variance of the fitted bowl along the HP over its range, the others at their optimum.
         """
         surrogate, coordinates = self.surrogate, self.surrogate.coordinates
@@ -148,7 +152,7 @@ class Projection:
         for i in range(coordinates.d):
             z = self._line(i, scale, IMPORTANCE_POINTS)
             spreads.append(float(surrogate.landscape.bowl(surrogate.theta, z @ coordinates.mix.T, s).var()))
-        total = sum(spreads)
+        total = sum(spreads) or 1.0
         return {name: spread / total for name, spread in zip(self.hps, spreads, strict=True)}
 
     def drift(self) -> Drift:
@@ -173,10 +177,11 @@ class Projection:
         }
 
     def sources(self) -> dict[str, dict[str, float]]:
-        """For each source study, how many of its runs were fitted, and how far off its optimum seems to lie.
+        """For each source study, how many of its runs were fitted, and by how much its optimum may differ.
 
-        That shift, in octaves, is learned and the same for all HPs. It is the weight of a source study: near
-        0 its runs count like the study's own, at several octaves they hardly count.
+        "shift" is the standard deviation of the displacement of its optimum from this study's, in octaves. It
+        is learned, and the same for all HPs. It is the weight of a source study: near 0 its runs count like
+        the study's own, at several octaves they hardly count.
         """
         surrogate = self.surrogate
         shift_sd = surrogate.model.hyperparameters.source_shift_sd

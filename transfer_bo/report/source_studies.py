@@ -11,7 +11,8 @@ __all__ = ["source_studies"]
 
 ABOUT = (
     "These runs were made in other studies. The fit gives each source study a level of its own, so its "
-    "losses are not compared with this study's, and learns how many octaves its optimum lies off: near 0 its "
+    "losses are not compared with this study's, and learns by how many octaves its optimum may differ (the "
+    "standard deviation of its displacement): near 0 its "
     "runs count like this study's own, at several octaves they hardly count. Runs whose HPs have no place on "
     "this study's scales are not fitted."
 )

@@ -1,8 +1,8 @@
 """A trust region around the best known setting that grows with success and shrinks with failure, after TuRBO.
 
 Thirty to a hundred multipliers cannot be searched everywhere, and divergence lies behind a cliff that no
-stationary model predicts from afar; close to a good setting the loss is tame (2512.22382, search in a trust
-region). The region and its rule are those of TuRBO-1 (Eriksson et al., 1910.01739, section 3): side L,
+stationary model predicts from afar; close to a good setting the loss is tame (arXiv:2512.22382, search in a
+trust region). The region and its rule are those of TuRBO-1 (Eriksson et al., 1910.01739, section 3): side L,
 doubled after τ_succ successes in a row, halved after τ_fail runs in a row without one; a success betters the
 best loss by a thousandth. Proposals are draws of Thompson sampling among points that move about 20 HPs at
 once.

@@ -3,7 +3,8 @@
 Optuna has a heartbeat for SQL databases inside `study.optimize` only, and it compares clocks. Here a running
 trial carries the name of its owner and a count that the owner's heartbeat raises every `BEAT_SECONDS`. Every
 observer judges by its own clock: a trial whose owner and count have not changed during `GRACE_SECONDS` of
-observation is dead. Time in which nobody could observe, because the storage was away, does not count.
+observation is dead. A gap between two observations counts as at most 1.5 beats; the storage or this process
+was away.
 
 A requeued trial keeps its number, HPs and curve, so that a result cannot be counted twice; taking it from the
 queue is Optuna's own atomic step. If a trial is requeued while its owner still lives (on a machine that was
@@ -52,7 +53,7 @@ GRACE_SECONDS = 120.0
 """Seconds of observation without a sign of life after which an owner is dead."""
 
 MAX_COUNTED_BEATS = 1.5
-"""Of a longer gap between two observations only this many beats count as observed."""
+"""A gap between two observations counts as at most this many beats; the storage or this process was away."""
 
 
 def _sign_of_life(trial: FrozenTrial) -> tuple[Any, ...]:
@@ -110,11 +111,12 @@ def dead_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def requeue_dead(study: optuna.Study, *, owner: str | None = None, owner_died: bool = True) -> int:
-    """Put the running trials of dead processes of this machine back into the queue, at once.
+    """Put the running trials of dead owners back into the queue, at once.
 
     Args:
         study: The study to search for such trials.
-        owner: The id of an owner that is known to be gone; None for every process of this machine that is.
+        owner: The id of an owner that is known to be gone, on whatever machine it was; None for every process
+            of this machine that is gone.
         owner_died: Whether the loss counts against the trials.
 
     Returns:
@@ -187,7 +189,7 @@ class Heartbeat:
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         now = time.monotonic() if now is None else now
 
-        # Of a long gap only a beat counts: the storage, or this process, was away.
+        # A gap between two observations counts as at most 1.5 beats; the storage or this process was away.
         passed = 0.0
         if self._observed_at is not None:
             passed = min(now - self._observed_at, MAX_COUNTED_BEATS * self._beat)

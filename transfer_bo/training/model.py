@@ -95,7 +95,7 @@ def rope_tables(length: int, head_size: int, base: float, like: Tensor) -> tuple
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i+K/2}) by their position's angles (RoPE, 2104.09864, eq. 34).
+    """Turn the pairs (x_i, x_{i+K/2}) by their position's angles (RoPE, arXiv:2104.09864, eq. 34).
 
     (a, b) -> (a cos - b sin, b cos + a sin); swapping the halves is a roll by K/2.
     """

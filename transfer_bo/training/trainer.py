@@ -114,7 +114,7 @@ def train(
     share of each batch; the loss is that of one process, to rounding.
 
     The learning rate rises linearly over the first 5% of the steps, then follows a cosine to 0: decay to zero
-    makes the final loss less sensitive to the peak than decay to 10% (2502.15938).
+    makes the final loss less sensitive to the peak than decay to 10% (arXiv:2502.15938).
 
     Args:
         model: Tokens (B x T) to logits (B x T x V); may be on the meta device. It is trained in place.

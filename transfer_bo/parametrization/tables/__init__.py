@@ -2,7 +2,7 @@
 
 - `complete_d_p`: Complete(d)P, its variants in batch and duration, CompleteP.
 - `mup`: muP for AdamW and SGD, in its equivalent forms.
-- `standard`: the standard parametrization, and the families of 2407.05872.
+- `standard`: the standard parametrization, and the families of arXiv:2407.05872.
 - `preconditioners`: Muon, Shampoo, SOAP, K-FAC.
 
 Exponents that a source does not print follow from its own reasoning; their roles are in `Rule.derived`:

@@ -1,4 +1,4 @@
-"""Complete(d)P (2512.22382) with its variants in batch and duration, and CompleteP (2505.01618).
+"""Complete(d)P (arXiv:2512.22382) with its variants in batch and duration, and CompleteP (2505.01618).
 
 Symbols as in `rules`. Where sources disagree, `complete_d_p` is Complete(d)P's own choice and each other one
 is a rule of its own.

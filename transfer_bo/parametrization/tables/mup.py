@@ -1,4 +1,4 @@
-"""muP (2203.03466) for AdamW and SGD, in its equivalent forms.
+"""muP (arXiv:2203.03466) for AdamW and SGD, in its equivalent forms.
 
 Symbols as in `rules`. There is no rule for depth, batch and duration, but for `completep_sgd`'s depth.
 """

@@ -14,8 +14,8 @@ from transfer_bo.parametrization.tables.complete_d_p import COMPLETE_D_P, with_r
 __all__ = ["KFAC_DAMPING", "PRECONDITIONER_RULES"]
 
 # ---------------------------------------------------------------------------------------- Muon, Shampoo, SOAP
-# 2512.05620 (and its code): learning rate and ε by fan-in and fan-out, branch multiplier m_L^-1 (α = 1),
-# for preconditioners that are not split into blocks. Where it has no entry, that of Complete(d)P is used.
+# arXiv:2512.05620 (and its code): learning rate and ε by fan-in and fan-out, branch multiplier m_L^-1 (α =
+# 1), for preconditioners that are not split into blocks. Where it has no entry, that of Complete(d)P is used.
 # lr·λ of matrices is in proportion to 1/width. Shampoo adds ε to squares of gradients, so with the batch it
 # scales as the square of Adam's (with the tokens too: derived).
 

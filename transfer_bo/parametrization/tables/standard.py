@@ -1,4 +1,4 @@
-"""The standard parametrization, and the four parametrizations of 2407.05872.
+"""The standard parametrization, and the four parametrizations of arXiv:2407.05872.
 
 Symbols:
     n: The width.
