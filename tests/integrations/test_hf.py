@@ -59,7 +59,7 @@ def make_trainer(p, tmp_path):
 
 
 class Recorder:
-    """A trial that keeps what it is told, and prunes from a step on."""
+    """A trial that keeps what is reported to it, and prunes from a step on."""
 
     def __init__(self, prune_at=10**9):
         self.reports = {}
