@@ -41,9 +41,9 @@ CHECK_SHARE = 0.15
 """Rungs are checked if one run costs at most this share of the budget."""
 
 MIN_COST_SHARE = 1 / 64
-"""The acquisition function takes a run to cost at least this share of the budget. With the true costs of tiny
-rungs it would plan hundreds of runs there; what ends such a search is the number of its trials, and it would
-end before larger rungs had been tried. What is spent is counted at true cost."""
+"""The acquisition function takes a run, also one that was made, to cost at least this share of the budget.
+With the true costs of tiny rungs it would plan hundreds of runs there; what ends such a search is the number
+of its trials, and it would end before larger rungs had been tried. The budget is counted at true cost."""
 
 MAX_TRIES = 32
 """A point that failed before is replaced by a start-up point; so many of these are tried."""

@@ -220,10 +220,12 @@ being parameters and D tokens.
 DeepSeek (2401.02954) and Porian et al. (2406.19146) moved N and D together, so they tell only the sum of the
 two exponents: -.25 and -.36 for lr, .65 and .70 for batch. For lr the sum of the table is -.78 at a fixed
 batch, and -.41 with the batch at its optimum, as theirs was. Lingle's and Marin's exponents are from posts
-and code without an arXiv number. Widths: N grows as width² at fixed depth, so an
-exponent in width is twice that in N; lr ∝ 1/width is the theory for hidden matrices under Adam, n^-1/2 what
-is measured with cross-entropy (2505.22491), n^-.66 to n^-1.1 the exponents of a global rate (2407.05872).
--.67 lies among them. Depth: N grows linearly with depth, so about the exponent in N."""
+and code without an arXiv number.
+
+Widths: N grows as width² at fixed depth, so an exponent in width is twice that in N; lr ∝ 1/width is the
+theory for hidden matrices under Adam, n^-1/2 what is measured with cross-entropy (2505.22491), n^-.66 to
+n^-1.1 the exponents of a global rate (2407.05872). -.67 was chosen among them. Depth: N grows linearly with
+depth, so half of that. An sd of .35 covers all of these."""
 
 RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (-0.03, 0.20)}
 """Instead of the above where a batch size is searched as well, so that D moves with the batch at its optimum:
