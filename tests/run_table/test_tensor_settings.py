@@ -136,7 +136,7 @@ def test_the_command_says_what_each_tensor_gets(model_file: Path, tmp_path: Path
     ("flags", "words"),
     [
         (["--model", "my_model.py", "--base", "width=16"], "names no function"),
-        (["--model", "no_such.py:f", "--base", "width=16"], "no_such.py is no file"),
+        (["--model", "no_such.py:f", "--base", "width=16"], "no_such.py is not a file"),
         (["--model", "no_such_module:f", "--base", "width=16"], "ModuleNotFoundError"),
         (["--model", "FILE:nothing", "--base", "width=16"], "no function 'nothing'"),
         (["--model", "FILE:number", "--base", "width=16"], "no function 'number'"),

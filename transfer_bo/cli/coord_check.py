@@ -18,7 +18,7 @@ FACTORS = (1, 2, 4)
 @app.command("coord-check")
 @reports_errors
 def coord_check(study: StudyArgument) -> None:
-    """Check that layers change alike at all sizes.
+    """Check that layer updates have the same size at all scales.
 
     Wider and deeper models are trained a few steps under the study's rule. Exit code 1 if they differ.
     """

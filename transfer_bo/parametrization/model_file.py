@@ -33,7 +33,7 @@ def load_build_model(text: str, folder: Path = Path()) -> BuildModel:
 
     file = (folder / place).absolute() if place.endswith(".py") else None
     if file is not None and not file.is_file():
-        raise ParametrizationError(f"{place} is no file in {folder.absolute()}; correct the path.")
+        raise ParametrizationError(f"{place} is not a file in {folder.absolute()}; correct the path.")
 
     sys.path.insert(0, str(folder.absolute() if file is None else file.parent))  # for its neighbours
     try:

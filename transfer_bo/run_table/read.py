@@ -68,7 +68,7 @@ def _named(runs: Any) -> str:
 def _read_file(path: Path, loss: str) -> pd.DataFrame:
     if not path.is_file():
         raise RunTableError(
-            f"{path} is no file; give a CSV or Parquet file, or a storage URL such as sqlite:///x.db."
+            f"{path} is not a file; give a CSV or Parquet file, or a storage URL such as sqlite:///x.db."
         )
     try:
         if ".parquet" in path.suffixes or ".pq" in path.suffixes:

@@ -126,7 +126,8 @@ class RunsFit:
             if not dim.low <= value <= dim.high:
                 sentences.append(
                     f"{dim.name} = {value:.4g} lies {_side(value, dim.low)} all values in the runs "
-                    f"({dim.low:.4g} to {dim.high:.4g}): drift carries the optimum there, no run tried it."
+                    f"({dim.low:.4g} to {dim.high:.4g}): this value is "
+                    "extrapolated from the fitted drift; no run tested it."
                 )
             if not low <= value <= high:
                 sentences.append(

@@ -105,7 +105,7 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
             if errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
                 raise WorkerError(
                     f"The objective failed {errors_in_a_row} times in a row, last with "
-                    f"{type(error).__name__}: {error}. Mend it and run again; finished trials are kept."
+                    f"{type(error).__name__}: {error}. Fix it and run again; finished trials are kept."
                 ) from error
         return value if outcome is Outcome.FINISHED else math.nan
 

@@ -218,7 +218,7 @@ class Pool:
         if self._errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
             raise WorkerError(
                 f"{self._errors_in_a_row} trials in a row failed, the last with {error}. "
-                "Mend it and run again; finished trials are kept."
+                "Fix it and run again; finished trials are kept."
             )
         self._spawn(ended.spec)
 
