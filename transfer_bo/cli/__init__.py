@@ -2,6 +2,7 @@
 
     init            init, schema
     study           run, verify, report, status
+    dry_run         what `verify --dry-run` shows
     worker          worker
     suggest         suggest
     diagnose        diagnose

@@ -20,6 +20,7 @@ from transfer_bo.cli.common import (
     silence_libraries,
 )
 from transfer_bo.cli.opened import find_study
+from transfer_bo.errors import TransferError
 from transfer_bo.runners import forkserver
 from transfer_bo.study_file import StudyFile, load_study_file
 
@@ -54,16 +55,58 @@ def verify(
     replicate: Annotated[
         int, typer.Option(min=0, help="Repeat suggestion and controls with so many new seeds, and test.")
     ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Start nothing; show parameters, memory, hours and cost.")
+    ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: the GPU, e.g. H100; default: all known.", metavar="NAME"),
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="With --dry-run: number of GPUs; default: as in the study file.")
+    ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: ddp or fsdp2; default: as in the study file.", metavar="NAME"),
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="With --dry-run: parts in which a batch passes the model; default: 1.")
+    ] = None,
+    utilisation: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: share of the peak FLOP/s that is achieved; default: 0.4."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print JSON instead of tables.")
+    ] = False,
 ) -> None:
     """Run the suggestion at full size and compare.
 
     The defaults run beside it, unless the study file says otherwise; both are compared with the prediction.
     """
+    needs = {
+        "gpu": gpu,
+        "ranks": ranks,
+        "parallel": parallel,
+        "accumulate": accumulate,
+        "utilisation": utilisation,
+    }
+    given = {name: value for name, value in needs.items() if value is not None}
+    if not dry_run and (given or as_json):
+        name = next(iter(given), "json")
+        raise TransferError(f"--{name} goes with --dry-run, which starts no run; give both or leave it out.")
+
     study_file = load_study_file(study)
     silence_libraries()
+    console = output_console()
+    if dry_run:
+        from transfer_bo.cli.dry_run import print_dry_run
+
+        print_dry_run(study_file, given, replicate, console, as_json=as_json)
+        return
+
     from transfer_bo.runners.study_runner import run_verification
 
-    console = output_console()
     options = ["--replicate", replicate] if replicate else []
     with interruptible(command_line("verify", study, *options)):
         verification = run_verification(study_file, console, replicate=replicate)

@@ -30,7 +30,7 @@ from transfer_bo.training.progress import Progress
 from transfer_bo.training.ranks import Parallel, Ranks
 from transfer_bo.training.resume import Resume
 
-__all__ = ["Parametrization", "TrainResult", "count_flops", "train"]
+__all__ = ["Parametrization", "TrainResult", "count_flops", "merge_groups", "token_loss", "train"]
 
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises linearly."""
@@ -193,7 +193,7 @@ def train(
             parts = []
             for windows, weight in ranks.micro_batches(wrapped, share, accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=is_cuda):
-                    loss = _loss(forward, windows) * weight
+                    loss = token_loss(forward, windows) * weight
                 loss.backward()  # type: ignore[no-untyped-call]
                 parts.append(loss.detach())
             total = torch.stack(parts).sum()
@@ -264,7 +264,7 @@ def evaluate(model: nn.Module, run: Callable[[Tensor], Tensor], windows: Tensor,
     device_type = windows.device.type
     model.eval()
     with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
-        losses = [_loss(run, part) * len(part) for part in torch.split(windows, batch)]
+        losses = [token_loss(run, part) * len(part) for part in torch.split(windows, batch)]
     model.train()
     return float(torch.stack(losses).sum()) / len(windows)
 
@@ -337,7 +337,8 @@ def count_flops(build_model: Callable[[Scale], nn.Module], scale: Scale, context
     return 3.0 * float(counter.get_total_flops()) / context * float(scale.tokens)
 
 
-def _loss(run: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
+def token_loss(run: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token, in nats, over windows (n x (T + 1)) of tokens."""
     return F.cross_entropy(run(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
 
 

@@ -4,6 +4,9 @@ jobs         the runs that a verification needs, planned and found again
 running      running them: `verify` in this process, `run_job` for workers
 verdict      measured beside predicted: `Verification`
 paired_test  two settings compared over several seeds
+dry_run      what the runs need, before anything is started (not loaded here: it takes half a second)
+step_memory  memory of a training step at its peak, found on fake tensors
+gpus         speed and memory of GPUs by name
 """
 
 from transfer_bo.attributes import CONTROL_ATTR, PREDICTION_ATTR, REPLICA_ATTR
