@@ -143,13 +143,17 @@ def _known(study_file: StudyFile) -> dict[str, Any]:
     from transfer_bo.report import tensor_settings
     from transfer_bo.runners.task import StudyTask
 
+    provenance = {
+        "seed": study_file.seed,
+        "storage": study_file.storage_url,
+        "study file": study_file.path.read_text(encoding="utf-8"),
+    }
+    if study_file.command is not None:  # only the program knows its tensors
+        return {"provenance": provenance}
+
     task, target = StudyTask(study_file), study_file.target
     return {
-        "provenance": {
-            "seed": study_file.seed,
-            "storage": study_file.storage_url,
-            "study file": study_file.path.read_text(encoding="utf-8"),
-        },
+        "provenance": provenance,
         "tensor_table": lambda hps: tensor_settings(task.parametrization(target), task.build(target), hps),
     }
 
