@@ -1,7 +1,7 @@
 """A suggestion from runs you already have, in a CSV file (half a minute on one core).
 
-Run it: .venv/bin/python examples/runs_from_csv.py. `transfer-bo suggest --runs examples/runs.csv` does the same,
-with --axis, --hp, --status and --target.
+Run it: .venv/bin/python examples/runs_from_csv.py. `transfer-bo suggest --runs examples/runs.csv` does the
+same, with --axis, --hp, --status and --target.
 """
 
 from pathlib import Path
