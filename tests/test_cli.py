@@ -179,3 +179,36 @@ def test_outcome_words_are_stable() -> None:
     assert [
         "finished", "pruned", "diverged", "out_of_memory", "preempted", "error", "running", "waiting"
     ] == list(Outcome)  # fmt: skip
+
+
+def test_a_search_of_errors_only_ends_with_exit_code_1(
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the last error and does not ask for a verification."""
+    path = write_study()
+
+    def fail(scale: Scale, lr: float) -> float:
+        raise ValueError(f"no such layer at {lr}")
+
+    search(path, fail)
+    monkeypatch.setattr("transfer_bo.runners.study_runner.run_search", lambda study_file, console: True)
+    monkeypatch.setattr("transfer_bo.runners.forkserver.prepare", lambda: None)
+
+    result = CliRunner().invoke(app, ["run", str(path)])
+
+    assert 1 == result.exit_code, result.output
+    assert "ValueError: no such layer" in result.stderr
+    assert "verify" not in result.output
+
+
+def test_a_table_given_as_study_file_is_recognized(tmp_path: Path) -> None:
+    """The sentence names the option that was meant."""
+    result = CliRunner().invoke(app, ["suggest", str(tmp_path / "runs.csv")])
+
+    assert 2 == result.exit_code
+    assert f"--runs {tmp_path / 'runs.csv'}" in result.stderr
+
+
+def test_h_is_help() -> None:
+    """As in most commands."""
+    assert 0 == CliRunner().invoke(app, ["run", "-h"]).exit_code

@@ -297,6 +297,13 @@ def test_a_heavy_tail_does_not_make_the_mean() -> None:
     assert low < predicted.mean < high
 
 
+def test_a_predicted_loss_prints_its_mean_and_interval() -> None:
+    """`print` shows numbers, not a type."""
+    predicted = PredictedLoss(np.linspace(1.0, 2.0, 101))
+
+    assert "1.5 (90% interval: 1.05 to 1.95)" == str(predicted)
+
+
 @pytest.mark.parametrize(("name", "warned"), [("init_std.q", True), ("residual.attn", True), ("lr.q", False)])
 def test_multipliers_that_may_not_outlive_short_runs_are_named(name: str, warned: bool) -> None:
     """Those of init_std and residual branches, where all runs are equally long; not those of rates."""

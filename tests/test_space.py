@@ -152,3 +152,9 @@ def test_suggest_asks_a_trial_in_log_scale() -> None:
     assert values == trial.params
     expected = optuna.distributions.FloatDistribution(KINDS["lr"].low, KINDS["lr"].high, log=True)
     assert expected == trial.distributions["lr"]
+
+
+def test_a_string_in_place_of_kinds_is_refused() -> None:
+    """Its letters are not kinds."""
+    with pytest.raises(SearchSpaceError, match="'lr'"):
+        Space.per_module(None, kinds="lr")  # type: ignore[arg-type]

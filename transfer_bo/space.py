@@ -178,8 +178,10 @@ class Space:
                 Types and profile overlap: a profile that is the same everywhere is one of `kind` itself.
 
         Raises:
-            SearchSpaceError: for a number of knots that makes no profile, or an unknown kind.
+            SearchSpaceError: for a number of knots that makes no profile, an unknown kind, or a string.
         """
+        if isinstance(kinds, str):
+            raise SearchSpaceError(f"kinds = {kinds!r} is a string; give a list, e.g. kinds=[{kinds!r}].")
         if depth_knots < 0 or depth_knots == 1:
             raise SearchSpaceError(f"depth_knots = {depth_knots}: give 0 for no depth profile, or 2 or more.")
         knots = [f"{DEPTH}{round(i / (depth_knots - 1), 3):g}" for i in range(depth_knots)]

@@ -348,3 +348,12 @@ def test_fuzzed_files_and_flags(
 
     assert result.exit_code in (0, 2), (result.exception, result.stderr)
     assert (1 if result.exit_code else 0) == len(said), said
+
+
+@pytest.mark.parametrize(
+    ("axes", "hps", "value"), [("n_params", {"lr": "log"}, "'n_params'"), (["n_params"], ["lr"], r"\['lr'\]")]
+)
+def test_a_wrong_type_of_axes_or_hps_is_named(axes: Any, hps: Any, value: str) -> None:
+    """A string is not read letter by letter, a list of HPs lacks their kinds."""
+    with pytest.raises(TransferError, match=value):
+        tb.suggest_from_runs("runs.csv", axes, hps, target={"n_params": 1e9})

@@ -234,3 +234,11 @@ def test_purposes_are_told_apart() -> None:
 
     purposes = [trial.user_attrs.get(PURPOSE_ATTR) for trial in world.study.trials]
     assert [None, "verify", "control"] == purposes
+
+
+def test_verifying_no_suggestion_is_refused() -> None:
+    """The sentence says what was passed."""
+    world = World()
+
+    with pytest.raises(StudyError, match="None"):
+        verify(world.study, world.objective, None)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from transfer_bo.cli.common import app, reports_errors
+from transfer_bo.cli.common import app, command_line, reports_errors
 from transfer_bo.errors import StudyFileError
 
 __all__: list[str] = []
@@ -56,7 +56,10 @@ def init(
             path.write_text(text.replace("NAME", name), encoding="utf-8")
     except OSError as error:
         raise StudyFileError(f"{study} cannot be written ({error.strerror}); name another file.") from None
-    typer.echo(f"Written: {', '.join(map(str, written))}\nNext: edit it, then transfer-bo run {study}")
+    next_step = (
+        command_line("run", study) if kind is _Kind.MODEL else f"edit it, then {command_line('run', study)}"
+    )
+    typer.echo(f"Written: {', '.join(map(str, written))}\nNext: {next_step}")
 
 
 @app.command()

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["StudySource", "find_study", "find_study_or_runs", "load_named"]
 
 
+TABLES = (".csv", ".parquet", ".pq")
+"""Endings of tables of runs; a study file ends in `.toml`."""
+
+
 @dataclass(frozen=True)
 class StudySource:
     """A study to read: that of a study file, or one made in Python, by its storage and name."""
@@ -82,6 +86,8 @@ def find_study_or_runs(
     Raises:
         TransferError: If no source is named, or a table of runs and a study.
     """
+    if runs is None and path is not None and path.suffix.lower() in TABLES:
+        raise TransferError(f"{path} is a table of runs, not a study file; did you mean --runs {path}?")
     if runs is None and (path is not None or storage is not None):
         return find_study(path, storage, name, example)
     if runs is not None and path is None and storage in (None, os.environ.get(STORAGE)):

@@ -32,18 +32,22 @@ __all__: list[str] = []
 def run(study: StudyArgument) -> None:
     """Search on the proxies until the budget is spent.
 
-    The same command again goes on where it stopped.
+    The same command again goes on where it stopped. Exit code 1 if all runs ended with an error.
     """
     study_file = load_study_file(study)
     if study_file.run.runner == "local":
         forkserver.prepare()
     silence_libraries()
-    from transfer_bo.runners.study_runner import run_search
+    from transfer_bo.runners.study_runner import error_of_all_runs, run_search
 
     console = output_console()
     with interruptible(command_line("run", study)):
         if not run_search(study_file, console):
             console.print("The budget is spent; there is nothing left to search.")
+    error = error_of_all_runs(study_file)
+    if error is not None:
+        typer.echo(f"No run finished, all ended with an error; the last one: {error}", err=True)
+        raise typer.Exit(1)
     next_command = command_line("verify", study)
     console.print(f"Results are in {study_file.out}\nNext: {next_command}", soft_wrap=True, markup=False)
 

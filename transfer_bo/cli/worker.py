@@ -40,7 +40,9 @@ def worker(
         ),
     ] = None,
     study: Annotated[str | None, typer.Option(help="The study's name.", metavar="NAME")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes to start here.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes to start here; default: run.workers.")
+    ] = None,
 ) -> None:
     """Work on a study together with others.
 

@@ -74,11 +74,13 @@ def _show_rates(diagnosis: Diagnosis, hp: str, console: Console) -> None:
 
 
 def _rate_text(rate: Interval) -> str:
-    """A rate that the sizes determine from one side only is a bound."""
+    """A bound where the sizes determine one side only; undetermined outside its own interval."""
     if not math.isnan(rate.value) and rate.low == 0 and rate.value <= 2 * EXPONENTS[0]:
         return f"at most {rate.high:.2f}"
     if not math.isnan(rate.value) and math.isinf(rate.high) and rate.value >= EXPONENTS[-1] * (1 - 1e-9):
         return f"at least {rate.low:.2f}"
+    if not math.isnan(rate.value) and not rate.holds(rate.value):
+        return UNDETERMINED
     return rate.text()
 
 

@@ -63,6 +63,10 @@ class PredictedLoss:
         """Central interval that holds the metric of one new run with the given probability."""
         return central_interval(self.draws, level)
 
+    def __str__(self) -> str:
+        low, high = self.interval(LEVEL)
+        return f"{self.mean:.5g} ({LEVEL:.0%} interval: {low:.5g} to {high:.5g})"
+
 
 @dataclass(frozen=True)
 class Suggestion:

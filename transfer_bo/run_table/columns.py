@@ -13,7 +13,7 @@ from transfer_bo.dimension import TRANSFORMS
 from transfer_bo.errors import RunTableError, SearchSpaceError
 from transfer_bo.synonyms import AXES, LOSSES, TOO_SHORT_TO_GUESS, hp_kind
 
-__all__ = ["Columns", "guess_columns", "numbers"]
+__all__ = ["Columns", "guess_columns", "numbers", "refuse_other_types"]
 
 _ALTERNATIVES = (("n_params",), ("width", "depth"))
 """The number of parameters tells what width and depth tell, so these are axes only where it is absent."""
@@ -62,6 +62,21 @@ class Columns:
                     f"Column {name!r} is named for two things at once (axes, HPs, loss, status); "
                     "name it once."
                 )
+
+
+def refuse_other_types(axes: Any, hps: Any) -> None:
+    """Refuse axes that are one string, and HPs without their kinds.
+
+    Raises:
+        RunTableError: for the axes.
+        SearchSpaceError: for the HPs.
+    """
+    if isinstance(axes, str):
+        raise RunTableError(f"axes = {axes!r} is a string; give a list, e.g. axes=[{axes!r}].")
+    if not isinstance(hps, Mapping):
+        raise SearchSpaceError(
+            f"hps = {hps!r} is no dictionary; give each HP's kind, e.g. hps={{'lr': 'log'}}."
+        )
 
 
 def numbers(table: pd.DataFrame, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:

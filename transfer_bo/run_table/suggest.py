@@ -11,7 +11,7 @@ from transfer_bo.deprecation import renamed_argument
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.projection import Projection, Suggestion
 from transfer_bo.run_table.cleaning import RunTable, read_rows
-from transfer_bo.run_table.columns import Columns
+from transfer_bo.run_table.columns import Columns, refuse_other_types
 from transfer_bo.run_table.evidence import cliff_shift, largest_scale, prior_warnings, uncorrected
 from transfer_bo.run_table.fit import FitOptions, check_target, doublings_outside, project
 from transfer_bo.run_table.held_out import leave_largest_out
@@ -161,6 +161,7 @@ def fit_runs(
     alpha: float = 1.0,
 ) -> RunsFit:
     """Fit the surrogate to a table of runs; arguments and errors are those of `suggest_from_runs`."""
+    refuse_other_types(axes, hps)
     coordinates = coordinates or ("raw" if build_model is None else "base")
     model_spec = _model_spec(build_model, base, rule, alpha)
     if model_spec is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from rich.console import Console
 
+from transfer_bo.attributes import ERROR_ATTR
 from transfer_bo.display.progress import Progress
 from transfer_bo.records import Outcome, Run, read_runs
 from transfer_bo.runners.study_lock import study_lock
@@ -30,7 +31,7 @@ from transfer_bo.verification.verdict import Verification, judge
 if TYPE_CHECKING:
     from transfer_bo.projection import Suggestion
 
-__all__ = ["join_search", "run_search", "run_verification"]
+__all__ = ["error_of_all_runs", "join_search", "run_search", "run_verification"]
 
 
 def run_search(study_file: StudyFile, console: Console) -> bool:
@@ -58,6 +59,23 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
             console.print(source.words, highlight=False, markup=False, soft_wrap=True)
             source.store(study)
         return _search(task, study, console, lock)
+
+
+def error_of_all_runs(study_file: StudyFile) -> str | None:
+    """The last error of a study whose runs all ended with one; None if any ended otherwise, or none ended.
+
+    Args:
+        study_file: The checked study file of a study that exists.
+
+    Raises:
+        StorageError: If the storage cannot be read.
+    """
+    study = open_study(study_file)
+    ended = [run for run in read_runs(study) if run.purpose == "search" and run.outcome.has_ended]
+    if not ended or any(run.outcome is not Outcome.ERROR for run in ended):
+        return None
+    last = study.get_trials(deepcopy=False)[max(run.number for run in ended)]
+    return str(last.user_attrs.get(ERROR_ATTR, "unknown; see workers.log"))
 
 
 def join_search(study_file: StudyFile, console: Console) -> bool:

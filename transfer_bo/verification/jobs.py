@@ -21,6 +21,7 @@ from transfer_bo.attributes import (
     RUNG,
     SCALE_ATTR,
 )
+from transfer_bo.errors import StudyError
 from transfer_bo.records import Run, read_run
 from transfer_bo.scale import Scale
 from transfer_bo.store.trial_queue import fixed_params
@@ -133,7 +134,14 @@ def plan(
         suggestion: What is to be verified.
         controls: Name -> HPs of runs to compare with, e.g. {"documented defaults": space.defaults}.
         n_search: Number of ended search trials that the suggestion rests on, see `verified_suggestion`.
+
+    Raises:
+        StudyError: If `suggestion` is not a suggestion.
     """
+    if not hasattr(suggestion, "predicted_loss"):
+        raise StudyError(
+            f"{suggestion!r} is not a suggestion; pass what transfer_bo.suggest(study) returns to verify."
+        )
     low, high = suggestion.predicted_loss.interval(LEVEL)
     prediction = {
         "params": dict(suggestion.params),
