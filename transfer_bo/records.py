@@ -198,6 +198,7 @@ class StudySettings:
         seed: seed of the sampler.
         global_share: share of the budget that is spent on the HPs of all tensors alone, before multipliers of
             groups join; None to search everything at once.
+        kinds: axis or HP -> its kind (see `synonyms`), where its name does not tell it.
     """
 
     scales: tuple[Scale, ...]
@@ -210,6 +211,7 @@ class StudySettings:
     budget: float | None = None
     seed: int = 0
     global_share: float | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def base(self) -> Scale:
@@ -223,6 +225,8 @@ class StudySettings:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         plain = asdict(self)
+        if not self.kinds:
+            del plain["kinds"]  # so that earlier releases read it
         return plain | {"scales": [dict(scale) for scale in self.scales], "target": dict(self.target)}
 
     @classmethod

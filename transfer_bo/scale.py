@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from transfer_bo.attributes import RUNG, SCALE_ATTR
 from transfer_bo.errors import ScaleError
+from transfer_bo.synonyms import axis_kind
 
 __all__ = ["Cost", "Ladder", "Scale", "default_cost"]
 
@@ -107,12 +108,18 @@ Cost = Callable[[Scale], float]
 def default_cost(scale: Scale) -> float:
     """Training FLOPs up to a constant: 6 N D (arXiv:2001.08361), N from `n_params` or from width² x depth.
 
-    `batch` does not change the FLOPs of a run of given length; an unknown axis counts linearly.
+    Synonyms of these axes count alike. `batch` does not change the FLOPs of a run of given length; an unknown
+    axis counts linearly.
     """
-    power = {"width": 0.0 if "n_params" in scale else 2.0, "batch": 0.0}
-    if "n_params" in scale:
-        power["depth"] = 0.0
-    return 6.0 * math.prod(math.pow(value, power.get(axis, 1.0)) for axis, value in scale.items())
+    kinds = {axis: axis_kind(axis) for axis in scale}
+    power = {"width": 2.0}
+    if "n_params" in kinds.values():
+        power = {"width": 0.0, "depth": 0.0}
+
+    def factor(axis: str, value: float) -> float:
+        return math.pow(value, 0.0 if axis == "batch" else power.get(kinds[axis], 1.0))
+
+    return 6.0 * math.prod(factor(axis, value) for axis, value in scale.items())
 
 
 class Ladder(Sequence[Scale]):

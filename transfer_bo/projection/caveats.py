@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from transfer_bo.notes import Note
 from transfer_bo.records import finished_runs
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier, split_name
@@ -32,9 +33,9 @@ NOTABLE = 0.1
 """Octaves; multipliers that are set closer to their defaults by more are named."""
 
 
-def caveats(projection: Projection, scale: Scale) -> list[str]:
-    """All sentences about a suggestion for a scale."""
-    return [sentence for caveat in CAVEATS for sentence in caveat(projection, scale)]
+def caveats(projection: Projection, scale: Scale) -> list[Note]:
+    """All sentences about a suggestion for a scale, each with the name of its function as a code."""
+    return [Note(sentence, caveat.__name__) for caveat in CAVEATS for sentence in caveat(projection, scale)]
 
 
 def source_studies(projection: Projection, scale: Scale) -> Iterator[str]:
@@ -62,7 +63,8 @@ def extrapolation(projection: Projection, scale: Scale) -> Iterator[str]:
         doublings = float(np.log2(scale[axis] / values[-1]))
         if doublings > FAR:
             yield f"The target lies {doublings:.1f} doublings of {axis} beyond the largest finished run."
-        if axis_kind(axis) == "tokens" and doublings > 0 and len(values) == 1:
+        kind = projection.settings.kinds.get(axis, axis_kind(axis))
+        if kind == "tokens" and doublings > 0 and len(values) == 1:
             yield from _short_lived_multipliers(projection, axis, values[0])
 
 

@@ -106,7 +106,7 @@ class Projection:
             optimum=self._values(z),
             predicted_loss=self.predict(scale, v, flags),
             drift=self.drift(),
-            warnings=caveats(self, scale),
+            warnings=[*caveats(self, scale)],
             provenance=self._provenance(),
         )
 

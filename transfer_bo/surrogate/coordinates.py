@@ -25,6 +25,7 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.priors import MULTIPLIES
+from transfer_bo.synonyms import hp_kind, without_prefix
 
 __all__ = ["Coordinates"]
 
@@ -37,9 +38,12 @@ class Coordinates:
         base: the scale at which s = 0.
         axes: the axes that vary; the others are ignored.
         sources: names of source studies whose runs are among the rows.
+        kinds: HP or axis -> its kind (see `synonyms`), where its name does not tell it.
 
     Attributes:
         numeric, categorical: the HPs, each in the order of its columns.
+        hps_as_known, axes_as_known: names of the numeric HPs and of the axes as the priors know them: the
+            kind if it was declared.
         z_low, z_high: ends of the searched ranges (d).
         mix, unmix: M and its inverse (d x d).
     """
@@ -50,12 +54,16 @@ class Coordinates:
         base: Scale,
         axes: Sequence[str],
         sources: Sequence[str] = (),
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
+        kinds = kinds or {}
         self.numeric = [dim for dim in dimensions if dim.transform != "categorical"]
         self.categorical = [dim for dim in dimensions if dim.transform == "categorical"]
         self.base = base
         self.axes = list(axes)
         self.sources = list(sources)
+        self.hps_as_known = [kinds.get(dim.name, dim.name) for dim in self.numeric]
+        self.axes_as_known = [kinds.get(axis, axis) for axis in self.axes]
         self.d = len(self.numeric)
         self.a = len(self.axes)
         self.k = sum(len(dim.choices) for dim in self.categorical)
@@ -99,19 +107,25 @@ class Coordinates:
 
     def _mixing(self) -> Tensor:
         """M (d x d), unit diagonal: row i adds the HP that HP i multiplies, if both are searched in log2."""
-        index = {dim.name: i for i, dim in enumerate(self.numeric) if dim.transform == "log"}
         identity = torch.eye(self.d, dtype=torch.double)
+        in_log2 = [i for i, dim in enumerate(self.numeric) if dim.transform == "log"]
+        plain = {i: without_prefix(self.hps_as_known[i]) for i in in_log2}
 
-        def row(name: str) -> Tensor:
-            kind, _, group = name.partition(".")
-            common = kind if group else MULTIPLIES.get(kind)
-            own = identity[index[name]]
-            return own + row(common) if common in index else own
+        def common(i: int) -> int | None:
+            """The HP that the i-th one multiplies, if it is searched."""
+            if is_multiplier(plain[i]):
+                wanted = plain[i].partition(".")[0]
+                return next((j for j in in_log2 if plain[j] == wanted), None)
+            kind = MULTIPLIES.get(hp_kind(plain[i]))
+            others = [j for j in in_log2 if hp_kind(plain[j]) == kind and not is_multiplier(plain[j])]
+            return min(others, key=lambda j: plain[j] != kind, default=None)
 
-        return torch.stack(
-            [row(dim.name) if dim.name in index else identity[i] for i, dim in enumerate(self.numeric)]
-            or [identity[0:0]]
-        ).reshape(self.d, self.d)
+        def row(i: int) -> Tensor:
+            other = common(i) if i in plain else None
+            return identity[i] if other is None else identity[i] + row(other)
+
+        rows = [row(i) for i in range(self.d)] or [identity[0:0]]
+        return torch.stack(rows).reshape(self.d, self.d)
 
     def z(self, params: Mapping[str, Any]) -> Float[Tensor, " d"]:
         """Centred natural coordinates of the numeric HPs; nan where an HP is missing (conditional).

@@ -73,7 +73,7 @@ class FeasibilityModel:
 
 def _prior(coordinates: Coordinates, *, memory: bool) -> tuple[Tensor, Tensor]:
     """Mean and sd of w."""
-    is_lr = torch.tensor([hp_kind(dim.name) == "lr" for dim in coordinates.numeric], dtype=torch.bool) & (
+    is_lr = torch.tensor([hp_kind(name) == "lr" for name in coordinates.hps_as_known], dtype=torch.bool) & (
         not memory
     )
     slope_mean, slope_sd = priors.DIVERGENCE_SLOPE_LR

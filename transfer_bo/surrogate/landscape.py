@@ -33,7 +33,7 @@ from torch import Tensor
 from transfer_bo.scale import Scale
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.synonyms import hp_kind
+from transfer_bo.synonyms import axis_kind, hp_kind
 
 __all__ = ["FLATTEN", "DriftPrior", "Landscape", "asymmetric"]
 
@@ -74,6 +74,7 @@ class DriftPrior:
         axes: Sequence[str],
         coordinates: str,
         overrides: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        kinds: Mapping[str, str] | None = None,
     ) -> DriftPrior:
         """The prior from the tables of `priors`.
 
@@ -82,12 +83,15 @@ class DriftPrior:
             axes: that vary.
             coordinates: "raw" or "base".
             overrides: `{hp: {axis: (mean, sd)}}`, which replaces mean and sd of the tables.
+            kinds: HP or axis -> its kind, where its name does not tell it.
         """
         d, a = len(names), len(axes)
-        table = priors.drift_priors(names, axes, coordinates, overrides)
+        table = priors.drift_priors(names, axes, coordinates, overrides, kinds)
         mean_and_sd = torch.tensor(table, dtype=torch.double).reshape(d, a, 2)
 
-        by_hp = [priors.drift_correlation(name, axes, coordinates) for name in names]
+        kinds = kinds or {}
+        called = [kinds.get(axis, axis) for axis in axes]
+        by_hp = [priors.drift_correlation(kinds.get(name, name), called, coordinates) for name in names]
         correlation = torch.tensor(by_hp, dtype=torch.double).reshape(d, a, a)
         return cls(mean_and_sd[..., 0], mean_and_sd[..., 1], correlation)
 
@@ -132,11 +136,15 @@ class Landscape:
         self.d, self.k, self.a = d, k, a
         self.drift_mixing, beta_mean, beta_sd = drift_prior.independent()
 
-        kinds = [hp_kind(dim.name) for dim in coordinates.numeric]
+        kinds = [hp_kind(name) for name in coordinates.hps_as_known]
+        axis_kinds = [axis_kind(axis) for axis in coordinates.axes_as_known]
         pairs = list(combinations(kinds, 2)) if d <= MAX_COUPLED else []  # in the order of `_upper`
         self._upper = torch.triu_indices(d, d, 1) if pairs else None
         share = torch.tensor(
-            [priors.optimum_spread(dim.name, dim.default is not None) for dim in coordinates.numeric]
+            [
+                priors.optimum_spread(name, dim.default is not None)
+                for name, dim in zip(coordinates.hps_as_known, coordinates.numeric, strict=True)
+            ]
         )
         u_sd = (coordinates.z_high - coordinates.z_low) * share.double()
 
@@ -144,7 +152,7 @@ class Landscape:
             "l0": _normal(torch.tensor([level]), priors.LAW_LEVEL_SD),
             "e": _normal(torch.zeros(1), priors.IRREDUCIBLE_LOGIT_SD),
             "omega": _normal(torch.zeros(a), priors.LAW_AXIS_SHARE_SD),
-            "alpha": _look_up(coordinates.axes, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER),
+            "alpha": _look_up(axis_kinds, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER),
             "g": _normal(torch.tensor([priors.CURVATURE_SCALE[0]]), priors.CURVATURE_SCALE[1]),
             "gamma": _normal(torch.zeros(a), priors.CURVATURE_SCALE_DRIFT_SD),
             "lnc": _look_up(kinds, priors.CURVATURE, priors.CURVATURE_OTHER),

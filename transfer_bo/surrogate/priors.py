@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from transfer_bo.synonyms import axis_kind, hp_kind
+from transfer_bo.space import is_multiplier
+from transfer_bo.synonyms import axis_kind, hp_kind, without_prefix
 
 __all__ = [
     "ASYMMETRY",
@@ -257,7 +258,12 @@ as the product with its kind's common value; weight decay acts through lr·λ, t
 
 def is_unknown(name: str) -> bool:
     """Whether even an expert's guess of an HP's optimum is worth little; of a group multiplier it is not."""
-    return "." not in name and hp_kind(name) in OPTIMUM_SPREAD
+    return not _is_multiplier(name) and hp_kind(name) in OPTIMUM_SPREAD
+
+
+def _is_multiplier(name: str) -> bool:
+    """Whether an HP is a group multiplier, under whatever prefix a tracker gave it."""
+    return is_multiplier(without_prefix(name))
 
 
 def optimum_spread(name: str, has_default: bool) -> float:
@@ -288,7 +294,7 @@ def drift_prior(
         return float(mean), float(sd)
     if coordinates == "base":
         return 0.0, BASE_DRIFT_SD.get(axis_kind(axis), BASE_DRIFT_SD_OTHER)
-    if "." in name:  # a multiplier: what it multiplies drifts already
+    if _is_multiplier(name):  # what it multiplies drifts already
         return RAW_DRIFT_OTHER
     table = RAW_DRIFT | RAW_DRIFT_BATCH_FREE if batch_free else RAW_DRIFT
     return table.get((hp_kind(name), axis_kind(axis)), RAW_DRIFT_OTHER)
@@ -299,15 +305,33 @@ def drift_priors(
     axes: Sequence[str],
     coordinates: str,
     overrides: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> list[list[Normal]]:
-    """`drift_prior` of each numeric HP that is searched (rows) along each axis (columns)."""
-    batch_free = any(hp_kind(name) == "batch" for name in names)
-    return [[drift_prior(name, axis, coordinates, overrides, batch_free) for axis in axes] for name in names]
+    """`drift_prior` of each numeric HP that is searched (rows) along each axis (columns).
+
+    Args:
+        names: the HPs.
+        axes: the scale axes.
+        coordinates: "base" or "raw".
+        overrides: the user's own, `{hp: {axis: (mean, sd)}}`.
+        kinds: HP or axis -> its kind, where its name does not tell it.
+    """
+    kinds, overrides = kinds or {}, overrides or {}
+    called = {name: kinds.get(name, name) for name in (*names, *axes)}
+    batch_free = any(hp_kind(called[name]) == "batch" for name in names)
+
+    def prior(name: str, axis: str) -> Normal:
+        own = (
+            {called[name]: {called[axis]: overrides[name][axis]}} if axis in overrides.get(name, {}) else None
+        )
+        return drift_prior(called[name], called[axis], coordinates, own, batch_free)
+
+    return [[prior(name, axis) for axis in axes] for name in names]
 
 
 def drift_correlation(name: str, axes: Sequence[str], coordinates: str) -> list[list[float]]:
     """Prior correlation of the drifts of one HP along the axes (a x a)."""
-    table = RAW_DRIFT_CORRELATION if coordinates == "raw" and "." not in name else {}
+    table = RAW_DRIFT_CORRELATION if coordinates == "raw" and not _is_multiplier(name) else {}
     return [
         [
             1.0 if i == j else table.get((hp_kind(name), frozenset({axis_kind(one), axis_kind(other)})), 0.0)

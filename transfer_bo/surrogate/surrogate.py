@@ -162,7 +162,9 @@ def fit_surrogate(
     data = training_data(informative, rows, finished, coordinates, outcome_transform)
 
     names = [dim.name for dim in coordinates.numeric]
-    drift_prior = DriftPrior.from_tables(names, coordinates.axes, settings.coordinates, settings.drift_prior)
+    drift_prior = DriftPrior.from_tables(
+        names, coordinates.axes, settings.coordinates, settings.drift_prior, settings.kinds
+    )
     model = _fit(data, coordinates, drift_prior, settings.target)
     data, model = _refit_with_conditional(data, model, drift_prior, settings.target)
     drift_prior, shrinkage, model = _refit_with_shrinkage(data, model, drift_prior, settings)
@@ -189,7 +191,7 @@ def _coordinates(
     scales = [*settings.scales, settings.target, *(run.scale for run in runs if run.scale)]
     axes = [axis for axis in settings.base if len({scale[axis] for scale in scales}) > 1]
     sources = sorted({run.source for run in runs if run.source is not None})
-    return Coordinates(dimensions, settings.base, axes, sources)
+    return Coordinates(dimensions, settings.base, axes, sources, settings.kinds)
 
 
 def _row(run: Run, coordinates: Coordinates) -> Tensor:
