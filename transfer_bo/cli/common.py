@@ -70,10 +70,10 @@ StudyOption = Annotated[
 ]
 RunsOption = Annotated[
     str | None,
-    typer.Option(help="Runs of any origin: CSV, Parquet, or an Optuna storage URL.", metavar="RUNS"),
+    typer.Option(help="Runs of any origin: CSV, JSON, Parquet, or an Optuna storage.", metavar="RUNS"),
 ]
 AxisOption = Annotated[
-    list[str] | None, typer.Option(help="Column of RUNS that is an axis of scale.", metavar="COLUMN")
+    list[str] | None, typer.Option(help="Column of RUNS that is an axis of scale.", metavar="COLUMN[=KIND]")
 ]
 HpOption = Annotated[
     list[str] | None,

@@ -158,7 +158,8 @@ def _from_runs(
     if not options["target"]:
         raise ScaleError(f"Name the target: {' '.join(f'--target {name}=...' for name in columns.axes)}.")
 
-    fit = fit_runs(table, columns.axes, columns.hps, columns.loss, **options)
+    # As the user wrote them, kinds included.
+    fit = fit_runs(table, axes or columns.axes, hps or columns.hps, columns.loss, **options)
     suggestion = fit.suggest(held_out)
     if as_json:
         typer.echo(json.dumps(suggestion.to_json(), indent=2))

@@ -76,11 +76,12 @@ def _interval(estimate: Mapping[str, Any], digits: int) -> str:
     return interval_text(low, high, digits)
 
 
-def _theory(hp: str, axis: str) -> str:
+def _theory(hp: str, axis: str, kinds: Mapping[str, str]) -> str:
     """The exponent that Complete(d)P gives a raw learning rate along an axis."""
+    of_hp, of_axis = kinds.get(hp, hp_kind(hp)), kinds.get(axis, axis_kind(axis))
     for law in LAWS:
-        if law.name == "Complete(d)P" and law.hp == hp_kind(hp) and axis_kind(axis) in law.exponents:
-            return octaves_text(law.exponents[axis_kind(axis)])
+        if law.name == "Complete(d)P" and law.hp == of_hp and of_axis in law.exponents:
+            return octaves_text(law.exponents[of_axis])
     return ""
 
 
@@ -97,7 +98,7 @@ def _drift(fit: RunsFit, suggestion: RunsSuggestion) -> Table:
                     octaves_text(d["mean"]),
                     f"{octaves_text(low)} to {octaves_text(high)}",
                     f"{octaves_text(d['prior_mean'])} ± {d['prior_sd']:.2f}",
-                    _theory(hp, axis) if is_raw else octaves_text(0.0),
+                    _theory(hp, axis, fit.options.kinds) if is_raw else octaves_text(0.0),
                 ]
             )
     head = ["HP", "along", "with the runs", "90% interval", "prior", "theory"]

@@ -1,9 +1,13 @@
 """From a table of runs to what to set at the target, or into a new study as prior data.
 
-read                a DataFrame, a file or an Optuna study -> one table
+read                a DataFrame, records, a file or an Optuna study -> one table
+files               text, JSON and Parquet files, packed or not -> a table
 optuna_study        an Optuna study -> a table
 columns             what each column is: checked, or guessed
+cells               what a cell holds: nothing, a number, a category
+history             a row for each step -> a row for each run
 status              how the run of each row ended
+divergence          finished runs that diverged in fact
 cleaning            a table -> typed runs and the HPs that vary
 thinning            of too many rows, those worth fitting
 fit                 runs -> surrogate -> projection

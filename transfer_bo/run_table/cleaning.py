@@ -1,12 +1,13 @@
 """From a table to runs that the surrogate can fit: typed outcomes, no copies, at most `MAX_ROWS` of them.
 
-A finished loss far above the others counts as diverged too, see `_far_above`.
+How a run ended follows from its status and its loss (`status`), and from how the loss stands among the others
+(`divergence`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,37 +16,29 @@ import pandas as pd
 
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import NoRunsError, RunTableError, SearchSpaceError
+from transfer_bo.notes import Note
 from transfer_bo.records import Outcome, Run
+from transfer_bo.run_table.cells import read_choices
 from transfer_bo.run_table.columns import Columns, numbers
-from transfer_bo.run_table.status import read_outcomes
+from transfer_bo.run_table.divergence import mark_diverged
+from transfer_bo.run_table.history import last_steps
+from transfer_bo.run_table.status import TELLING, read_outcomes
 from transfer_bo.run_table.thinning import thin
 from transfer_bo.scale import Scale, default_cost
 
-__all__ = ["MAX_CHOICES", "MAX_ROWS", "UNIT_GAP", "UNIT_HINT", "RunTable", "read_rows"]
+__all__ = ["MAX_ROWS", "UNIT_GAP", "UNIT_HINT", "RunTable", "read_rows"]
 
 MAX_ROWS = 400
 """Finished runs that are fitted; the time of a fit grows with their cube (1.5 s at 400 on one core)."""
 
-DIVERGED_RATIO = 1.5
-"""A loss counts as diverged if it is more than so many times the best of its size ..."""
-
-DIVERGED_MEDIANS = 5.0
-"""... and its excess (in ln loss) more than so many times the median: a metric may span decades."""
-
 UNIT_GAP = 1e4
-"""Ratio of neighboring values of an axis, or of the target and the runs, from which it is refused."""
+"""Ratio of neighboring values of an axis from which a note asks for their units."""
 
 UNIT_HINT = 1e3
-"""Ratio of the target and the runs from which a note asks for the units."""
+"""Ratio of the target and the runs from which a note asks for their units."""
 
 AXIS_LIMIT = 1e30
 """No axis of scale is larger, and none is smaller than the inverse."""
-
-MAX_CHOICES = 50
-"""Values of a categorical HP."""
-
-_TELLING = (Outcome.FINISHED, Outcome.DIVERGED, Outcome.PRUNED)
-"""Outcomes that tell something about HPs."""
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -67,7 +60,7 @@ class RunTable:
     dimensions: list[Dimension]
     constants: dict[str, Any]
     counts: dict[str, int]
-    notes: list[str]
+    notes: list[Note]
     table: pd.DataFrame
 
     @property
@@ -93,7 +86,7 @@ def read_rows(
         columns: what its columns mean.
         maximize: whether larger metrics are better.
         seed: of the random choice of diverged rows, where there are too many.
-        diverged_above: a loss above which a run counts as diverged, instead of the rule of `_far_above`.
+        diverged_above: a loss above which a run counts as diverged, instead of the rule of `divergence`.
         most: finished runs that are kept, and as many others.
 
     Raises:
@@ -105,12 +98,13 @@ def read_rows(
     if diverged_above is not None and not math.isfinite(diverged_above):
         raise RunTableError(f"diverged_above is {diverged_above}; give a finite loss, or leave it out.")
 
-    notes: list[str] = []
-    clean = _clean(_without_copies(table, notes), columns, notes)
+    notes: list[Note] = [*table.attrs.get("notes", [])]
+    table = last_steps(_without_copies(table, notes), columns, notes)
+    clean, whole = _clean(table, columns, notes)
     log = _check_losses(clean, columns, maximize, notes)
     if log or diverged_above is not None:
-        _mark_diverged(clean, columns, diverged_above, notes)
-    _check_units(clean, columns)
+        mark_diverged(clean, columns, diverged_above, notes)
+    _check_units(clean, columns, notes)
 
     constants = {
         name: _plain(clean[name].iloc[0]) for name in columns.hps if clean[name].nunique(dropna=False) == 1
@@ -123,7 +117,13 @@ def read_rows(
             "its best value; give runs with at least two values."
         )
     notes += [
-        f"{name} is {value} in all rows: it is repeated, not projected." for name, value in constants.items()
+        Note(
+            f"{name} is {value} in all rows: it is repeated, not projected.",
+            "hp_constant",
+            column=name,
+            value=value,
+        )
+        for name, value in constants.items()
     ]
 
     kept = thin(
@@ -137,7 +137,9 @@ def read_rows(
     )
     return RunTable(
         runs=_runs(kept, columns, varying),
-        dimensions=[_dimension(clean[name], name, kind) for name, kind in sorted(varying.items())],
+        dimensions=[
+            _dimension(clean[name], name, kind, name in whole) for name, kind in sorted(varying.items())
+        ],
         constants=constants,
         counts={str(outcome): int(n) for outcome, n in clean["outcome"].value_counts().items()},
         notes=notes,
@@ -145,98 +147,154 @@ def read_rows(
     )
 
 
-def _without_copies(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Each row once."""
+def _without_copies(table: pd.DataFrame, notes: list[Note]) -> pd.DataFrame:
+    """Each row once, with the number that it had."""
     try:
         copies = table.duplicated().to_numpy()
     except TypeError:  # cells that hold lists
         copies = table.astype(str).duplicated().to_numpy()
     if copies.any():
         notes.append(
-            f"{copies.sum()} rows are exact copies of others and count once (repeats that differ are kept)."
+            Note(
+                f"{copies.sum()} rows are exact copies of others and count once (repeats that differ count).",
+                "rows_copied",
+                rows=int(copies.sum()),
+            )
         )
-    return table[~copies].reset_index(drop=True)
+    return table[~copies]
 
 
-def _clean(table: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.DataFrame:
-    """Axes, HPs, "loss" and "outcome" of the rows that tell something, as numbers where numbers are due."""
-    clean = pd.DataFrame(index=table.index)
-    for axis in columns.axes:
-        clean[axis] = _axis(table, axis)
-    for name, kind in columns.hps.items():
-        clean[name] = _choices(table[name], name) if kind == "categorical" else _hp(table, name, kind)
+def _clean(table: pd.DataFrame, columns: Columns, notes: list[Note]) -> tuple[pd.DataFrame, set[str]]:
+    """Axes, HPs, "loss" and "outcome" of the rows that tell something, and the HPs that are whole numbers.
+
+    Raises:
+        NoRunsError: if no row tells anything.
+    """
     loss = numbers(table, columns.loss)
-    clean["loss"] = loss
-    clean["outcome"] = read_outcomes(table, columns, loss)
+    outcomes = read_outcomes(table, columns, loss, notes)
+    clean = pd.DataFrame({axis: _axis(table, axis) for axis in columns.axes}, index=table.index)
+    whole, off_scale = set(), np.zeros(len(table), dtype=bool)
+    for name, kind in columns.hps.items():
+        if kind == "categorical":
+            clean[name] = read_choices(table[name], name)
+            continue
+        values = numbers(table, name)
+        wrong = _off_scale(values.values, name, kind, notes)
+        clean[name] = np.where(wrong, np.nan, values.values)
+        off_scale |= wrong
+        whole |= {name} if values.whole else set()
+    clean["loss"] = loss.values
+    clean["outcome"] = outcomes
 
     names = [*columns.axes, *columns.hps]
     lacking = clean[names].isna().any(axis=1)
-    if lacking.any():
-        missing = [name for name in names if clean[name].isna().any()]
-        notes.append(f"{lacking.sum()} rows lack {' or '.join(missing)} and were left out.")
+    telling = outcomes.isin(TELLING)
+    _note_rows_left_out(clean[~off_scale], columns, loss.empty[~off_scale], notes)
 
-    telling = clean["outcome"].isin(_TELLING)
-    silent = int((~telling & ~lacking).sum())
-    if silent:
-        notes.append(f"{silent} rows failed or have no {columns.loss}: they say nothing about HPs.")
-    nans = int(((clean["outcome"] == Outcome.DIVERGED) & ~np.isfinite(loss) & ~lacking).sum())
-    if nans and columns.status is None:
-        notes.append(f"{nans} rows with a loss of nan or inf count as diverged.")
-
-    clean = clean[telling & ~lacking].reset_index(drop=True)
-    if clean.empty:
+    kept = clean[telling & ~lacking].reset_index(drop=True)
+    if kept.empty:
+        reasons = "".join(f" {note}" for note in notes)
         raise NoRunsError(
             f"None of {len(table)} rows has a value for each of {', '.join(names)} and {columns.loss}; "
-            "fill them in or drop the column."
+            f"fill them in or drop the column.{reasons}"
         )
-    return clean
+    return kept, whole
+
+
+def _note_rows_left_out(clean: pd.DataFrame, columns: Columns, empty: _Array, notes: list[Note]) -> None:
+    """Why rows do not count, or count as diverged, but for those that are off the scale of an HP."""
+    names = [*columns.axes, *columns.hps]
+    lacking = clean[names].isna().any(axis=1)
+    telling = clean["outcome"].isin(TELLING)
+    missing = [name for name in names if (clean[name].isna() & telling).any()]
+    if missing:
+        rows = int((lacking & telling).sum())
+        notes.append(
+            Note(
+                f"{rows} rows lack {' or '.join(missing)} and were left out.",
+                "rows_incomplete",
+                columns=missing,
+                rows=rows,
+            )
+        )
+
+    silent = ~telling & ~lacking
+    without_loss = int((silent & empty).sum())
+    if without_loss:
+        notes.append(
+            Note(
+                f"{without_loss} rows have no {columns.loss}: they tell nothing about HPs. If they diverged, "
+                "write inf, or nan as a word, or a status of diverged.",
+                "rows_without_loss",
+                column=columns.loss,
+                rows=without_loss,
+            )
+        )
+    failed = int((silent & ~empty).sum())
+    if failed:
+        notes.append(
+            Note(f"{failed} rows did not finish: they tell nothing about HPs.", "rows_failed", rows=failed)
+        )
+
+    diverged = clean["outcome"] == Outcome.DIVERGED
+    not_finite = int((diverged & ~np.isfinite(clean["loss"]) & ~empty & ~lacking).sum())
+    if not_finite:
+        notes.append(
+            Note(
+                f"{not_finite} rows with a loss of nan or inf count as diverged.",
+                "rows_not_finite",
+                column=columns.loss,
+                rows=not_finite,
+            )
+        )
 
 
 def _axis(table: pd.DataFrame, axis: str) -> _Array:
     """The values of an axis (rows), nan where there is none."""
-    values = numbers(table, axis)
+    values = numbers(table, axis).values
     outside = np.flatnonzero(~np.isnan(values) & ~((values >= 1 / AXIS_LIMIT) & (values <= AXIS_LIMIT)))
     if len(outside):
         raise RunTableError(
-            f"Axis {axis!r} is {values[outside[0]]:g} in row {outside[0] + 1}; "
+            f"Axis {axis!r} is {values[outside[0]]:g} in row {table.index[outside[0]] + 1}; "
             f"an axis of scale lies between {1 / AXIS_LIMIT:g} and {AXIS_LIMIT:g}."
         )
     return values
 
 
-def _choices(cells: pd.Series[Any], name: str) -> pd.Series[Any]:
-    """The values of a categorical HP."""
-    if not cells.map(lambda cell: isinstance(cell, Hashable)).all():
+def _off_scale(values: _Array, name: str, kind: str, notes: list[Note]) -> _Array:
+    """Which values of a numeric HP its kind has no place for (rows).
+
+    Raises:
+        SearchSpaceError: if it has a place for none of them.
+    """
+    wrong = np.isinf(values)
+    if kind == "log":
+        wrong |= values <= 0
+    elif kind == "one_minus":
+        wrong |= values >= 1
+    if not wrong.any():
+        return wrong
+
+    found = [float(value) for value in np.unique(values[wrong])]
+    place = {"log": "has no logarithm", "one_minus": "has no log(1 - value)"}.get(kind, "is not finite")
+    if not (~wrong & ~np.isnan(values)).any():
         raise SearchSpaceError(
-            f"HP {name!r} holds lists or other containers; categories are words or numbers."
+            f"HP {name!r} has no usable value: {found[0]:g} {place}; use the kind linear, or leave it out."
         )
-    if cells.nunique() > MAX_CHOICES:
-        raise SearchSpaceError(
-            f"HP {name!r} has {cells.nunique()} different values, too many for categories; "
-            "if they are numbers, use the kind log or linear."
+    notes.append(
+        Note(
+            f"{int(wrong.sum())} rows have {name} = {found[0]:g}, which {place}, and were left out; use the "
+            "kind linear to keep them.",
+            "hp_off_scale",
+            column=name,
+            values=[value if math.isfinite(value) else str(value) for value in found],
+            rows=int(wrong.sum()),
         )
-    return cells
+    )
+    return wrong
 
 
-def _hp(table: pd.DataFrame, name: str, kind: str) -> _Array:
-    """The values of a numeric HP (rows), nan where there is none."""
-    values = numbers(table, name)
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
-        raise SearchSpaceError(f"HP {name!r} is infinite in row {infinite[0] + 1}; drop the row.")
-
-    wrong = {"log": values <= 0, "one_minus": values >= 1}.get(kind)
-    if wrong is not None and wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        what = "the logarithm of" if kind == "log" else "log(1 - value) of"
-        raise SearchSpaceError(
-            f"HP {name!r} is {values[row]:g} in row {row + 1}, and there is no {what} that; "
-            f"use the kind linear, or drop the {int(wrong.sum())} rows."
-        )
-    return values
-
-
-def _check_losses(clean: pd.DataFrame, columns: Columns, maximize: bool, notes: list[str]) -> bool:
+def _check_losses(clean: pd.DataFrame, columns: Columns, maximize: bool, notes: list[Note]) -> bool:
     """Whether the metric is a loss, to be modelled on a log scale.
 
     Raises:
@@ -252,91 +310,49 @@ def _check_losses(clean: pd.DataFrame, columns: Columns, maximize: bool, notes: 
     log = not maximize and bool((losses > 0).all())
     if not log and not maximize:
         notes.append(
-            f"Some values of {columns.loss} are not positive: it is taken as a metric on a linear scale, "
-            "for which no scaling law is known."
+            Note(
+                f"Some values of {columns.loss} are not positive: it is taken as a metric on a linear scale, "
+                "for which no scaling law is known.",
+                "loss_not_positive",
+                column=columns.loss,
+            )
         )
     if losses.nunique() == 1 and len(losses) > 1:
         notes.append(
-            f"All {len(losses)} finished rows have {columns.loss} = {losses.iloc[0]:g}, "
-            "which says nothing about HPs."
+            Note(
+                f"All {len(losses)} finished rows have {columns.loss} = {losses.iloc[0]:g}, "
+                "which says nothing about HPs.",
+                "loss_constant",
+                column=columns.loss,
+                value=float(losses.iloc[0]),
+            )
         )
     return log
 
 
-def _mark_diverged(clean: pd.DataFrame, columns: Columns, above: float | None, notes: list[str]) -> None:
-    """Turn finished rows with too large a loss into diverged ones, in place.
-
-    Raises:
-        NoRunsError: if all finished rows are such.
-    """
-    n_finished = int((clean["outcome"] == Outcome.FINISHED).sum())
-    diverged = _far_above(clean, columns.axes) if above is None else _above(clean, above)
-    if not diverged.any():
-        return
-    if diverged.sum() == n_finished:
-        raise NoRunsError(
-            f"All {n_finished} finished rows have a loss above diverged_above = {above:g}; "
-            "set it higher, or leave it out."
-        )
-
-    clean.loc[diverged, "outcome"] = Outcome.DIVERGED
-    where = f"above {above:g}" if above is not None else "far above the others"
-    notes.append(
-        f"{diverged.sum()} finished rows count as diverged, for their loss is {where} "
-        f"(from {clean['loss'][diverged].min():.4g}); set diverged_above=... if they did not diverge."
-    )
-
-
-def _above(clean: pd.DataFrame, above: float) -> _Array:
-    """Which finished rows have a larger loss than `above`."""
-    is_above: _Array = ((clean["outcome"] == Outcome.FINISHED) & (clean["loss"] > above)).to_numpy()
-    return is_above
-
-
-def _far_above(clean: pd.DataFrame, axes: Iterable[str]) -> _Array:
-    """Which finished rows have a loss far above the others.
-
-    The measure is ln(loss / best loss among the scales that cost at most as much): a larger model does no
-    worse than a smaller one, so this also works where each scale has a single run.
-    """
-    axes = list(axes)
-    finished = (clean["outcome"] == Outcome.FINISHED).to_numpy()
-    loss = clean["loss"].to_numpy(dtype=float)
-
-    scales = clean[axes].drop_duplicates()
-    costs = [
-        default_cost(Scale({str(a): float(v) for a, v in row.items()})) for row in scales.to_dict("records")
-    ]
-    cost = clean[axes].merge(scales.assign(cost=costs), how="left")["cost"].to_numpy(dtype=float)
-
-    order = np.argsort(cost[finished], kind="stable")
-    best = pd.Series(loss[finished][order]).groupby(cost[finished][order]).min().cummin()
-    log_ratio = np.zeros(len(clean))
-    log_ratio[finished] = np.log(loss[finished] / best.loc[cost[finished]].to_numpy())
-    limit = max(np.log(DIVERGED_RATIO), DIVERGED_MEDIANS * float(np.median(log_ratio[finished])))
-    far_above: _Array = finished & (log_ratio > limit)
-    return far_above
-
-
-def _check_units(clean: pd.DataFrame, columns: Columns) -> None:
-    """Refuse an axis whose values fall into two groups, as when some rows count in billions."""
+def _check_units(clean: pd.DataFrame, columns: Columns, notes: list[Note]) -> None:
+    """A note on an axis whose values fall into two groups, as when some rows count in billions."""
     for axis in columns.axes:
         values = np.unique(clean[axis].to_numpy(dtype=float))
         gaps = values[1:] / values[:-1]
         if len(gaps) and gaps.max() >= UNIT_GAP:
             i = int(gaps.argmax())
-            raise RunTableError(
-                f"Axis {axis!r} jumps from {values[i]:g} to {values[i + 1]:g} between rows, as if in two "
-                "units; write all of them in the same one."
+            notes.append(
+                Note(
+                    f"{axis} jumps from {values[i]:g} to {values[i + 1]:g} between rows; if these are two "
+                    "units, write all of them in the same one.",
+                    "unit_gap",
+                    column=axis,
+                    values=[float(values[i]), float(values[i + 1])],
+                )
             )
 
 
-def _dimension(values: pd.Series[Any], name: str, kind: str) -> Dimension:
+def _dimension(values: pd.Series[Any], name: str, kind: str, whole: bool) -> Dimension:
     """An HP with the range of its values."""
     if kind == "categorical":
         return Dimension(name, kind, choices=tuple(_plain(v) for v in sorted(values.unique(), key=str)))
-    is_whole = bool((values == values.round()).all())
-    return Dimension(name, kind, float(values.min()), float(values.max()), integer=is_whole)
+    return Dimension(name, kind, float(values.min()), float(values.max()), integer=whole)
 
 
 def _runs(kept: pd.DataFrame, columns: Columns, varying: Mapping[str, str]) -> list[Run]:

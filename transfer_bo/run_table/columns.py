@@ -1,19 +1,28 @@
-"""Which column of a table is what: an axis of scale, an HP, the loss, the status. Checked, or guessed."""
+"""Which column of a table is what: an axis of scale, an HP, the loss, the status. Checked, or guessed.
+
+A column is named as in the table, or as NAME=KIND where its name does not tell what it is:
+"budget=n_params" is an axis, "my_rate=lr" an HP. The kind decides which prior of the drift is used (see
+`synonyms`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from transfer_bo.dimension import TRANSFORMS
 from transfer_bo.errors import RunTableError, SearchSpaceError
-from transfer_bo.synonyms import AXES, LOSSES, TOO_SHORT_TO_GUESS, hp_kind
+from transfer_bo.run_table.cells import Numbers, is_numeric, read_numbers
+from transfer_bo.run_table.read import REPEATED, column_name
+from transfer_bo.synonyms import AXES, HPS, LOSSES, TOO_SHORT_TO_GUESS, hp_kind, plain_name, short_names
 
-__all__ = ["Columns", "guess_columns", "numbers", "refuse_other_types"]
+__all__ = ["Columns", "guess_columns", "name_columns", "numbers", "refuse_other_types"]
+
+MAX_LISTED = 12
+"""Columns that an error lists."""
 
 _ALTERNATIVES = (("n_params",), ("width", "depth"))
 """The number of parameters tells what width and depth tell, so these are axes only where it is absent."""
@@ -28,13 +37,15 @@ class Columns:
         axes: columns that are axes of scale.
         hps: column -> "log", "linear", "one_minus" or "categorical".
         loss: the column of the metric.
-        status: the column that says how a run ended, or None.
+        status: the column that tells how a run ended, or None.
+        kinds: column -> kind of axis or HP, where the user declared it.
     """
 
     axes: tuple[str, ...]
     hps: Mapping[str, str]
     loss: str
     status: str | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, table: pd.DataFrame) -> None:
         """Check that the table has these columns, each with one meaning.
@@ -55,8 +66,12 @@ class Columns:
 
         used = [*self.axes, *self.hps, self.loss, *([self.status] if self.status else [])]
         for name in used:
-            if not isinstance(name, str) or name not in table.columns:
-                raise RunTableError(f"The table has no column {name!r}; it has {_listed(table)}.")
+            if name not in table.columns:
+                raise RunTableError(f"The table has no column {name!r}; {_has(table, name)}")
+            if name in table.attrs.get(REPEATED, ()):
+                raise RunTableError(
+                    f"The table has more than one column {name!r}, with different cells; rename one of them."
+                )
             if used.count(name) > 1:
                 raise RunTableError(
                     f"Column {name!r} is named for two things at once (axes, HPs, loss, status); "
@@ -79,118 +94,151 @@ def refuse_other_types(axes: Any, hps: Any) -> None:
         )
 
 
-def numbers(table: pd.DataFrame, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Read a column as numbers.
+def name_columns(
+    table: pd.DataFrame,
+    axes: Iterable[str] | Mapping[str, str],
+    hps: Mapping[str, str],
+    loss: str,
+    status: str | None = None,
+) -> Columns:
+    """What the columns mean that the user named.
 
     Args:
         table: of runs.
-        name: the column.
-
-    Returns:
-        The values (rows); an empty cell or the word nan is nan.
+        axes: names of axes, each as NAME or NAME=KIND; or name -> kind.
+        hps: names of HPs, each as NAME or NAME=KIND -> "log", "linear", "one_minus" or "categorical".
+        loss: name of the metric.
+        status: name of the status, if there is one.
 
     Raises:
-        RunTableError: for cells that are no numbers, naming the first of them.
+        RunTableError: for a kind of axis that does not exist.
+        SearchSpaceError: for a kind of HP that does not exist.
     """
-    column = table[name]
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
-        raise RunTableError(f"Column {name!r} holds {column.dtype} values; numbers are needed.")
-    if pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy(dtype=float, na_value=np.nan)
-    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
-        raise RunTableError(f"Column {name!r} holds dates; numbers are needed.")
+    kinds: dict[str, str] = {}
+    named_axes = []
+    for label in axes:
+        name, kind = _declared(table, label)
+        kind = axes[label] if isinstance(axes, Mapping) else kind
+        if kind and kind not in AXES:
+            raise RunTableError(f"Axis {name!r} is declared as {kind!r}; use one of {', '.join(AXES)}.")
+        named_axes.append(name)
+        kinds |= {name: kind} if kind else {}
 
-    values = pd.to_numeric(column.map(_stripped), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    is_nan = column.map(lambda cell: _is_empty(cell) or str(cell).strip().lower() in ("nan", "-nan"))
-    wrong = np.flatnonzero(np.isnan(values) & ~is_nan.to_numpy(dtype=bool))
-    if len(wrong):
-        raise RunTableError(
-            f"Column {name!r} holds {str(column.iloc[wrong[0]])[:40]!r} in row {wrong[0] + 1}, which is no "
-            "number; correct or drop the row."
-        )
-    return values
+    named_hps = {}
+    for label, transform in hps.items():
+        name, kind = _declared(table, label)
+        if kind and kind not in HPS:
+            raise SearchSpaceError(f"HP {name!r} is declared as {kind!r}; use one of {', '.join(HPS)}.")
+        named_hps[name] = transform
+        kinds |= {name: kind} if kind else {}
+    return Columns(
+        axes=tuple(named_axes),
+        hps=named_hps,
+        loss=column_name(loss),
+        status=None if status is None else column_name(status),
+        kinds=kinds,
+    )
 
 
-def _stripped(cell: Any) -> Any:
-    return cell.strip() if isinstance(cell, str) else (None if isinstance(cell, bool | list | dict) else cell)
+def _declared(table: pd.DataFrame, label: object) -> tuple[str, str]:
+    """Name and kind in NAME=KIND; no kind if it is not given, or the whole is the name of a column."""
+    name = column_name(label)
+    if name in table.columns:
+        return name, ""
+    name, _, kind = name.partition("=")
+    return name.strip(), kind.strip()
 
 
-def _is_empty(cell: Any) -> bool:
-    return cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell)) or cell == ""
+def numbers(table: pd.DataFrame, name: str) -> Numbers:
+    """Read a column of a table as numbers, see `cells.read_numbers`."""
+    return read_numbers(table[name], name, table.attrs.get("decimal"))
 
 
 def guess_columns(
-    table: pd.DataFrame, axes: Sequence[str] = (), hps: Mapping[str, str] | None = None, loss: str = ""
+    table: pd.DataFrame,
+    axes: Iterable[str] | Mapping[str, str] = (),
+    hps: Mapping[str, str] | None = None,
+    loss: str = "",
 ) -> Columns:
     """Guess from their names what columns mean, where the user did not name them.
 
     Args:
         table: of runs.
-        axes: known axes; guessed if empty.
-        hps: known HPs; guessed if empty. One HP per kind: of `lr` and `lr_grid` the first is taken.
+        axes: known axes, as for `name_columns`; guessed if empty.
+        hps: known HPs, as for `name_columns`; guessed if empty. The HPs of an Optuna study are known; of a
+            table one per kind is taken: of `lr` and `lr_grid` the first.
         loss: known loss; guessed if empty.
 
     Raises:
         RunTableError: if no column looks like a loss, an axis or an HP.
     """
-    lowered = {str(name).lower(): str(name) for name in reversed(list(table.columns))}
-
-    def first(names: Sequence[str]) -> str | None:
-        found = [lowered[name] for name in names if name in lowered]
-        varying = [name for name in found if table[name].astype(str).nunique() > 1]
-        return next(iter([*varying, *found]), None)
-
-    loss = loss or first(LOSSES) or ""
+    named = name_columns(table, axes, hps or {}, loss)
+    loss = named.loss or _first(table, LOSSES) or ""
     if not loss:
-        raise RunTableError(f"No column looks like a loss; name it. The columns are {_listed(table)}.")
+        raise RunTableError(f"No column looks like a loss; name it: {_has(table)}")
 
-    if not axes:
-        axes = _guess_axes(first)
-        if not axes:
-            raise RunTableError(
-                f"No column looks like an axis of scale; name one or more. The columns are {_listed(table)}."
-            )
+    guessed_axes = named.axes or tuple(_guess_axes(table))
+    if not guessed_axes:
+        raise RunTableError(f"No column looks like an axis of scale; name one or more: {_has(table)}")
 
-    if not hps:
-        hps = _guess_hps(table, {loss, *axes})
-        if not hps:
-            raise RunTableError(
-                f"No column looks like an HP; name one or more. The columns are {_listed(table)}."
-            )
-    return Columns(tuple(axes), dict(hps), loss)
+    guessed_hps = named.hps or _guess_hps(table, {loss, *guessed_axes})
+    if not guessed_hps:
+        raise RunTableError(f"No column looks like an HP; name one or more: {_has(table)}")
+    return Columns(guessed_axes, guessed_hps, loss, kinds=named.kinds)
 
 
-def _guess_axes(first: Callable[[Sequence[str]], str | None]) -> list[str]:
-    """One column for each kind of axis that the table has, as `first` finds it."""
+def _first(table: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """The first column of numbers with one of these names, one that varies before others."""
+    found = [
+        column
+        for name in names
+        for column in sorted(table.columns, key=lambda column: len(short_names(column)))
+        if name in short_names(column) and is_numeric(table[column])
+    ]
+    varying = [column for column in found if _varies(table[column])]
+    return next(iter([*varying, *found]), None)
+
+
+def _varies(cells: pd.Series[Any]) -> bool:
+    return cells.astype(str).nunique() > 1
+
+
+def _guess_axes(table: pd.DataFrame) -> list[str]:
+    """One column for each kind of axis that the table has."""
     found = {
         kind: column
         for kind, names in AXES.items()
-        if (column := first([name for name in names if name not in TOO_SHORT_TO_GUESS])) is not None
+        if (column := _first(table, [name for name in names if name not in TOO_SHORT_TO_GUESS])) is not None
     }
     size = next((kinds for kinds in _ALTERNATIVES if any(kind in found for kind in kinds)), ())
     return [found[kind] for kind in (*size, *_DURATIONS) if kind in found]
 
 
 def _guess_hps(table: pd.DataFrame, taken: set[str]) -> dict[str, str]:
-    """One column for each kind of HP; of two batch columns the one in tokens."""
-    candidates = [str(name) for name in table.columns if str(name) not in taken]
-    candidates.sort(key=lambda name: hp_kind(name) == "batch" and "token" not in name.lower())
+    """The HPs of an Optuna study; of a table one column for each kind of HP, of batches the one in tokens."""
+    known: Mapping[str, str] = table.attrs.get("hps", {})
+    if known:
+        return {name: kind for name, kind in known.items() if name not in taken and _varies(table[name])}
+
+    candidates = [str(name) for name in table.columns if name not in taken]
+    candidates.sort(key=lambda name: hp_kind(name) == "batch" and "token" not in plain_name(name))
     found: dict[str, str] = {}
     for name in candidates:
         kind = hp_kind(name)
         key = name if kind == "beta" else kind
-        if kind == "other" or key in found or not pd.api.types.is_numeric_dtype(table[name]):
-            continue
-        if table[name].nunique() > 1:
+        if kind != "other" and key not in found and is_numeric(table[name]) and _varies(table[name]):
             found[key] = name
 
     order = {str(name): i for i, name in enumerate(table.columns)}
     return {
-        name: "one_minus" if hp_kind(name) == "beta" else "log"
+        name: "one_minus" if hp_kind(name) == "beta" and "one_minus" not in plain_name(name) else "log"
         for name in sorted(found.values(), key=order.__getitem__)
     }
 
 
-def _listed(table: pd.DataFrame) -> str:
-    """The first columns of a table, for an error."""
-    return ", ".join(map(str, table.columns[:12])) + (", ..." if table.shape[1] > 12 else "")
+def _has(table: pd.DataFrame, wanted: str = "") -> str:
+    """The first columns of a table, and the one that was probably meant, for an error."""
+    more = ", ..." if table.shape[1] > MAX_LISTED else ""
+    meant = [name for name in table.columns if set(short_names(wanted)) & set(short_names(name))]
+    hint = f"; did you mean {meant[0]!r}?" if meant else "."
+    return f"it has {', '.join(table.columns[:MAX_LISTED])}{more}{hint}"

@@ -16,12 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from transfer_bo.notes import Note
 from transfer_bo.projection import Projection, Suggestion
 from transfer_bo.records import Outcome
 from transfer_bo.run_table.fit import doublings_outside
 from transfer_bo.scale import Scale
+from transfer_bo.space import is_multiplier
+from transfer_bo.surrogate.priors import RAW_DRIFT, RAW_DRIFT_OTHER
+from transfer_bo.synonyms import axis_kind, hp_kind
 
-__all__ = ["cliff_shift", "excess_loss", "largest_scale", "prior_warnings", "uncorrected"]
+__all__ = ["cliff_shift", "excess_loss", "largest_scale", "prior_warnings", "uncorrected", "unknown_drifts"]
 
 RESTS_ON_PRIOR = 0.8
 """A drift rests on its prior if its sd is still more than this share of the prior's."""
@@ -121,19 +125,64 @@ def cliff_shift(projection: Projection, suggestion: Suggestion) -> dict[str, flo
     return shifts
 
 
-def prior_warnings(projection: Projection) -> list[str]:
-    """A sentence for each drift that the runs hardly narrow, where the answer depends on it."""
+def prior_warnings(projection: Projection) -> list[Note]:
+    """A note for each drift that the runs hardly narrow, where the answer depends on it."""
     scales = [run.scale for run in projection.surrogate.runs if run.outcome is Outcome.FINISHED and run.scale]
     outside = doublings_outside(scales, projection.target)
 
-    warnings = []
+    notes = []
     for hp, by_axis in projection.drift().items():
         for axis, drift in by_axis.items():
             rests_on_prior = drift["sd"] > RESTS_ON_PRIOR * drift["prior_sd"]
             if rests_on_prior and drift["sd"] * abs(outside[axis]) > NOTABLE_OCTAVES:
-                warnings.append(
-                    f"How {hp} drifts along {axis} rests on the prior ({drift['prior_mean']:+.2f} ± "
-                    f"{drift['prior_sd']:.2f} octaves per doubling; with the runs {drift['mean']:+.2f} ± "
-                    f"{drift['sd']:.2f}), and the target lies {abs(outside[axis]):.1f} doublings outside."
+                notes.append(
+                    Note(
+                        f"How {hp} drifts along {axis} rests on the prior ({drift['prior_mean']:+.2f} ± "
+                        f"{drift['prior_sd']:.2f} octaves per doubling; with the runs {drift['mean']:+.2f} ± "
+                        f"{drift['sd']:.2f}), and the target is {abs(outside[axis]):.1f} doublings outside.",
+                        "drift_rests_on_prior",
+                        hp=hp,
+                        axis=axis,
+                    )
                 )
-    return warnings
+    return notes
+
+
+def unknown_drifts(projection: Projection) -> list[Note]:
+    """A note for each HP and axis whose drift no source of the prior tells, because its name says nothing.
+
+    In base coordinates the optimum is not expected to drift, whatever the names.
+    """
+    settings = projection.settings
+    if settings.coordinates != "raw":
+        return []
+
+    notes = []
+    axes = projection.surrogate.coordinates.axes
+    sd = RAW_DRIFT_OTHER[1]
+    expected = f"its optimum is expected to stay where it is, give or take {sd:g} octaves per doubling"
+    for hp in projection.hps:
+        is_given = all(axis in settings.drift_prior.get(hp, {}) for axis in axes)
+        if settings.kinds.get(hp, hp_kind(hp)) == "other" and not is_multiplier(hp) and not is_given:
+            notes.append(
+                Note(
+                    f"No published drift is known for an HP called {hp}: {expected}; if it is a learning "
+                    f"rate or a batch size, declare it as {hp}=lr or {hp}=batch.",
+                    "hp_kind_unknown",
+                    column=hp,
+                )
+            )
+
+    known = {axis for _, axis in RAW_DRIFT}
+    for axis in axes:
+        is_given = all(axis in settings.drift_prior.get(hp, {}) for hp in projection.hps)
+        if settings.kinds.get(axis, axis_kind(axis)) not in known and not is_given:
+            notes.append(
+                Note(
+                    f"No published drift is known along an axis called {axis}: of each HP {expected}; if it "
+                    f"counts one of {', '.join(sorted(known))}, declare it, e.g. as {axis}=n_params.",
+                    "axis_kind_unknown",
+                    column=axis,
+                )
+            )
+    return notes

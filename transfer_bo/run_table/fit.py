@@ -9,18 +9,22 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from transfer_bo.dimension import Dimension
-from transfer_bo.errors import PriorError, ScaleError
+from transfer_bo.errors import PriorError, ScaleError, TransferError
+from transfer_bo.notes import Note
 from transfer_bo.projection import Projection
+from transfer_bo.quantities import parse_number
 from transfer_bo.records import Outcome, Run, StudySettings, read_drift_prior
-from transfer_bo.run_table.cleaning import UNIT_GAP, UNIT_HINT, RunTable
+from transfer_bo.run_table.cleaning import UNIT_HINT, RunTable
+from transfer_bo.run_table.read import column_name
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
-__all__ = ["FitOptions", "check_target", "doublings_outside", "project"]
+__all__ = ["FitOptions", "check_target", "doublings_outside", "project", "read_scale"]
 
 ROOM_SDS = 3.0
 """The optimum at the target may lie outside the tried values: by the drift expected between runs and target,
@@ -39,12 +43,14 @@ class FitOptions:
         drift_prior: the user's own prior of the drift, `{hp: {axis: (mean, sd)}}`, octaves per doubling.
         maximize: whether larger metrics are better.
         seed: of the draws.
+        kinds: axis or HP -> its kind, where the user declared it.
     """
 
     coordinates: str = "raw"
     drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     maximize: bool = False
     seed: int = 0
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, hps: Sequence[str], axes: Sequence[str]) -> None:
         """Check the options against the columns of a table.
@@ -88,6 +94,7 @@ def project(
         coordinates=options.coordinates,
         drift_prior=read_drift_prior(options.drift_prior, target),
         seed=options.seed,
+        kinds=options.kinds,
     )
     surrogate = fit_surrogate(runs, list(dimensions), settings, maximize=options.maximize)
     return Projection(_with_wider_ranges(surrogate, target), runs, settings)
@@ -152,11 +159,33 @@ def _value(dim: Dimension, z: float) -> float:
     return math.exp2(z) if dim.transform == "log" else 1.0 - math.exp2(-z)
 
 
-def check_target(target: Scale | Mapping[str, float], rows: RunTable, axes: Sequence[str]) -> Scale:
+def read_scale(axes: Any, what: str) -> Scale:
+    """A scale, as users give it.
+
+    Args:
+        axes: a Scale, or axis -> number or text such as "7B".
+        what: it is, for errors.
+
+    Raises:
+        ScaleError: if it is no scale.
+    """
+    if not isinstance(axes, Mapping):
+        raise ScaleError(f"The {what} is {axes!r}; give a Scale, e.g. tb.Scale(n_params=1e9).")
+    values = {}
+    for axis, value in axes.items():
+        try:
+            is_text = isinstance(value, str)
+            values[column_name(axis)] = parse_number(value, f"The {what}'s {axis}") if is_text else value
+        except TransferError as error:
+            raise ScaleError(str(error)) from None
+    return Scale(values)
+
+
+def check_target(scale: Scale, rows: RunTable, axes: Sequence[str]) -> Scale:
     """Check a target against the runs; a note is added to `rows` where its unit looks wrong.
 
     Args:
-        target: as the user gave it.
+        scale: the target.
         rows: the runs.
         axes: columns that are axes of scale.
 
@@ -164,11 +193,8 @@ def check_target(target: Scale | Mapping[str, float], rows: RunTable, axes: Sequ
         The target as a scale, its axes in the order of the table's.
 
     Raises:
-        ScaleError: for other axes, or a value that can only be in another unit.
+        ScaleError: for other axes.
     """
-    if not isinstance(target, Mapping):
-        raise ScaleError(f"The target is {target!r}; give a Scale, e.g. tb.Scale(n_params=1e9).")
-    scale = Scale(target)
     for axis in axes:
         if axis not in scale:
             raise ScaleError(f"The target {scale} has no {axis}; give each axis: {', '.join(axes)}.")
@@ -182,8 +208,13 @@ def check_target(target: Scale | Mapping[str, float], rows: RunTable, axes: Sequ
             f"The target's {axis} = {value:g} is {ratio:.3g} times outside the runs' "
             f"{min(values):g} to {max(values):g}"
         )
-        if ratio >= UNIT_GAP:
-            raise ScaleError(f"{sentence}; write both in the same unit.")
         if ratio >= UNIT_HINT:
-            rows.notes.append(f"{sentence}: are both in the same unit?")
+            rows.notes.append(
+                Note(
+                    f"{sentence}; if these are two units, write both in the same one.",
+                    "unit_of_target",
+                    column=axis,
+                    values=[value, min(values), max(values)],
+                )
+            )
     return Scale({axis: scale[axis] for axis in axes})

@@ -11,26 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from transfer_bo.attributes import ATTR_PREFIX, RUNG
 from transfer_bo.errors import StudyError
 from transfer_bo.records import read_run
-from transfer_bo.store.existing_study import open_existing_study
 
-__all__ = ["read_stored_study", "study_table"]
-
-
-def read_stored_study(url: str, name: str | None, loss: str, outcome: str) -> pd.DataFrame:
-    """Read a study in a storage, see `study_table`.
-
-    Args:
-        url: any address that a study file takes (see `transfer_bo.store.backends`).
-        name: of the study; may be None if the storage holds one.
-        loss: column for the trial's value.
-        outcome: column for the trial's outcome, a value of `records.Outcome`.
-
-    Raises:
-        StorageError: if the storage can't be opened.
-        StudyError: if it holds no such study, or the study has several objectives.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return study_table(open_existing_study(url, name), loss, outcome)
+__all__ = ["study_table"]
 
 
 def study_table(study: optuna.Study, loss: str, outcome: str) -> pd.DataFrame:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer_bo.scale import Scale
-from transfer_bo.synonyms import axis_kind, hp_kind
+from transfer_bo.space import is_multiplier
+from transfer_bo.synonyms import axis_kind, hp_kind, without_prefix
 
 __all__ = ["LAWS", "Law", "compare"]
 
@@ -77,7 +78,11 @@ LAWS: tuple[Law, ...] = (
 
 
 def compare(
-    params: Mapping[str, Any], target: Scale, anchor: Scale, optimum: Mapping[str, float]
+    params: Mapping[str, Any],
+    target: Scale,
+    anchor: Scale,
+    optimum: Mapping[str, float],
+    kinds: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate the laws that apply at the target, beside a suggestion.
 
@@ -89,19 +94,21 @@ def compare(
         target: the scale it is for.
         anchor: the scale at which the optimum is taken as known.
         optimum: the optimum there, by HP.
+        kinds: HP or axis -> its kind, where its name does not tell it.
 
     Returns:
         A dict per law and HP: law, source, hp, value, octaves (suggestion above the law), anchored, remark.
     """
-    at_target = {axis_kind(axis): value for axis, value in target.items()}
-    at_anchor = {axis_kind(axis): value for axis, value in anchor.items()}
+    kinds = kinds or {}
+    at_target = {kinds.get(axis, axis_kind(axis)): value for axis, value in target.items()}
+    at_anchor = {kinds.get(axis, axis_kind(axis)): value for axis, value in anchor.items()}
     moved = {axis for axis, value in at_target.items() if value != at_anchor[axis]}
 
     found = []
     for hp, suggested in params.items():
         comparable = isinstance(suggested, int | float) and not isinstance(suggested, bool) and suggested > 0
         for law in LAWS:
-            if not comparable or "." in hp or law.hp != hp_kind(hp):
+            if not comparable or is_multiplier(without_prefix(hp)) or law.hp != kinds.get(hp, hp_kind(hp)):
                 continue
             if law.hp == "batch" and "token" not in hp.lower():
                 continue

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, spearmanr
 
+from transfer_bo.notes import Note
 from transfer_bo.records import Outcome
 
 __all__ = ["rank_preservation", "rank_warnings"]
@@ -101,11 +102,16 @@ def _along(
     }
 
 
-def rank_warnings(found: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for each axis along which ranks are not kept."""
+def rank_warnings(found: Sequence[dict[str, Any]]) -> list[Note]:
+    """A note for each axis along which ranks are not kept."""
     return [
-        f"Runs at {r['axis']} = {r['from']:g} do not rank settings as runs at {r['to']:g} do (correlation "
-        f"{r['spearman']:.2f}, 90% interval {r['interval'][0]:.2f} to {r['interval'][1]:.2f})."
+        Note(
+            f"Runs at {r['axis']} = {r['from']:g} do not rank settings as runs at {r['to']:g} do "
+            f"(correlation {r['spearman']:.2f}, in 90% {r['interval'][0]:.2f} to {r['interval'][1]:.2f}).",
+            "ranks_not_kept",
+            column=r["axis"],
+            spearman=r["spearman"],
+        )
         for r in found
         if r["verdict"] == "not kept"
     ]

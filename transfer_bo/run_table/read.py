@@ -1,4 +1,4 @@
-"""Where runs come from: a DataFrame, a CSV or Parquet file, or an Optuna study."""
+"""Where runs come from: a DataFrame, records, a file, or an Optuna study; all become one table."""
 
 from __future__ import annotations
 
@@ -8,93 +8,119 @@ from typing import Any
 import pandas as pd
 
 from transfer_bo.errors import RunTableError
+from transfer_bo.notes import Note
+from transfer_bo.run_table.files import read_file, read_records, storage_in
 
-__all__ = ["STATUS", "read_table"]
+__all__ = ["REPEATED", "STATUS", "column_name", "read_table"]
 
 STATUS = "transfer_bo:outcome"
 """Column in which the outcome of an Optuna trial is kept."""
+
+REPEATED = "repeated"
+"""Key in a table's `attrs`: names of columns that it had more than once, with different cells."""
 
 
 def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.DataFrame:
     """Read runs as a table, a row per run.
 
     Args:
-        runs: a DataFrame, the path of a CSV (.csv, .csv.gz, .tsv) or Parquet file, an Optuna study or the URL
-            of its storage.
+        runs: a DataFrame, a list of records, the path of a CSV, JSON or Parquet file (see `files`), an Optuna
+            study, or the address or the file of its storage.
         study: name of the Optuna study, if the storage holds several.
         loss: the column that the value of an Optuna trial is put into.
 
+    Returns:
+        The table, its columns named by texts, its rows numbered from 0. Its `attrs` hold "notes", sentences
+        on what was done to it, `REPEATED`, and what is said in `files` and `optuna_study`.
+
     Raises:
         RunTableError: if there is no such file, or it holds no table or no row.
-        StorageError: if there is no such storage or study.
+        StorageError: if the storage cannot be opened.
+        StudyError: if it holds no such study, or several and none is named.
     """
-    if study is not None and not (isinstance(runs, str) and "://" in runs):
+    address = _address(runs)
+    if study is not None and address is None:
         raise RunTableError(f"{_named(runs)} is no storage, so it holds no study {study!r}; leave that out.")
 
-    if isinstance(runs, pd.DataFrame):
-        table = runs.reset_index(drop=True)
-    elif hasattr(runs, "get_trials"):
-        from transfer_bo.run_table.optuna_study import study_table  # takes a second to import
+    if address is not None or hasattr(runs, "get_trials"):
+        # These take a second to import.
+        from transfer_bo.run_table.optuna_study import study_table
+        from transfer_bo.store.existing_study import open_existing_study
 
-        table = study_table(runs, loss, STATUS)
-    elif isinstance(runs, str) and "://" in runs:
-        from transfer_bo.run_table.optuna_study import read_stored_study
-
-        table = read_stored_study(runs, study, loss, STATUS)
+        opened = runs if address is None else open_existing_study(address, study)
+        table = study_table(opened, loss, STATUS)
     elif isinstance(runs, str | Path):
-        table = _read_file(Path(runs), loss)
+        table = read_file(Path(runs))
     else:
-        raise RunTableError(
-            f"runs is a {type(runs).__name__}; give a pandas DataFrame, the path of a CSV or Parquet file, "
-            "an Optuna study or the URL of its storage."
-        )
+        table = _in_memory(runs)
 
+    table = _with_plain_columns(table, _named(runs))
     if table.empty:
         raise RunTableError(f"{_named(runs)} holds no rows; give at least two finished runs.")
-    twice = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-    if twice:
-        raise RunTableError(f"{_named(runs)} has more than one column {twice[0]!r}; rename one of them.")
-    return table.rename(columns=str)
+    return table
+
+
+def column_name(label: Any) -> str:
+    """The name of a column: the levels of a label of pandas with points between them.
+
+    Args:
+        label: text, number, or a tuple of them, the label of a column in a DataFrame.
+    """
+    if isinstance(label, tuple):
+        levels = [str(level).strip() for level in label]
+        return ".".join(level for level in levels if level and not level.startswith("Unnamed:"))
+    return str(label).strip()
+
+
+def _address(runs: Any) -> str | None:
+    """The address of the storage that holds the runs, if it is one."""
+    if isinstance(runs, str) and "://" in runs:
+        return runs
+    return storage_in(Path(runs)) if isinstance(runs, str | Path) else None
+
+
+def _in_memory(runs: Any) -> pd.DataFrame:
+    """A table that is no file."""
+    if hasattr(runs, "to_pandas"):  # of polars, pyarrow, ...
+        runs = runs.to_pandas()
+    if isinstance(runs, pd.DataFrame):
+        named = [name for name in runs.index.names if name is not None]
+        kept = [name for name in named if name not in runs.columns]
+        return runs.reset_index(level=kept).reset_index(drop=True) if kept else runs.reset_index(drop=True)
+
+    table = read_records(runs)
+    if table is None:
+        raise RunTableError(
+            f"runs is a {type(runs).__name__}; give a pandas DataFrame, a list of records, the path of a "
+            "CSV, JSON or Parquet file, an Optuna study or the address of its storage."
+        )
+    return table
+
+
+def _with_plain_columns(table: pd.DataFrame, named: str) -> pd.DataFrame:
+    """Each column once and under a text; repeated ones with different cells are remembered in `attrs`."""
+    attrs = dict(table.attrs)
+    table = table.set_axis([column_name(label) for label in table.columns], axis=1)
+    repeated: list[str] = []
+    notes = [*attrs.get("notes", [])]
+    for name in sorted(set(table.columns[table.columns.duplicated()])):
+        copies = table.loc[:, table.columns == name].astype(str)
+        if copies.eq(copies.iloc[:, 0], axis=0).all(axis=None):
+            notes.append(
+                Note(f"{named} has column {name!r} more than once, with the same cells.", "column_repeated")
+            )
+        else:
+            repeated.append(name)
+
+    table = table.loc[:, ~table.columns.duplicated()]
+    table.attrs = attrs | {"notes": notes, REPEATED: repeated}
+    return table
 
 
 def _named(runs: Any) -> str:
-    if isinstance(runs, pd.DataFrame):
-        return "The table of runs"
+    """What the runs are called in an error."""
     if hasattr(runs, "get_trials"):
         return f"Study {runs.study_name!r}"
-    return f"The study in {runs}" if "://" in str(runs) else str(runs)
-
-
-def _read_file(path: Path, loss: str) -> pd.DataFrame:
-    if not path.is_file():
-        raise RunTableError(
-            f"{path} is not a file; give a CSV or Parquet file, or a storage URL such as sqlite:///x.db."
-        )
-    try:
-        if ".parquet" in path.suffixes or ".pq" in path.suffixes:
-            return pd.read_parquet(path)
-        # An empty cell (nothing is known) and the word nan (the loss was nan) differ.
-        return pd.read_csv(
-            path,
-            sep="\t" if ".tsv" in path.suffixes else _separator(path),
-            keep_default_na=False,
-            na_values=[""],
-            low_memory=False,
-            dtype={loss: str},
-        )
-    except ImportError:
-        raise RunTableError(f"Reading {path} needs pyarrow; pip install pyarrow, or give a CSV.") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise RunTableError(
-            f"{path} can't be read as a table ({reason}); give a CSV in UTF-8 with a header line, or Parquet."
-        ) from None
-
-
-def _separator(path: Path) -> str:
-    """A semicolon or tab if the header has them and no comma, as spreadsheets write in some countries."""
-    if path.suffix != ".csv":
-        return ","  # compressed: as it should be
-    with path.open(encoding="utf-8") as file:
-        header = file.readline()
-    return next((sep for sep in (",", ";", "\t") if sep in header), ",")
+    if isinstance(runs, str | Path):
+        return f"The study in {runs}" if "://" in str(runs) else str(runs)
+    return "The table of runs"

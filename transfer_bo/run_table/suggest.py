@@ -9,11 +9,18 @@ from typing import Any
 
 from transfer_bo.deprecation import renamed_argument
 from transfer_bo.errors import ParametrizationError
+from transfer_bo.notes import Note, to_json
 from transfer_bo.projection import Projection, Suggestion
 from transfer_bo.run_table.cleaning import RunTable, read_rows
-from transfer_bo.run_table.columns import Columns, refuse_other_types
-from transfer_bo.run_table.evidence import cliff_shift, largest_scale, prior_warnings, uncorrected
-from transfer_bo.run_table.fit import FitOptions, check_target, doublings_outside, project
+from transfer_bo.run_table.columns import Columns, name_columns, refuse_other_types
+from transfer_bo.run_table.evidence import (
+    cliff_shift,
+    largest_scale,
+    prior_warnings,
+    uncorrected,
+    unknown_drifts,
+)
+from transfer_bo.run_table.fit import FitOptions, check_target, doublings_outside, project, read_scale
 from transfer_bo.run_table.held_out import leave_largest_out
 from transfer_bo.run_table.published_laws import compare
 from transfer_bo.run_table.rank_correlation import rank_preservation, rank_warnings
@@ -74,22 +81,24 @@ class RunsFit:
         )
 
         tensors: list[dict[str, Any]] | None = None
-        tensor_notes: list[str] = []
+        tensor_notes: list[Note] = []
         if self.model_spec is not None:
             tensors, tensor_notes = self.model_spec.tensors(params, projection.target)
 
         unchanged = {f.name: getattr(plain, f.name) for f in dataclasses.fields(Suggestion)}
+        warnings = [
+            *plain.warnings,
+            *prior_warnings(projection),
+            *unknown_drifts(projection),
+            *self._outside(plain),
+            *rank_warnings(ranks),
+            *rows.notes,
+            *tensor_notes,
+        ]
         changed = {
             "params": params,
-            "warnings": [
-                *plain.warnings,
-                *prior_warnings(projection),
-                *self._outside(plain),
-                *rank_warnings(ranks),
-                *rows.notes,
-                *tensor_notes,
-            ],
-            "evidence": self._evidence(plain, ranks, held_out),
+            "warnings": warnings,
+            "evidence": self._evidence(plain, ranks, held_out) | {"notes": to_json(warnings)},
             "tensors": tensors,
         }
         return RunsSuggestion(**(unchanged | changed))
@@ -102,7 +111,9 @@ class RunsFit:
 
         # The published laws are for raw values.
         is_raw = self.options.coordinates == "raw"
-        laws = compare(plain.params, projection.target, largest, medians) if is_raw else []
+        laws = (
+            compare(plain.params, projection.target, largest, medians, self.options.kinds) if is_raw else []
+        )
         return {
             "rows": rows.counts,
             "base": dict(projection.settings.base),
@@ -115,26 +126,35 @@ class RunsFit:
             "reference_laws": laws,
         }
 
-    def _outside(self, plain: Suggestion) -> list[str]:
-        """Sentences on suggested values outside all values in the runs, or outside the optimum's interval."""
-        sentences, params, interval = [], plain.params, plain.interval()
+    def _outside(self, plain: Suggestion) -> list[Note]:
+        """Notes on suggested values outside all values in the runs, or outside the optimum's interval."""
+        notes, params, interval = [], plain.params, plain.interval()
         for dim in self.rows.dimensions:
             if dim.transform == "categorical":
                 continue
 
             value, (low, high) = params[dim.name], interval[dim.name]
             if not dim.low <= value <= dim.high:
-                sentences.append(
-                    f"{dim.name} = {value:.4g} lies {_side(value, dim.low)} all values in the runs "
-                    f"({dim.low:.4g} to {dim.high:.4g}): this value is "
-                    "extrapolated from the fitted drift; no run tested it."
+                notes.append(
+                    Note(
+                        f"{dim.name} = {value:.4g} lies {_side(value, dim.low)} all values in the runs "
+                        f"({dim.low:.4g} to {dim.high:.4g}): extrapolated by the drift, tested by no run.",
+                        "hp_outside_runs",
+                        column=dim.name,
+                        values=[value, dim.low, dim.high],
+                    )
                 )
             if not low <= value <= high:
-                sentences.append(
-                    f"{dim.name} = {value:.4g} is set {_side(value, low)} the optimum's 90% interval "
-                    f"({low:.4g} to {high:.4g}), to be safe from divergence or a steep side."
+                notes.append(
+                    Note(
+                        f"{dim.name} = {value:.4g} is set {_side(value, low)} the optimum's 90% interval "
+                        f"({low:.4g} to {high:.4g}), to be safe from divergence or a steep side.",
+                        "hp_outside_interval",
+                        column=dim.name,
+                        values=[value, low, high],
+                    )
                 )
-        return sentences
+        return notes
 
 
 def _side(value: float, low: float) -> str:
@@ -143,11 +163,11 @@ def _side(value: float, low: float) -> str:
 
 def fit_runs(
     runs: Any,
-    axes: Sequence[str],
+    axes: Sequence[str] | Mapping[str, str],
     hps: Mapping[str, str],
     loss: str = "loss",
     *,
-    target: Scale | Mapping[str, float],
+    target: Scale | Mapping[str, float | str],
     coordinates: str | None = None,
     drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     maximize: bool = False,
@@ -156,7 +176,7 @@ def fit_runs(
     study: str | None = None,
     diverged_above: float | None = None,
     build_model: Callable[[Scale], Any] | None = None,
-    base: Scale | Mapping[str, float] | None = None,
+    base: Scale | Mapping[str, float | str] | None = None,
     rule: str = "complete_d_p",
     alpha: float = 1.0,
 ) -> RunsFit:
@@ -164,23 +184,30 @@ def fit_runs(
     refuse_other_types(axes, hps)
     coordinates = coordinates or ("raw" if build_model is None else "base")
     model_spec = _model_spec(build_model, base, rule, alpha)
+    at = read_scale(target, "target")
     if model_spec is not None:
-        model_spec.check(coordinates, target)
+        model_spec.check(coordinates, at)
 
     table = read_table(runs, study, loss)
-    columns = Columns(tuple(axes), dict(hps), loss, status)
-    options = FitOptions(coordinates, drift_prior or {}, bool(table.attrs.get("maximize", maximize)), seed)
+    columns = name_columns(table, axes, hps, loss, status)
+    options = FitOptions(
+        coordinates=coordinates,
+        drift_prior=drift_prior or {},
+        maximize=bool(table.attrs.get("maximize", maximize)),
+        seed=seed,
+        kinds=columns.kinds,
+    )
     options.check(list(columns.hps), columns.axes)
 
     rows = read_rows(table, columns, maximize=options.maximize, seed=seed, diverged_above=diverged_above)
-    scale = check_target(target, rows, columns.axes)
+    scale = check_target(at, rows, columns.axes)
     projection = project(rows.runs, rows.dimensions, scale, options)
     return RunsFit(projection, rows, columns, options, model_spec)
 
 
 def _model_spec(
     build_model: Callable[[Scale], Any] | None,
-    base: Scale | Mapping[str, float] | None,
+    base: Scale | Mapping[str, float | str] | None,
     rule: str,
     alpha: float,
 ) -> ModelSpec | None:
@@ -195,21 +222,19 @@ def _model_spec(
                 "A base is given, but no model; give build_model too, or leave the base out."
             )
         return None
-    if not isinstance(base, Mapping):
-        raise ParametrizationError(
-            f"The base of the model is {base!r}; give a Scale, e.g. tb.Scale(width=64)."
-        )
-    return ModelSpec(build_model, Scale(base), rule, alpha)
+    if base is None:
+        raise ParametrizationError("A model is given, but no base; give a Scale, e.g. tb.Scale(width=64).")
+    return ModelSpec(build_model, read_scale(base, "base of the model"), rule, alpha)
 
 
 @renamed_argument("maximise", "maximize")
 def suggest_from_runs(
     runs: Any,
-    axes: Sequence[str],
+    axes: Sequence[str] | Mapping[str, str],
     hps: Mapping[str, str],
     loss: str = "loss",
     *,
-    target: Scale | Mapping[str, float],
+    target: Scale | Mapping[str, float | str],
     coordinates: str | None = None,
     drift_prior: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     maximize: bool = False,
@@ -218,7 +243,7 @@ def suggest_from_runs(
     study: str | None = None,
     diverged_above: float | None = None,
     build_model: Callable[[Scale], Any] | None = None,
-    base: Scale | Mapping[str, float] | None = None,
+    base: Scale | Mapping[str, float | str] | None = None,
     rule: str = "complete_d_p",
     alpha: float = 1.0,
     held_out: bool = True,
@@ -229,11 +254,16 @@ def suggest_from_runs(
     more than a few hundred runs a selection is fitted (a warning tells which).
 
     Args:
-        runs: a pandas DataFrame, the path of a CSV or Parquet file, an Optuna study or its storage URL.
-        axes: columns that are axes of scale, e.g. ["n_params", "tokens"].
-        hps: column -> "log", "linear", "one_minus" (log of 1 - value) or "categorical".
-        loss: column of the metric.
-        target: the scale to project to, with the same axes.
+        runs: a pandas DataFrame, a list of records, the path of a CSV, JSON or Parquet file, an Optuna study
+            or the address of its storage. Of a table with a row for each step of a run the last rows count.
+        axes: columns that are axes of scale, e.g. ["n_params", "tokens"]. One whose name does not tell what
+            it is may be declared: ["budget=n_params"], or {"budget": "n_params"}.
+        hps: column -> "log", "linear", "one_minus" (log of 1 - value) or "categorical". A name may be
+            declared likewise: {"my_rate=lr": "log"}. Rows with a value that the kind has no place for, as 0
+            on a log scale, are left out.
+        loss: column of the metric. An empty cell carries no information; inf, or nan as a word, is a run that
+            diverged.
+        target: the scale to project to, with the same axes; numbers, or texts such as "7B".
         coordinates: "raw" (the optimum drifts as the literature says, until the runs tell more; the default)
             or "base" (HPs in base coordinates of a parametrization that claims transfer; the default where a
             model is given).
@@ -241,7 +271,8 @@ def suggest_from_runs(
             octaves per doubling.
         maximize: whether larger metrics are better. An Optuna study knows that itself.
         seed: of the draws.
-        status: column that tells how a run ended; "status", "state" or "outcome" by default.
+        status: column that tells how a run ended; by default one with a usual name, such as "State". Words of
+            the common trackers and schedulers are known; a run with another word does not count as finished.
         study: name of the Optuna study, where a storage holds several.
         diverged_above: a loss above which a run counts as diverged; by default a loss far above the others.
         build_model: `build_model(scale)` gives a `torch.nn.Module`; the suggestion then has the settings of

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transfer_bo.errors import ParametrizationError, ScaleError
+from transfer_bo.notes import Note
 from transfer_bo.scale import Scale
 from transfer_bo.space import KINDS
 
@@ -60,7 +61,7 @@ class ModelSpec:
                     f"The base {self.base} has no {axis}, which the target has; give each axis of the target."
                 )
 
-    def tensors(self, params: Mapping[str, Any], target: Scale) -> tuple[list[dict[str, Any]], list[str]]:
+    def tensors(self, params: Mapping[str, Any], target: Scale) -> tuple[list[dict[str, Any]], list[Note]]:
         """Turn base HPs into the settings of each tensor.
 
         Args:
@@ -105,7 +106,12 @@ class ModelSpec:
                     "forward": row["forward"] if row["applied"] == "hook" else 1.0,
                 }
             )
-        notes = [f"{name} is no setting of a tensor: set it for the whole run." for name in others]
+        notes = [
+            Note(
+                f"{name} is no setting of a tensor: set it for the whole run.", "hp_of_no_tensor", column=name
+            )
+            for name in others
+        ]
         return found, notes
 
 

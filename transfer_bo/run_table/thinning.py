@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from transfer_bo.notes import Note
 from transfer_bo.records import Outcome
 
 __all__ = ["thin"]
@@ -23,7 +24,7 @@ def thin(
     most: int,
     seed: int,
     maximize: bool,
-    notes: list[str],
+    notes: list[Note],
 ) -> pd.DataFrame:
     """Select at most `most` finished rows and as many others.
 
@@ -52,17 +53,36 @@ def thin(
         settings = finished.groupby([*axes, *hps], as_index=False, sort=False)
         finished = settings.agg({"loss": "mean", "outcome": "first"})
         if len(finished) < before:
-            notes.append(f"{before} finished rows are {len(finished)} settings; repeats were averaged.")
+            notes.append(
+                Note(
+                    f"{before} finished rows are {len(finished)} settings; repeats were averaged.",
+                    "repeats_averaged",
+                    rows=before,
+                    settings=len(finished),
+                )
+            )
 
     if len(finished) > most:
         n_settings = len(finished)
         finished = _best_and_spread_per_bin(finished, axes, most, maximize)
         notes.append(
-            f"Of {n_settings} settings {len(finished)} are fitted: per scale the best and a spread of others."
+            Note(
+                f"Of {n_settings} settings {len(finished)} are fitted: per scale the best and a spread.",
+                "settings_selected",
+                settings=n_settings,
+                fitted=len(finished),
+            )
         )
 
     if len(others) > most:
-        notes.append(f"Of {len(others)} diverged or stopped rows {most} are used, drawn at random.")
+        notes.append(
+            Note(
+                f"Of {len(others)} diverged or stopped rows {most} are used, drawn at random.",
+                "others_selected",
+                rows=len(others),
+                fitted=most,
+            )
+        )
         others = others.sample(most, random_state=seed)
     return pd.concat([finished, others], ignore_index=True)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,17 @@ from transfer_bo.attributes import (
 )
 from transfer_bo.deprecation import renamed_argument
 from transfer_bo.errors import RunTableError, ScaleError, SearchSpaceError, StudyError
+from transfer_bo.notes import Note
+from transfer_bo.quantities import parse_number
 from transfer_bo.records import Outcome, Run, StudySettings, read_runs
-from transfer_bo.run_table.cleaning import MAX_CHOICES, UNIT_GAP, RunTable, read_rows
-from transfer_bo.run_table.columns import Columns, numbers
+from transfer_bo.run_table.cells import is_empty, is_numeric, read_choices
+from transfer_bo.run_table.cleaning import UNIT_HINT, RunTable, read_rows
+from transfer_bo.run_table.columns import name_columns, numbers
 from transfer_bo.run_table.read import STATUS, read_table
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
-from transfer_bo.synonyms import STATUSES
+from transfer_bo.synonyms import RUN_NAMES, STATUSES, STEPS, short_names, without_prefix
 
 __all__ = ["MAX_SOURCE_RUNS", "SourceRuns", "add_past_runs", "is_added", "read_source_runs"]
 
@@ -45,6 +48,10 @@ logger = logging.getLogger(__name__)
 
 MAX_SOURCE_RUNS = 200
 """Runs that are kept of a source study: the time of a fit grows with the cube of their number."""
+
+
+NOTABLE = frozenset({"unit_of_source", "unit_gap", "status_unknown", "status_ignored", "history"})
+"""Codes of notes that are repeated in the summary; the others are on rows that the summary counts already."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,15 @@ class SourceRuns:
         name: of the source study.
         runs: its finished runs, at most `MAX_SOURCE_RUNS`.
         left_out: how many of its runs are not among them.
-        words: a sentence on that.
+        words: sentences on that.
+        notes: sentences on what was done to its rows, or is odd about them.
     """
 
     name: str
     runs: list[Run]
     left_out: int
     words: str
+    notes: list[Note] = field(default_factory=list)
 
     def store(self, study: optuna.Study) -> int:
         """Add the runs that a study does not hold yet, as finished trials.
@@ -201,7 +210,7 @@ def read_source_runs(
         StudyError: for a source study that optimizes in the other direction.
         RunTableError: for runs that cannot be read, or that lack an axis.
         StorageError: for an address that cannot be opened.
-        ScaleError: for an axis that the new study does not have, or in another unit.
+        ScaleError: for an axis that the new study does not have.
         SearchSpaceError: for an HP whose values cannot be used.
         NoRunsError: if no run has finished.
     """
@@ -214,10 +223,15 @@ def read_source_runs(
             "give a source study of the same metric."
         )
 
+    if "hps" not in table.attrs:
+        table = _with_short_names(table, {loss, *(axes or []), *(hps or {})})
     if scale is not None:
-        table = table.assign(**{str(axis): float(value) for axis, value in Scale(scale).items()})
+        fixed = {
+            axis: parse_number(value) if isinstance(value, str) else value for axis, value in scale.items()
+        }
+        table = table.assign(**{str(axis): float(value) for axis, value in Scale(fixed).items()})
     axes = _axes(table, name, list(scales[0]), axes, scale or {})
-    columns = Columns(tuple(axes), hps or _guessed_hps(table, axes, loss), loss)
+    columns = name_columns(table, axes, hps or _guessed_hps(table, axes, loss), loss)
     rows = read_rows(table, columns, maximize=maximize, seed=0, most=MAX_SOURCE_RUNS)
 
     runs = [
@@ -239,8 +253,16 @@ def read_source_runs(
             raise SearchSpaceError(
                 f"Source study {name!r}: HP {hp!r} is {value!r}; categories are words or numbers."
             )
-    _check_units(runs, name, scales)
-    return SourceRuns(name, runs, len(table) - len(runs), _words(name, len(table), len(runs), rows))
+    notes = [*rows.notes, *_unit_notes(runs, name, scales)]
+    words = [_summary(name, len(table), len(runs), rows), *(note for note in notes if note.code in NOTABLE)]
+    return SourceRuns(name, runs, len(table) - len(runs), " ".join(words), notes)
+
+
+def _with_short_names(table: pd.DataFrame, named: set[str]) -> pd.DataFrame:
+    """Columns without the prefixes of trackers, but for those that the user named or that would be two."""
+    short = {name: without_prefix(name) for name in table.columns if name not in named}
+    names = [*named, *short.values()]
+    return table.rename(columns={name: new for name, new in short.items() if names.count(new) == 1})
 
 
 def _trial(run: Run) -> optuna.trial.FrozenTrial:
@@ -324,25 +346,23 @@ def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[st
         RunTableError: for a table without the metric.
         SearchSpaceError: if no column looks like an HP.
     """
-    kinds: dict[str, str] | None = table.attrs.get("hps")
+    known: dict[str, str] | None = table.attrs.get("hps")
     if loss not in table.columns:
         listed = ", ".join(table.columns[:12])
         raise RunTableError(f"The source runs have no column {loss!r}; name that of the metric: {listed}.")
 
-    finished = np.isfinite(numbers(table, loss))
+    finished = np.isfinite(numbers(table, loss).values)
     found = {}
-    for column in table.columns if kinds is None else kinds:
-        if column in (*axes, loss, STATUS) or (kinds is None and column.lower() in STATUSES):
+    for column in table.columns if known is None else known:
+        if column in (*axes, loss, STATUS) or (known is None and _is_about_the_run(column)):
             continue
 
-        is_number = pd.api.types.is_numeric_dtype(table[column]) and table[column].dtype != bool
-        if is_number and is_multiplier(column):
-            table[column] = table[column].fillna(1.0)
-        cells = table[column][finished]
-        if is_number:
-            if np.isfinite(cells.to_numpy(dtype=float, na_value=np.nan)).all():
-                found[column] = "linear"
-        elif cells.map(lambda cell: isinstance(cell, str | bool)).all() and cells.nunique() <= MAX_CHOICES:
+        numeric = is_numeric(table[column])
+        if numeric and is_multiplier(column):
+            table[column] = table[column].astype(object).map(lambda cell: 1.0 if is_empty(cell) else cell)
+        if numeric and np.isfinite(numbers(table, column).values[finished]).all():
+            found[column] = "linear"
+        elif not numeric and _is_categorical(table[column][finished], column):
             found[column] = "categorical"
 
     if not found:
@@ -353,19 +373,40 @@ def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[st
     return found
 
 
-def _check_units(runs: Sequence[Run], name: str, scales: Sequence[Scale]) -> None:
-    """Refuse an axis that source and new runs can only count in different units."""
+def _is_about_the_run(column: str) -> bool:
+    """Whether a column tells which run it is or how it ended, by its name."""
+    return bool({*STATUSES, *RUN_NAMES, *STEPS} & set(short_names(column)))
+
+
+def _is_categorical(cells: pd.Series[Any], name: str) -> bool:
+    """Whether all cells are categories, and few enough."""
+    try:
+        choices = read_choices(cells, name)
+    except SearchSpaceError:
+        return False
+    return bool(choices.map(lambda choice: isinstance(choice, str | bool)).all())
+
+
+def _unit_notes(runs: Sequence[Run], name: str, scales: Sequence[Scale]) -> list[Note]:
+    """A note on each axis that source and new runs may count in different units."""
+    notes = []
     for axis in scales[0]:
         new = [scale[axis] for scale in scales]
         old = [run.scale[axis] for run in runs if run.scale is not None]
-        if max(min(new) / max(old), min(old) / max(new)) >= UNIT_GAP:
-            raise ScaleError(
-                f"Source study {name!r} has {axis} from {min(old):g} to {max(old):g} and this study from "
-                f"{min(new):g} to {max(new):g}; write both in the same unit."
+        if max(min(new) / max(old), min(old) / max(new)) >= UNIT_HINT:
+            notes.append(
+                Note(
+                    f"Source study {name!r} has {axis} from {min(old):g} to {max(old):g} and this study from "
+                    f"{min(new):g} to {max(new):g}; if these are two units, write both in the same one.",
+                    "unit_of_source",
+                    column=axis,
+                    values=[min(old), max(old), min(new), max(new)],
+                )
             )
+    return notes
 
 
-def _words(name: str, n_rows: int, n_kept: int, rows: RunTable) -> str:
+def _summary(name: str, n_rows: int, n_kept: int, rows: RunTable) -> str:
     finished = rows.counts[Outcome.FINISHED]
     thinned = (
         "" if finished == n_kept else f" {finished - n_kept} of the finished ones are repeats or too many."
