@@ -109,7 +109,7 @@ def test_cliff_moves_a_learning_rate_down() -> None:
     """Where higher learning rates diverged the suggestion lies lower, and the evidence has the shift."""
     table = past_runs(10)
     z = np.log2(table["lr"] / table["n_params"].map(best_lr))
-    table.loc[z > 0.5, "loss"] = np.nan
+    table.loc[z > 0.5, "loss"] = np.inf
     evidence = tb.suggest_from_runs(table, **ASK, held_out=False).evidence
 
     assert evidence["cliff_shift"]["lr"] < 0

@@ -11,7 +11,7 @@ import pytest
 from source_studies import ASK, best_lr, loss_at, past_runs
 
 import transfer_bo as tb
-from transfer_bo.errors import StorageError
+from transfer_bo.errors import StudyError
 from transfer_bo.run_table import fit_runs
 from transfer_bo.run_table.cleaning import MAX_ROWS, read_rows
 from transfer_bo.run_table.columns import Columns
@@ -97,7 +97,7 @@ def test_an_optuna_study_says_the_same_as_its_table(tmp_path: Path) -> None:
 
     assert expected == pytest.approx(quick(url, **ASK).params, rel=1e-6)
     assert expected == pytest.approx(quick(url, study="old", **ASK).params, rel=1e-6)
-    with pytest.raises(StorageError, match="'new'"):
+    with pytest.raises(StudyError, match="'new'"):
         quick(url, study="new", **ASK)
 
 
@@ -192,7 +192,7 @@ def test_status_words_are_understood() -> None:
     table.loc[0, ["status", "loss"]] = ["failed", 0.1]
     table.loc[1, ["status", "loss"]] = ["diverged", 2.0]
     table.loc[2, ["status", "loss"]] = ["oom", np.nan]
-    table.loc[3, "loss"] = np.nan
+    table.loc[3, "loss"] = np.inf
     table.loc[4, "status"] = "pruned"
 
     assert {"finished": len(table) - 5, "diverged": 2, "pruned": 1} == fit_runs(table, **ASK).rows.counts

@@ -164,5 +164,5 @@ def test_a_base_without_a_model_is_refused() -> None:
     ask: dict[str, Any] = {"axes": ["n_params"], "hps": {"lr": "log"}, "target": {"n_params": 1e9}}
     with pytest.raises(ParametrizationError):
         tb.suggest_from_runs(past_runs(1), base=BASE, **ask)
-    with pytest.raises(ParametrizationError, match="None"):
+    with pytest.raises(ParametrizationError, match="base"):
         tb.suggest_from_runs(past_runs(1), build_model=build_model, **ask)

@@ -194,7 +194,6 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[TransferError], str]] = {
     "axis that is not there": (table().drop(columns="tokens"), {}, RunTableError, "tokens"),
     "axis of no ladder": (table(), {"axes": ["width", "depth"]}, ScaleError, "'depth'"),
     "axis that is not named": (table(), {"axes": ["width"]}, RunTableError, "tokens"),
-    "another unit": (table().assign(tokens=0.1), {}, ScaleError, "tokens from 0.1"),
     "no such metric": (table(), {"loss": "val"}, RunTableError, "'val'"),
     "no HP": (table()[["width", "tokens", "loss"]], {}, SearchSpaceError, "hps="),
     "no file": ("nowhere.csv", {}, RunTableError, "nowhere.csv"),
