@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transfer_bo.runners.objective import Outcome, objective
     from transfer_bo.sampler import TransferSampler
     from transfer_bo.scale import Ladder, Scale
+    from transfer_bo.search.pruner import RungPruner
     from transfer_bo.space import HP, Space
     from transfer_bo.verification.running import verify
 
@@ -42,6 +43,7 @@ _HOME = {
     "TransferSampler": "sampler",
     "Ladder": "scale",
     "Scale": "scale",
+    "RungPruner": "search.pruner",
     "HP": "space",
     "Space": "space",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "Diverged",
     "Ladder",
     "Outcome",
+    "RungPruner",
     "Scale",
     "Space",
     "Suggestion",

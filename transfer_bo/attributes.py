@@ -21,6 +21,7 @@ __all__ = [
     "FORMAT_ATTR",
     "FORMAT_VERSION",
     "HASH_ATTR",
+    "OPTIMIZER_ATTR",
     "OUTCOME_ATTR",
     "OWNER_LOSSES_ATTR",
     "PARAMS_ATTR",
@@ -96,6 +97,9 @@ takes its seed from it."""
 # What workers store.
 WORKER_ATTR = "transfer_bo:worker"
 """Trial attribute: `{"host", "pid", "id"}` of the process that runs it; an `id` is never reused."""
+
+OPTIMIZER_ATTR = "transfer_bo:optimizer"
+"""Trial attribute: `{"host", "pid", "started"}` of the process whose `study.optimize` runs it."""
 
 BEAT_ATTR = "transfer_bo:beat"
 """Trial attribute: a count that grows while the trial's owner lives."""

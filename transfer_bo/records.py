@@ -32,7 +32,9 @@ __all__ = [
     "Outcome",
     "Run",
     "StudySettings",
+    "count_outcomes",
     "finished_runs",
+    "read_constants",
     "read_dimensions",
     "read_drift_prior",
     "read_run",
@@ -115,6 +117,7 @@ class Run:
         seconds: wall-clock time of the objective.
         purpose: "search", "verify", "control", "replicate" or "past".
         source: the source study that it was made in; None for the study's own.
+        is_feasible: whether all of Optuna's constraints hold: each is 0 or less.
     """
 
     number: int
@@ -126,6 +129,12 @@ class Run:
     seconds: float | None = None
     purpose: str = "search"
     source: str | None = None
+    is_feasible: bool = True
+
+    @property
+    def lacks_scale(self) -> bool:
+        """Whether it says something about HPs, but at an unknown scale, so that it cannot be fitted."""
+        return self.scale is None and self.outcome.is_informative
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,13 @@ def finished_runs(runs: Iterable[Run]) -> list[FinishedRun]:
         for run in runs
         if run.outcome is Outcome.FINISHED and run.scale is not None and run.loss is not None
     ]
+
+
+def count_outcomes(runs: Iterable[Run]) -> dict[str, int]:
+    """Number of a study's own runs by outcome; those that lack a scale count as "without_scale" instead."""
+    own = [run for run in runs if run.source is None]
+    names = ["without_scale" if run.lacks_scale else str(run.outcome) for run in own]
+    return {name: names.count(name) for name in sorted(set(names))}
 
 
 def read_run(trial: Any, state: Any = None) -> Run:
@@ -173,6 +189,7 @@ def read_run(trial: Any, state: Any = None) -> Run:
         seconds=attrs.get(SECONDS_ATTR),
         purpose=attrs.get(PURPOSE_ATTR, "search"),
         source=attrs.get(SOURCE_ATTR),
+        is_feasible=all(value <= 0 for value in trial.constraints.values()),
     )
 
 
@@ -331,6 +348,28 @@ def read_dimensions(
         _dimension(name, distribution, hull.get(name), defaults)
         for name, distribution in sorted(latest.items())
     ]
+
+
+def read_constants(distributions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """HPs that every trial asked for with the same single value, `{hp: value}`.
+
+    Args:
+        distributions: for each trial, `{hp: Optuna distribution}`.
+    """
+    values: dict[str, list[Any]] = {}
+    varied = {RUNG}
+    for of_trial in distributions:
+        for name, distribution in of_trial.items():
+            if distribution.single():
+                choices = getattr(distribution, "choices", None)
+                values.setdefault(name, []).append(choices[0] if choices else distribution.low)
+            else:
+                varied.add(name)
+    return {
+        name: found[0]
+        for name, found in sorted(values.items())
+        if name not in varied and all(value == found[0] for value in found)
+    }
 
 
 def _dimension(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -44,12 +46,17 @@ from transfer_bo.records import (
     read_drift_prior,
     read_run,
 )
-from transfer_bo.scale import Cost, Ladder, Scale, default_cost
+from transfer_bo.scale import Cost, Ladder, Scale, as_scale, default_cost
 from transfer_bo.search.budget import CostModel, affordable_rungs, cheapest_rung
 from transfer_bo.search.exclusions import drop_failing_choices
+from transfer_bo.search.pruner import compares_rungs
 from transfer_bo.space import is_multiplier
+from transfer_bo.store import optimizer_process
+from transfer_bo.store.whole_study import whole_study
 
 __all__ = ["TransferSampler"]
+
+logger = logging.getLogger(__name__)
 
 JUDGE_EVERY = 20
 """After so many trials it is judged again which HPs are unimportant."""
@@ -113,7 +120,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self,
         *,
         ladder: Ladder | None = None,
-        target: Scale | None = None,
+        target: Scale | Mapping[str, float] | None = None,
         cost: Cost | Literal["seconds"] | None = None,
         budget: float | None = None,
         coordinates: str = "base",
@@ -132,7 +139,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
         _check_budget(cost, budget, global_share)
 
         self.exhausted = False
-        self._ladder, self._target, self._budget = ladder, target, budget
+        self._ladder, self._budget = ladder, budget
+        self._target: Scale | None = None
         self._costs = CostModel(cost if callable(cost) else default_cost, cost == "seconds", budget)
         self._coordinates = coordinates
         self._drift_prior: DriftOverrides = dict(drift_prior or {})
@@ -142,6 +150,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
 
         self._lock = threading.RLock()
+        self._warned: set[str] = set()  # what has been warned of
         self._proposed: dict[int, Run] = {}  # by trial number
         self._unimportant: dict[int, frozenset[str]] = {}  # by the number of trials they were judged by
         self._plain: optuna.samplers.BaseSampler | None = None
@@ -149,6 +158,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             startup = 10 if n_startup_trials is None else n_startup_trials
             self._plain = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
         else:
+            target = self._target = as_scale(target, "target")
             ladder.register(target)
             self._drift_prior = read_drift_prior(self._drift_prior, target)
             _check_costs(ladder, target, self._costs)
@@ -178,8 +188,15 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._plain.before_trial(study, trial)
             return
 
+        study = whole_study(study)
         with self._lock:
-            self._share_settings(study, study.get_trials(deepcopy=False))
+            optimizer_process.mark(study, trial)
+            trials = study.get_trials(deepcopy=False)
+            closed = optimizer_process.close_abandoned(study, trials)
+            if closed:
+                logger.warning("The process of the running trials %s is gone; they are closed.", closed)
+                trials = study.get_trials(deepcopy=False)
+            self._share_settings(study, trials)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -188,6 +205,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if self._plain is not None:
             return self._plain.infer_relative_search_space(study, trial)
 
+        study = whole_study(study)
         space: dict[str, BaseDistribution] = {}
         trials = study.get_trials(deepcopy=False)
         for other in trials:
@@ -211,7 +229,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             return {}
 
         with self._lock:
-            rung, params = self._propose(study, trial, search_space)
+            rung, params = self._propose(whole_study(study), trial, search_space)
         proposal = {RUNG: rung, **params}
         return {name: _on_grid(proposal[name], search_space[name]) for name in search_space}
 
@@ -227,6 +245,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if self._plain is not None:
             return self._plain.sample_independent(study, trial, param_name, param_distribution)
 
+        study = whole_study(study)
         if param_name == RUNG:
             return self._first_rung(study, trial, param_distribution)
         if self._global_share and is_multiplier(param_name):
@@ -250,12 +269,15 @@ class TransferSampler(optuna.samplers.BaseSampler):
             self._plain.after_trial(study, trial, state, values)
             return
 
+        study = whole_study(study)
         with self._lock:
+            self._warn_of_mistakes(study, trial, state)
             trials = study.get_trials(deepcopy=False)
             settings = self._share_settings(study, trials)
-            runs = [*self._other_runs(trials, trial), read_run(trial, state)]
-            self.exhausted = not affordable_rungs(settings, runs)
+            others = self._other_runs(trials, trial)
+            self.exhausted = not affordable_rungs(settings, [*others, read_run(trial, state)])
         if self.exhausted:
+            self._warn_of_held_budget(study, settings, others)
             with contextlib.suppress(RuntimeError):  # ask/tell has no loop to stop; `exhausted` says it
                 study.stop()
 
@@ -287,6 +309,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         if not rungs:
             self.exhausted = not affordable_rungs(settings, state.runs)
             if self.exhausted and FIXED_PARAMS_ATTR not in trial.system_attrs:
+                self._warn_of_held_budget(study, settings, state.runs)
                 _end(study)
             rungs = policy.usable_rungs(state)
 
@@ -345,6 +368,45 @@ class TransferSampler(optuna.samplers.BaseSampler):
             judged = [run for run in runs if run.number < until and run.purpose == "search"]
             self._unimportant[until] = frozenset(unimportant_hps(judged, dimensions, self._seed))
         return self._unimportant[until]
+
+    def _warn_once(self, subject: str, sentence: str) -> None:
+        """Warn, unless this sampler has warned of the subject before."""
+        if subject not in self._warned:
+            self._warned.add(subject)
+            warnings.warn(sentence, stacklevel=2)
+
+    def _warn_of_mistakes(self, study: optuna.Study, trial: FrozenTrial, state: TrialState) -> None:
+        """Warn, as soon as a trial shows it, of what makes a search with a ladder useless."""
+        assert self._ladder is not None
+        if state is TrialState.COMPLETE and SCALE_ATTR not in trial.user_attrs:
+            self._warn_once(
+                "scale",
+                f"Trial {trial.number} finished without a scale, because its objective did not call "
+                "ladder.suggest(trial); such trials are not part of the fit.",
+            )
+        if trial.intermediate_values and len(self._ladder.proxies) > 1 and compares_rungs(study.pruner):
+            name = type(study.pruner).__name__
+            self._warn_once(
+                "pruner",
+                f"The study's pruner, {name}, compares trials of all rungs and so prunes those of the small "
+                "ones; create the study with pruner=transfer_bo.RungPruner(), or optuna.pruners.NopPruner().",
+            )
+
+    def _warn_of_held_budget(self, study: optuna.Study, settings: StudySettings, runs: Sequence[Run]) -> None:
+        """Warn if `study.optimize` ends although running trials, whose process may be gone, hold budget."""
+        if not optimizer_process.is_in_optimize(study):
+            return
+        trials = study.get_trials(deepcopy=False)
+        unknown = optimizer_process.of_unknown_process(study, trials)
+        held = [run for run in runs if run.number in unknown]
+        if held and affordable_rungs(settings, [run for run in runs if run not in held]):
+            numbers = ", ".join(str(run.number) for run in held)
+            self._warn_once(
+                "held",
+                f"The budget is exhausted because trial(s) {numbers} are RUNNING and hold their share of it; "
+                "if their processes have ended, close each with study.tell(number, "
+                "state=optuna.trial.TrialState.FAIL).",
+            )
 
     def _share_settings(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> StudySettings:
         """Bring ladder and study to the same rung indices; write the settings if they changed."""

@@ -7,16 +7,29 @@ Symbols:
 
 from __future__ import annotations
 
+import difflib
+import functools
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from transfer_bo.attributes import RUNG, SCALE_ATTR
-from transfer_bo.errors import ScaleError
-from transfer_bo.synonyms import axis_kind
+from transfer_bo.attributes import RUNG, SCALE_ATTR, SETTINGS_ATTR
+from transfer_bo.errors import ScaleError, TransferError
+from transfer_bo.quantities import parse_number
+from transfer_bo.synonyms import AXES, axis_kind
 
-__all__ = ["Cost", "Ladder", "Scale", "default_cost"]
+__all__ = ["Cost", "Ladder", "Scale", "as_scale", "default_cost"]
+
+KNOWN_AXES = frozenset(name for names in AXES.values() for name in names)
+"""Names of axes for which a misspelling is looked for."""
+
+LIKENESS = 0.8
+"""A name is a likely misspelling of a known one from this ratio of `difflib.SequenceMatcher` on."""
+
+MIN_LENGTH = 4
+"""Shorter names differ from each other by too little to be misspellings."""
 
 
 class _Trial(Protocol):
@@ -32,8 +45,9 @@ class Scale(Mapping[str, float]):
     """A point in scale: named positive axes, e.g. `Scale(width=64, depth=4, batch=32, tokens=2e6)`.
 
     Axes are free names. `width`, `depth`, `batch` (sequences or tokens per step) and `tokens` (length of
-    the training run) are the ones that the parametrization knows. Values are read as attributes or items;
-    whole numbers stay integers.
+    the training run) are the ones that the parametrization knows. A name that is almost one of those gets a
+    warning. Values are numbers or texts such as "1B", "20G" or "1e9"; they are read as attributes or items,
+    and whole numbers stay integers.
 
     Raises:
         ScaleError: for no axis at all, or a value that is not a positive finite number.
@@ -42,17 +56,18 @@ class Scale(Mapping[str, float]):
     __slots__ = ("_axes",)
     _axes: dict[str, float]
 
-    def __init__(self, axes: Mapping[str, float] | None = None, /, **named: float) -> None:
+    def __init__(self, axes: Mapping[str, float | str] | None = None, /, **named: float | str) -> None:
+        if axes is not None and not isinstance(axes, Mapping):
+            raise ScaleError(f"A scale cannot be made of {axes!r}; name its axes, e.g. Scale(width=64).")
         merged = {**(axes or {}), **named}
         if not merged:
             raise ScaleError("A scale needs at least one axis, e.g. Scale(width=64, tokens=2e6).")
 
-        for axis, value in merged.items():
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value) or value <= 0:
-                raise ScaleError(f"Scale axis {axis!r} is {value!r}; set it to a positive finite number.")
-        axes = {axis: int(v) if float(v).is_integer() else float(v) for axis, v in merged.items()}
-        object.__setattr__(self, "_axes", axes)
+        for axis in merged:
+            intended = _misspelling_of(axis)
+            if intended is not None:
+                warnings.warn(f"Scale axis {axis!r} looks like a misspelling of {intended!r}.", stacklevel=2)
+        object.__setattr__(self, "_axes", {axis: _axis_value(axis, v) for axis, v in merged.items()})
 
     def __getitem__(self, axis: str) -> float:
         return self._axes[axis]
@@ -86,19 +101,65 @@ class Scale(Mapping[str, float]):
     def __reduce__(self) -> tuple[type[Scale], tuple[dict[str, float]]]:
         return Scale, (dict(self._axes),)
 
-    def replace(self, **axes: float) -> Scale:
+    def replace(self, **axes: float | str) -> Scale:
         """A copy with some axes changed."""
         return Scale({**self._axes, **axes})
 
-    def log2_ratio(self, base: Scale) -> dict[str, float]:
+    def log2_ratio(self, base: Scale | Mapping[str, float]) -> dict[str, float]:
         """s: log2(axis / base) for each axis, in doublings.
 
         Raises:
             ScaleError: if the two scales do not have the same axes.
         """
+        base = as_scale(base, "base")
         if set(self) != set(base):
             raise ScaleError(f"{self} and {base} have different axes; give both the same ones.")
         return {axis: math.log2(value / base[axis]) for axis, value in self._axes.items()}
+
+
+def _axis_value(axis: str, value: Any) -> float:
+    """The value of an axis as a plain number, whole ones as integers.
+
+    Raises:
+        ScaleError: if it is no positive finite number.
+    """
+    try:
+        number = parse_number(value) if isinstance(value, str) else float(value)
+    except (TransferError, TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
+        raise ScaleError(f"Scale axis {axis!r} is {value!r}; set it to a positive finite number.")
+
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return int(number) if number.is_integer() else number
+
+
+@functools.lru_cache(maxsize=1024)
+def _misspelling_of(axis: str) -> str | None:
+    """The known name of an axis that a name is a likely misspelling of."""
+    if axis in KNOWN_AXES or len(axis) < MIN_LENGTH:
+        return None
+    close = difflib.get_close_matches(axis, KNOWN_AXES, n=1, cutoff=LIKENESS)
+    is_plural = bool(close) and axis in (close[0] + "s", close[0].removesuffix("s"))
+    return close[0] if close and not is_plural else None
+
+
+def as_scale(scale: Any, what: str) -> Scale:
+    """A scale from what a user gave for one: a `Scale`, or a mapping of axes to values.
+
+    Args:
+        scale: what the user gave.
+        what: what it is, as the error names it: "target".
+
+    Raises:
+        ScaleError: if it is neither.
+    """
+    if isinstance(scale, Scale):
+        return scale
+    if isinstance(scale, Mapping):
+        return Scale(scale)
+    raise ScaleError(f"{what} is {scale!r}; give a Scale, e.g. Scale(width=64, tokens=2e6).")
 
 
 Cost = Callable[[Scale], float]
@@ -133,9 +194,10 @@ class Ladder(Sequence[Scale]):
         ScaleError: for an empty ladder, a repeated rung, or rungs with different axes.
     """
 
-    def __init__(self, proxies: Iterable[Scale]) -> None:
+    def __init__(self, proxies: Iterable[Scale | Mapping[str, float]]) -> None:
         self._scales: list[Scale] = []
-        for scale in proxies:
+        self._warned = False
+        for scale in (as_scale(proxy, "A rung") for proxy in proxies):
             if scale in self._scales:
                 raise ScaleError(f"The ladder holds {scale} twice; give each rung once.")
             self.register(scale)
@@ -157,8 +219,13 @@ class Ladder(Sequence[Scale]):
         """The first rung given: where, by default, base coordinates are defined."""
         return self.proxies[0]
 
-    def register(self, scale: Scale) -> int:
-        """The index of a scale, appended if it is new."""
+    def register(self, scale: Scale | Mapping[str, float]) -> int:
+        """The index of a scale, appended if it is new.
+
+        Raises:
+            ScaleError: for other axes than those of the rungs.
+        """
+        scale = as_scale(scale, "A rung")
         if self._scales and set(scale) != set(self._scales[0]):
             raise ScaleError(
                 f"{scale} has other axes than the ladder's first rung {self._scales[0]}; "
@@ -187,6 +254,8 @@ class Ladder(Sequence[Scale]):
         enqueued = trial.user_attrs.get(SCALE_ATTR)
         if enqueued is not None:
             self.register(Scale(enqueued))
+        else:
+            self._warn_of_other_sampler(trial)
 
         index = trial.suggest_int(RUNG, 0, len(self._scales) - 1)
         if not 0 <= index < len(self._scales):  # Optuna returns an enqueued value even outside the range
@@ -195,3 +264,21 @@ class Ladder(Sequence[Scale]):
         scale = self._scales[index] if enqueued is None else Scale(enqueued)
         trial.set_user_attr(SCALE_ATTR, dict(scale))
         return scale
+
+    def _warn_of_other_sampler(self, trial: Any) -> None:
+        """Warn once if a study that was searched by a `TransferSampler` is continued without one."""
+        study = getattr(trial, "study", None)
+        sampler = getattr(study, "sampler", None)
+        while sampler is not None and getattr(sampler, "ladder", None) is None:
+            sampler = getattr(sampler, "_base_sampler", None)  # as Optuna's PartialFixedSampler keeps its own
+        if study is None or sampler is not None or self._warned:
+            return
+
+        if SETTINGS_ATTR in study.user_attrs:
+            self._warned = True
+            warnings.warn(
+                f"Study {study.study_name!r} was searched by a TransferSampler and goes on with "
+                f"{type(study.sampler).__name__}, which does not know what a rung is; give load_study "
+                "sampler=TransferSampler(ladder=..., target=...).",
+                stacklevel=3,
+            )

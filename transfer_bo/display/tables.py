@@ -152,10 +152,11 @@ def rung_table(summaries: Sequence[RungSummary]) -> Table:
 
     rows = []
     for summary in summaries:
-        if summary.scale is None and not summary.is_source:  # waiting, or just asked: no scale is known yet
-            continue
+        lacks_scale = summary.scale is None and not summary.is_source
+        if lacks_scale and not any(outcome.is_informative for outcome in summary.outcomes):
+            continue  # waiting, or just asked: no scale is known yet
         count = collections.Counter(summary.outcomes)
-        label = summary.purpose
+        label = "no scale, not fitted" if lacks_scale else summary.purpose
         if summary.scale is not None:
             label = scale_text(summary.scale, scales)
             label += "" if summary.purpose == "search" else f" ({summary.purpose})"

@@ -1,19 +1,21 @@
 """What a careful reader of a suggestion should know: a small function for each kind of sentence.
 
-`CAVEATS` is the list of them, in the order in which they are printed. Each takes the projection and the scale
-that the suggestion is for, and yields no sentence, one, or several.
+`CAVEATS` is the list of them, in the order in which they are printed. Each takes the projection and the
+suggestion, and yields no sentence, one, or several.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.notes import Note
+from transfer_bo.projection.suggestion import Suggestion
 from transfer_bo.records import finished_runs
-from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier, split_name
 from transfer_bo.synonyms import axis_kind
 
@@ -32,13 +34,36 @@ of learning rates kept their worth (`studies/per_module`)."""
 NOTABLE = 0.1
 """Octaves; multipliers that are set closer to their defaults by more are named."""
 
+MAX_SHARE = 0.6
+"""The runs do not determine an HP if the 90% interval of its optimum, at the scale that was run most, spans
+at least this share of the searched range (that of the prior alone spans about three quarters) ..."""
 
-def caveats(projection: Projection, scale: Scale) -> list[Note]:
-    """All sentences about a suggestion for a scale, each with the name of its function as a code."""
-    return [Note(sentence, caveat.__name__) for caveat in CAVEATS for sentence in caveat(projection, scale)]
+MAX_P_VALUE = 0.2
+"""... or if an HP without any effect would seem to have as much as this one at least this often."""
+
+AT_END = 1e-6
+"""A value is at the end of its range if it is closer to it than this share of the range, in its natural
+coordinate."""
 
 
-def source_studies(projection: Projection, scale: Scale) -> Iterator[str]:
+def caveats(projection: Projection, suggestion: Suggestion) -> list[Note]:
+    """All sentences about a suggestion, each with the name of its function as a code."""
+    return [
+        Note(sentence, caveat.__name__) for caveat in CAVEATS for sentence in caveat(projection, suggestion)
+    ]
+
+
+def runs_without_scale(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
+    """How many trials could not be fitted because the ladder was not asked for their scale."""
+    count = sum(run.lacks_scale for run in projection.runs if run.source is None)
+    if count:
+        yield (
+            f"{count} of the trials that have ended lack a scale, because their objective did not call "
+            "ladder.suggest(trial); they are not part of the fit."
+        )
+
+
+def source_studies(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
     """How much the answer rests on runs of source studies."""
     for name, source in projection.sources().items():
         yield (
@@ -48,8 +73,9 @@ def source_studies(projection: Projection, scale: Scale) -> Iterator[str]:
         )
 
 
-def extrapolation(projection: Projection, scale: Scale) -> Iterator[str]:
+def extrapolation(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
     """Along which axes the scale lies far from the runs, or where only one value was run."""
+    scale = suggestion.target
     for axis in projection.surrogate.coordinates.axes:
         values = _values_run(projection, axis)
         if not values:
@@ -84,10 +110,10 @@ def _short_lived_multipliers(projection: Projection, axis: str, value: float) ->
         )
 
 
-def shrunk_multipliers(projection: Projection, scale: Scale) -> Iterator[str]:
+def shrunk_multipliers(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
     """Which multipliers are set closer to their defaults because they lose their worth with scale."""
     surrogate = projection.surrogate
-    s = surrogate.coordinates.s(scale)
+    s = surrogate.coordinates.s(suggestion.target)
     moved = (surrogate.shrinkage.drift * s).sum(-1)
     names = [name for name, octaves in zip(projection.hps, moved, strict=True) if abs(octaves) > NOTABLE]
     if names:
@@ -98,15 +124,28 @@ def shrunk_multipliers(projection: Projection, scale: Scale) -> Iterator[str]:
         )
 
 
-def edge_of_range(projection: Projection, scale: Scale) -> Iterator[str]:
-    """Which optima lie at the edge of the searched range, at the base or at the scale."""
-    at_edge = zip(
-        projection.hps,
-        projection.is_at_edge(projection.settings.base),
-        projection.is_at_edge(scale),
-        strict=True,
-    )
-    names = [name for name, at_base, at_scale in at_edge if at_base or at_scale]
+def undetermined_hps(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
+    """Which HPs the runs say next to nothing about."""
+    names = _undetermined(projection, suggestion)
+    if names:
+        yield (
+            f"The runs do not determine {', '.join(names)}: they show no clear effect, so what is suggested "
+            "rests on the prior."
+        )
+
+
+def edge_of_range(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
+    """Which optima lie at the edge of the searched range, at the base or at the target."""
+    at_base = projection.is_at_edge(projection.settings.base)
+    at_target = projection.is_at_edge(suggestion.target)
+    undetermined = _undetermined(projection, suggestion)
+    names = [
+        dim.name
+        for dim in projection.surrogate.coordinates.numeric
+        if dim.name in suggestion.params
+        and dim.name not in undetermined
+        and (at_base[dim.name] or at_target[dim.name] or _is_at_end(dim, suggestion.params[dim.name]))
+    ]
     if names:
         yield (
             f"The optimum of {', '.join(names)} lies at the edge of the searched range, where intervals "
@@ -114,17 +153,39 @@ def edge_of_range(projection: Projection, scale: Scale) -> Iterator[str]:
         )
 
 
-def unknown_in_drift_prior(projection: Projection, scale: Scale) -> Iterator[str]:
+def _undetermined(projection: Projection, suggestion: Suggestion) -> list[str]:
+    """HPs of a suggestion that the runs do not determine."""
+    runs = [run for run in finished_runs(projection.surrogate.runs) if run.source is None]
+    counts = Counter(run.scale for run in runs)
+    scale = max(counts, key=lambda scale: counts[scale]) if counts else projection.settings.base
+    shares = projection.range_share(scale)
+    p_values = projection.effect_p_values()
+    return [
+        name
+        for name in projection.hps
+        if name in suggestion.params and (shares[name] >= MAX_SHARE or p_values.get(name, 0.0) >= MAX_P_VALUE)
+    ]
+
+
+def _is_at_end(dim: Dimension, value: Any) -> bool:
+    """Whether a value is the lowest or the highest of an HP's range."""
+    low, high, z = (dim.forward(at) for at in (dim.low, dim.high, value))
+    return min(abs(z - low), abs(z - high)) <= AT_END * abs(high - low)
+
+
+def unknown_in_drift_prior(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
     """Which entries of the drift prior name no HP."""
     unknown = sorted(set(projection.settings.drift_prior) - set(projection.hps))
     if unknown:
         yield f"drift_prior names {', '.join(unknown)}, but the HPs are {', '.join(projection.hps)}."
 
 
-CAVEATS: tuple[Callable[[Projection, Scale], Iterator[str]], ...] = (
+CAVEATS: tuple[Callable[[Projection, Suggestion], Iterator[str]], ...] = (
+    runs_without_scale,
     source_studies,
     extrapolation,
     shrunk_multipliers,
+    undetermined_hps,
     edge_of_range,
     unknown_in_drift_prior,
 )

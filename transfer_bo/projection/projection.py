@@ -20,7 +20,8 @@ Symbols:
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -29,10 +30,12 @@ import torch
 from torch import Tensor
 
 from transfer_bo.errors import ScaleError
+from transfer_bo.projection.activity import active_params
 from transfer_bo.projection.caveats import caveats
+from transfer_bo.projection.relevance import effect_p_values
 from transfer_bo.projection.suggestion import Drift, PredictedLoss, Suggestion, central_interval
-from transfer_bo.records import Run, StudySettings
-from transfer_bo.scale import Ladder, Scale
+from transfer_bo.records import Run, StudySettings, count_outcomes, finished_runs
+from transfer_bo.scale import Ladder, Scale, as_scale
 from transfer_bo.surrogate.gp import TOLERANCE
 from transfer_bo.surrogate.posterior_sampling import PosteriorSamples, sample_posterior
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
@@ -59,13 +62,21 @@ class Projection:
         surrogate: fitted to the study's runs.
         runs: all runs of the study.
         settings: settings of the study.
+        constants: HPs that were the same in all runs, `{hp: value}`.
 
     Attributes:
         hps: names of the numeric HPs; categorical ones have a suggested value, but no interval and no drift.
     """
 
-    def __init__(self, surrogate: Surrogate, runs: Sequence[Run], settings: StudySettings) -> None:
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        runs: Sequence[Run],
+        settings: StudySettings,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
         self.surrogate, self.runs, self.settings = surrogate, list(runs), settings
+        self.constants = dict(constants or {})
         self.ladder = Ladder(settings.scales[index] for index in settings.proxies)
         self.ladder.align(settings.scales)
         self.target = settings.target
@@ -79,8 +90,10 @@ class Projection:
             self._samples = sample_posterior(self.surrogate.model, self.settings.seed)
         return self._samples
 
-    def suggest(self, target: Scale | None = None) -> Suggestion:
+    def suggest(self, target: Scale | Mapping[str, float] | None = None) -> Suggestion:
         """The setting with the least expected loss at the target, and what is known about it.
+
+        It holds the HPs that are active there (`projection.activity`), with those that never varied.
 
         Args:
             target: another scale than the study's target.
@@ -88,7 +101,7 @@ class Projection:
         Raises:
             ScaleError: for a scale that differs from the base along an axis that the fit does not have.
         """
-        scale = self.target if target is None else target
+        scale = self.target if target is None else as_scale(target, "target")
         surrogate = self.surrogate
         for axis, ratio in scale.log2_ratio(self.settings.base).items():
             if ratio and axis not in surrogate.coordinates.axes:
@@ -100,15 +113,21 @@ class Projection:
         generator = torch.Generator().manual_seed(self.settings.seed)
         z = self._optima(scale)
         v, flags = minimize_expected_loss(surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T)
-        return Suggestion(
+        params = active_params(
+            {**surrogate.coordinates.params(v, flags), **self.constants},
+            finished_runs(run for run in surrogate.runs if run.source is None),
+            scale,
+        )
+        suggestion = Suggestion(
             target=scale,
-            params=surrogate.coordinates.params(v, flags),
-            optimum=self._values(z),
+            params=params,
+            optimum={name: draws for name, draws in self._values(z).items() if name in params},
             predicted_loss=self.predict(scale, v, flags),
-            drift=self.drift(),
-            warnings=[*caveats(self, scale)],
+            drift={name: drift for name, drift in self.drift().items() if name in params},
+            warnings=[],
             provenance=self._provenance(),
         )
+        return replace(suggestion, warnings=[*caveats(self, suggestion)])
 
     def optimum(self, scale: Scale, level: float = 0.9) -> dict[str, tuple[float, float, float]]:
         """`{hp: (median, low, high)}` of the optimum at a scale."""
@@ -222,12 +241,37 @@ class Projection:
         generator = torch.Generator().manual_seed(self.settings.seed)
         return y + noise_sd * torch.randn(y.shape, dtype=y.dtype, generator=generator)
 
-    def is_at_edge(self, scale: Scale) -> list[bool]:
+    def is_at_edge(self, scale: Scale) -> dict[str, bool]:
         """Whether at least half of the draws of each HP's optimum are cut by its range."""
         coordinates = self.surrogate.coordinates
         z = self._optima(scale)
         cut = (z <= coordinates.z_low + AT_EDGE) | (z >= coordinates.z_high - AT_EDGE)
-        return [bool(share >= 0.5) for share in cut.double().mean(0)]
+        shares = cut.double().mean(0).tolist()
+        return {name: share >= 0.5 for name, share in zip(self.hps, shares, strict=True)}
+
+    def range_share(self, scale: Scale, level: float = 0.9) -> dict[str, float]:
+        """Share of each HP's range, in its natural coordinate, that the interval of its optimum spans."""
+        coordinates = self.surrogate.coordinates
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
+        low, high = torch.quantile(self._optima(scale), tails, dim=0)
+        shares = ((high - low) / (coordinates.z_high - coordinates.z_low)).tolist()
+        return dict(zip(self.hps, shares, strict=True))
+
+    def effect_p_values(self) -> dict[str, float]:
+        """For each HP, how often one without effect would seem to have as much; empty with too few runs."""
+        surrogate = self.surrogate
+        runs = [
+            run
+            for run in finished_runs(surrogate.runs)
+            if run.source is None and surrogate.output.takes(run.loss)
+        ]
+        if not runs:
+            return {}
+
+        z = np.array([surrogate.coordinates.z(run.params).tolist() for run in runs])
+        y = np.array([surrogate.output.forward(run.loss) for run in runs])
+        p_values = effect_p_values(z, y, [run.scale for run in runs])
+        return {} if p_values is None else dict(zip(self.hps, p_values.tolist(), strict=True))
 
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
         """Points in z (shape n x d): the i-th HP over its range, the others at their optimum."""
@@ -253,7 +297,6 @@ class Projection:
 
     def _provenance(self) -> dict[str, Any]:
         """Versions, seed and numbers of runs."""
-        outcomes = [str(run.outcome) for run in self.runs if run.source is None]
         sources = self.sources()
         return {
             "transfer_bo": version("transfer-bo"),
@@ -262,6 +305,6 @@ class Projection:
             "optuna": version("optuna"),
             "python": platform.python_version(),
             "seed": self.settings.seed,
-            "runs": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
+            "runs": count_outcomes(self.runs),
             **({"past": sources} if sources else {}),
         }

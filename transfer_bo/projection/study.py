@@ -6,18 +6,19 @@ Reads a study through its public attributes and needs no import of Optuna.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from transfer_bo.projection.projection import Projection
 from transfer_bo.projection.suggestion import Suggestion
-from transfer_bo.records import read_dimensions, read_runs, read_settings
-from transfer_bo.scale import Scale
+from transfer_bo.records import read_constants, read_dimensions, read_runs, read_settings
+from transfer_bo.scale import Scale, as_scale
 from transfer_bo.surrogate.surrogate import fit_surrogate
 
 __all__ = ["fit_study", "suggest"]
 
 
-def fit_study(study: Any, target: Scale | None = None) -> Projection:
+def fit_study(study: Any, target: Scale | Mapping[str, float] | None = None) -> Projection:
     """Fit the surrogate to all runs of an Optuna study.
 
     Args:
@@ -31,17 +32,18 @@ def fit_study(study: Any, target: Scale | None = None) -> Projection:
     """
     settings = read_settings(study)
     if target is not None:
+        target = as_scale(target, "target")
         target.log2_ratio(settings.base)  # refuses other axes
         settings = dataclasses.replace(settings, target=target)
 
     runs = read_runs(study)
-    distributions = (trial.distributions for trial in study.get_trials(deepcopy=False))
+    distributions = [trial.distributions for trial in study.get_trials(deepcopy=False)]
     dimensions = read_dimensions(distributions, settings.defaults)
     surrogate = fit_surrogate(runs, dimensions, settings, maximize=study.direction.name == "MAXIMIZE")
-    return Projection(surrogate, runs, settings)
+    return Projection(surrogate, runs, settings, read_constants(distributions))
 
 
-def suggest(study: Any, target: Scale | None = None) -> Suggestion:
+def suggest(study: Any, target: Scale | Mapping[str, float] | None = None) -> Suggestion:
     """What to set at the target, from everything that a study has run.
 
     Args:

@@ -120,6 +120,8 @@ def cliff_shift(projection: Projection, suggestion: Suggestion) -> dict[str, flo
     """
     shifts = {}
     for dim in projection.surrogate.coordinates.numeric:
+        if dim.name not in suggestion.params:  # inactive at the target
+            continue
         median = float(np.median(suggestion.optimum[dim.name]))
         shifts[dim.name] = dim.forward(float(suggestion.params[dim.name])) - dim.forward(median)
     return shifts

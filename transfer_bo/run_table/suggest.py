@@ -75,7 +75,8 @@ class RunsFit:
         """
         projection, rows = self.projection, self.rows
         plain = projection.suggest()
-        params = {name: rows.constants.get(name, plain.params.get(name)) for name in self.columns.hps}
+        known = {**plain.params, **rows.constants}
+        params = {name: known[name] for name in self.columns.hps if name in known}
         ranks = rank_preservation(
             rows.table, self.columns.axes, list(self.columns.hps), self.options.maximize
         )
@@ -130,7 +131,7 @@ class RunsFit:
         """Notes on suggested values outside all values in the runs, or outside the optimum's interval."""
         notes, params, interval = [], plain.params, plain.interval()
         for dim in self.rows.dimensions:
-            if dim.transform == "categorical":
+            if dim.transform == "categorical" or dim.name not in params:  # inactive at the target
                 continue
 
             value, (low, high) = params[dim.name], interval[dim.name]

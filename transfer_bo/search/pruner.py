@@ -23,7 +23,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from transfer_bo.attributes import PROGRESS_STEPS, PURPOSE_ATTR, SCALE_ATTR
 
-__all__ = ["RungPruner"]
+__all__ = ["RungPruner", "compares_rungs"]
+
+_COMPARING = (
+    optuna.pruners.PercentilePruner,  # with MedianPruner
+    optuna.pruners.SuccessiveHalvingPruner,
+    optuna.pruners.HyperbandPruner,
+    optuna.pruners.WilcoxonPruner,
+)
+"""Optuna's pruners that compare all trials of a study."""
+
+
+def compares_rungs(pruner: optuna.pruners.BasePruner) -> bool:
+    """Whether a pruner of Optuna compares trials of different rungs; PatientPruner does as the one inside."""
+    inner = getattr(pruner, "_wrapped_pruner", None)
+    return isinstance(pruner, _COMPARING) or (inner is not None and compares_rungs(inner))
 
 
 class RungPruner(optuna.pruners.BasePruner):

@@ -1,0 +1,61 @@
+"""Whether an HP has had any effect on the loss of the runs: an F-test, without the surrogate's priors.
+
+The surrogate starts from priors of how much each kind of HP matters, so where the runs say nothing of an HP
+its optimum may still look known. The test has no such prior: ln loss (the surrogate's y) is regressed on a
+level for each scale and on z and z² of each HP, and the two terms of one HP are left out in turn.
+
+Symbols:
+    y        transformed loss, smaller is better (n)
+    z        HPs in natural coordinates, octaves (n x d)
+    F        ((RSS without the HP - RSS) / 2) / (RSS / (n - number of terms)), RSS = sum of squared residuals
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import f as f_distribution
+
+__all__ = ["effect_p_values"]
+
+MIN_RESIDUALS = 3
+"""Without so many more runs than terms there is no test."""
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def effect_p_values(z: Array, y: Array, scales: Sequence[object]) -> Array | None:
+    """P-value of each HP's effect (d): how often an HP without any effect would seem to have as much.
+
+    Args:
+        z: HPs of the runs (n x d), nan where a run does not have one.
+        y: their losses (n).
+        scales: their scales (n).
+
+    Returns:
+        The p-values, or None if there are too few runs for a test.
+    """
+    known = ~np.isnan(z)
+    mean = np.where(known, z, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    centred = np.where(known, z - mean, 0.0)
+    levels = np.array([[scale == other for other in dict.fromkeys(scales)] for scale in scales], dtype=float)
+    terms = [np.column_stack([column, column**2]) for column in centred.T]
+    n_residuals = len(y) - sum(part.shape[1] for part in (levels, *terms) if len(part))
+    if n_residuals < MIN_RESIDUALS:
+        return None
+
+    full = _sum_of_squares(y, [levels, *terms])
+    p_values = []
+    for i in range(len(terms)):
+        gain = _sum_of_squares(y, [levels, *terms[:i], *terms[i + 1 :]]) - full
+        p_values.append(f_distribution.sf(gain / 2 / max(full / n_residuals, 1e-300), 2, n_residuals))
+    return np.array(p_values)
+
+
+def _sum_of_squares(y: Array, terms: Sequence[Array]) -> float:
+    """Of what a linear regression on some terms leaves unexplained."""
+    X = np.column_stack(terms)
+    coefficients, *_ = np.linalg.lstsq(X, y, rcond=None)
+    return float(((y - X @ coefficients) ** 2).sum())
