@@ -267,7 +267,7 @@ def test_suggestion_keeps_to_the_grid() -> None:
 
 
 def test_verification_of_an_objective_with_a_fixed_hp() -> None:
-    """A fixed HP is in the run and not in the suggestion; the run is found all the same, and not repeated."""
+    """A fixed HP is in the run and in the suggestion; the run is found again, and not repeated."""
     ladder = tb.Ladder(RUNGS)
     study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=TARGET, seed=0))
     calls = []

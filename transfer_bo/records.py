@@ -117,7 +117,7 @@ class Run:
         seconds: wall-clock time of the objective.
         purpose: "search", "verify", "control", "replicate" or "past".
         source: the source study that it was made in; None for the study's own.
-        is_feasible: whether all of Optuna's constraints hold: each is 0 or less.
+        constraints: values of Optuna's constraints by name; one holds at 0 or below.
     """
 
     number: int
@@ -129,7 +129,12 @@ class Run:
     seconds: float | None = None
     purpose: str = "search"
     source: str | None = None
-    is_feasible: bool = True
+    constraints: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether all constraints hold."""
+        return all(value <= 0 for value in self.constraints.values())
 
     @property
     def lacks_scale(self) -> bool:
@@ -189,7 +194,7 @@ def read_run(trial: Any, state: Any = None) -> Run:
         seconds=attrs.get(SECONDS_ATTR),
         purpose=attrs.get(PURPOSE_ATTR, "search"),
         source=attrs.get(SOURCE_ATTR),
-        is_feasible=all(value <= 0 for value in trial.constraints.values()),
+        constraints=trial.constraints,
     )
 
 

@@ -91,18 +91,17 @@ def test_an_hp_that_joined_late_is_active() -> None:
 
 CONSTANTS: list[Callable[[optuna.Trial], Any]] = [
     lambda trial: trial.suggest_float("fixed", 0.5, 0.5),
-    lambda trial: trial.suggest_float("fixed", 0.5, 0.5, log=True),
     lambda trial: trial.suggest_int("fixed", 3, 3),
     lambda trial: trial.suggest_categorical("fixed", ["only"]),
 ]
 
 
-@pytest.mark.parametrize("ask", CONSTANTS, ids=["float", "log", "int", "choice"])
+@pytest.mark.parametrize("ask", CONSTANTS, ids=["float", "int", "choice"])
 def test_constants_are_in_the_answer_and_inactive_hps_are_not(ask: Callable[[optuna.Trial], Any]) -> None:
     """Params, intervals and drift name the same HPs; verification runs the objective with exactly these."""
     ladder = tb.Ladder([SMALL, LARGE])
     study = optuna.create_study(
-        sampler=tb.TransferSampler(ladder=ladder, target=tb.Scale(width=1024), seed=0)
+        sampler=tb.TransferSampler(ladder=ladder, target=tb.Scale(width=1024), seed=0, n_startup_trials=100)
     )
     fixed = []
 

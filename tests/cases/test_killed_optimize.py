@@ -68,7 +68,7 @@ def test_the_budget_of_a_killed_process_is_released(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, storage]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert "running\\n" == process.stdout.readline()
+        assert "running\n" == process.stdout.readline()
         process.send_signal(signal.SIGKILL)
 
     finished = run(*make_study(storage))

@@ -9,6 +9,7 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Scale
 from transfer_bo.search.acquisition import RISK
+from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.feasibility import FeasibilityModel
 from transfer_bo.surrogate.surrogate import fit_surrogate
@@ -81,7 +82,7 @@ def test_memory_has_no_cliff_in_the_learning_rate() -> None:
     places = [(lr, scale) for scale in (BASE, LARGE) for lr in (-9, -7, -5)]
     X = torch.stack([row(2.0**lr, scale) for lr, scale in places])
     lacked = torch.tensor([scale == LARGE for _, scale in places])
-    model = FeasibilityModel(COORDINATES, X, lacked, memory=True)
+    model = FeasibilityModel(COORDINATES, X, lacked, priors.MEMORY)
 
     low, high = model.probability(torch.stack([row(2.0**lr, LARGE) for lr in (-11, -3)])).tolist()
 

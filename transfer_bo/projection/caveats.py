@@ -124,6 +124,18 @@ def shrunk_multipliers(projection: Projection, suggestion: Suggestion) -> Iterat
         )
 
 
+def violated_constraints(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
+    """How many runs violated Optuna's constraints, and how likely the suggestion does."""
+    runs = [run for run in projection.surrogate.runs if run.outcome.is_informative]
+    violating = sum(not run.is_feasible for run in runs)
+    if violating:
+        risk = projection.violation_risk(suggestion)
+        yield (
+            f"{violating} of {len(runs)} runs violated a constraint, so the suggestion keeps to where "
+            f"constraints held; it violates one with an estimated probability of {risk:.0%}."
+        )
+
+
 def undetermined_hps(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
     """Which HPs the runs say next to nothing about."""
     names = _undetermined(projection, suggestion)
@@ -185,6 +197,7 @@ CAVEATS: tuple[Callable[[Projection, Suggestion], Iterator[str]], ...] = (
     source_studies,
     extrapolation,
     shrunk_multipliers,
+    violated_constraints,
     undetermined_hps,
     edge_of_range,
     unknown_in_drift_prior,

@@ -257,19 +257,24 @@ class Projection:
         shares = ((high - low) / (coordinates.z_high - coordinates.z_low)).tolist()
         return dict(zip(self.hps, shares, strict=True))
 
+    def violation_risk(self, suggestion: Suggestion) -> float:
+        """Probability that a suggestion violates one of Optuna's constraints."""
+        row = self.surrogate.coordinates.row(suggestion.params, suggestion.target)
+        return float(self.surrogate.constraints.probability(row[None]))
+
     def effect_p_values(self) -> dict[str, float]:
         """For each HP, how often one without effect would seem to have as much; empty with too few runs."""
         surrogate = self.surrogate
         runs = [
             run
             for run in finished_runs(surrogate.runs)
-            if run.source is None and surrogate.output.takes(run.loss)
+            if run.source is None and surrogate.outcome_transform.takes(run.loss)
         ]
         if not runs:
             return {}
 
         z = np.array([surrogate.coordinates.z(run.params).tolist() for run in runs])
-        y = np.array([surrogate.output.forward(run.loss) for run in runs])
+        y = np.array([surrogate.outcome_transform.forward(run.loss) for run in runs])
         p_values = effect_p_values(z, y, [run.scale for run in runs])
         return {} if p_values is None else dict(zip(self.hps, p_values.tolist(), strict=True))
 

@@ -22,6 +22,7 @@ from transfer_bo.run_table.cells import read_choices
 from transfer_bo.run_table.columns import Columns, numbers
 from transfer_bo.run_table.divergence import mark_diverged
 from transfer_bo.run_table.history import last_steps
+from transfer_bo.run_table.read import CONSTRAINT_PREFIX
 from transfer_bo.run_table.status import TELLING, read_outcomes
 from transfer_bo.run_table.thinning import thin
 from transfer_bo.scale import Scale, default_cost
@@ -183,6 +184,8 @@ def _clean(table: pd.DataFrame, columns: Columns, notes: list[Note]) -> tuple[pd
         clean[name] = np.where(wrong, np.nan, values.values)
         off_scale |= wrong
         whole |= {name} if values.whole else set()
+    for name in _constraints(table):
+        clean[name] = numbers(table, name).values
     clean["loss"] = loss.values
     clean["outcome"] = outcomes
 
@@ -359,6 +362,7 @@ def _runs(kept: pd.DataFrame, columns: Columns, varying: Mapping[str, str]) -> l
     """Rows as records, numbered from 0."""
     scales = kept[list(columns.axes)].to_dict("records")
     params = kept[list(varying)].to_dict("records")
+    constraints = kept[_constraints(kept)].to_dict("records")
     return [
         Run(
             number=number,
@@ -366,11 +370,21 @@ def _runs(kept: pd.DataFrame, columns: Columns, varying: Mapping[str, str]) -> l
             scale=Scale({str(axis): float(value) for axis, value in scale.items()}),
             outcome=Outcome(outcome),
             loss=float(loss) if outcome == Outcome.FINISHED else None,
+            constraints={
+                str(name).removeprefix(CONSTRAINT_PREFIX): float(value)
+                for name, value in values.items()
+                if not math.isnan(value)
+            },
         )
-        for number, (scale, hps, outcome, loss) in enumerate(
-            zip(scales, params, kept["outcome"], kept["loss"], strict=True)
+        for number, (scale, hps, values, outcome, loss) in enumerate(
+            zip(scales, params, constraints, kept["outcome"], kept["loss"], strict=True)
         )
     ]
+
+
+def _constraints(table: pd.DataFrame) -> list[str]:
+    """The columns that hold constraints of Optuna trials."""
+    return [name for name in table.columns if str(name).startswith(CONSTRAINT_PREFIX)]
 
 
 def _plain(value: Any) -> Any:

@@ -81,6 +81,7 @@ def uncorrected(projection: Projection, suggestion: Suggestion) -> dict[str, Any
     surrogate = projection.surrogate
     finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.loss is not None]
     largest = [run for run in finished if run.scale == largest_scale(projection)]
+    largest = [run for run in largest if run.is_feasible] or largest
     best = min(largest, key=lambda run: surrogate.outcome_transform.forward(run.loss or math.nan))
 
     settings = {

@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from transfer_bo.attributes import ATTR_PREFIX, RUNG
 from transfer_bo.errors import StudyError
 from transfer_bo.records import read_run
+from transfer_bo.run_table.read import CONSTRAINT_PREFIX
 
 __all__ = ["study_table"]
 
@@ -46,6 +47,7 @@ def study_table(study: optuna.Study, loss: str, outcome: str) -> pd.DataFrame:
             {k: v for k, v in plain.items() if not k.startswith(ATTR_PREFIX)}
             | dict(run.scale or {})
             | run.params
+            | {f"{CONSTRAINT_PREFIX}{name}": value for name, value in run.constraints.items()}
             | {loss: run.loss, outcome: str(run.outcome)}
         )
 

@@ -11,13 +11,16 @@ from transfer_bo.errors import RunTableError
 from transfer_bo.notes import Note
 from transfer_bo.run_table.files import read_file, read_records, storage_in
 
-__all__ = ["REPEATED", "STATUS", "column_name", "read_table"]
+__all__ = ["CONSTRAINT_PREFIX", "REPEATED", "STATUS", "column_name", "read_table"]
 
 STATUS = "transfer_bo:outcome"
 """Column in which the outcome of an Optuna trial is kept."""
 
 REPEATED = "repeated"
 """Key in a table's `attrs`: names of columns that it had more than once, with different cells."""
+
+CONSTRAINT_PREFIX = "transfer_bo:constraint:"
+"""How the name of a column begins in which a constraint of Optuna trials is kept; its own name follows."""
 
 
 def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.DataFrame:

@@ -243,6 +243,7 @@ def read_source_runs(
             loss=run.loss,
             purpose="past",
             source=name,
+            constraints=run.constraints,
         )
         for number, run in enumerate(rows.runs)
         if run.outcome is Outcome.FINISHED
@@ -275,6 +276,7 @@ def _trial(run: Run) -> optuna.trial.FrozenTrial:
             PARAMS_ATTR: run.params,
             OUTCOME_ATTR: str(run.outcome),
         },
+        constraints=dict(run.constraints),
     )
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfer_bo.scale import Scale
+from transfer_bo.surrogate.constraints import ConstraintModel
 from transfer_bo.surrogate.feasibility import FeasibilityModel
 from transfer_bo.surrogate.posterior import OptimumPosterior, normal_draws
 from transfer_bo.surrogate.recommendation import optimum_candidates, random_categories
@@ -87,8 +88,9 @@ def propose(
 
     safe = _safe(surrogate.divergence, X, rung)
     X, rung = X[safe], rung[safe]
-    safe = _safe(surrogate.memory, X, torch.zeros_like(rung))  # another rung may have enough
-    X, rung = X[safe], rung[safe]
+    for feasibility in (surrogate.memory, surrogate.constraints):
+        safe = _safe(feasibility, X, torch.zeros_like(rung))  # another rung may have enough memory
+        X, rung = X[safe], rung[safe]
 
     noise = surrogate.model.noise(X)
     first = plan_runs(posterior, X, noise, price[rung], remaining_budget, optima, generator)[0]
@@ -96,7 +98,7 @@ def propose(
     return scales[int(rung[first])], surrogate.coordinates.params(v, flags)
 
 
-def _safe(feasibility: FeasibilityModel, X: Tensor, group: Tensor) -> Tensor:
+def _safe(feasibility: FeasibilityModel | ConstraintModel, X: Tensor, group: Tensor) -> Tensor:
     """Which rows are at most RISK likely to be infeasible, or the least likely ones of their group (m)."""
     if not feasibility.any_infeasible:
         return torch.ones(len(X), dtype=torch.bool)

@@ -3,7 +3,7 @@
 A failed run teaches the surrogate little (an error) or nothing (memory that ran out), so nothing else would
 keep a search away from a rung that does not fit into memory or an optimizer whose code is broken: it has been
 run least, and so looks most worth running. Only outcomes that `objective` stored count, because a lost worker
-says nothing about HPs.
+says nothing about HPs; and violated constraints, which the objective itself stored.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def drop_always_failing(
     ended = [run for run in runs if run.outcome.has_ended]
 
     def works(option: T) -> bool:
-        outcomes = [run.outcome for run in ended if option_of(run) == option]
-        return len(outcomes) < MIN_FAILURES or not all(outcome.is_broken for outcome in outcomes)
+        having = [run for run in ended if option_of(run) == option]
+        is_unusable = (run.outcome.is_broken or not run.is_feasible for run in having)
+        return len(having) < MIN_FAILURES or not all(is_unusable)
 
     return [option for option in options if works(option)] or list(options)
 
@@ -73,7 +74,9 @@ def matches_failed_run(params: dict[str, Any], runs: Iterable[Run], dimensions: 
         dimensions: the searched HPs.
     """
     return any(
-        run.outcome.is_failure and run.params and all(_same(dim, params, run.params) for dim in dimensions)
+        (run.outcome.is_failure or not run.is_feasible)
+        and run.params
+        and all(_same(dim, params, run.params) for dim in dimensions)
         for run in runs
     )
 

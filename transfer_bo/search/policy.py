@@ -174,8 +174,11 @@ def _run_of_acquisition(
     if state.number % CHECK_EVERY == 0:
         scale = _scale_to_check(state, costs)
         v, flags = minimize_expected_loss(surrogate, scale, generator, caution=0.0)
-        memory, row = surrogate.memory, surrogate.rows(v[None], scale, flags)
-        if not memory.any_infeasible or float(memory.probability(row)) <= acquisition.RISK:
+        row = surrogate.rows(v[None], scale, flags)
+        if all(
+            not feasibility.any_infeasible or float(feasibility.probability(row)) <= acquisition.RISK
+            for feasibility in (surrogate.memory, surrogate.constraints)
+        ):
             return scale, surrogate.coordinates.params(v, flags)
 
     # The plan spends what remains of the budget, but at least one run at any usable rung. Without a budget it

@@ -51,11 +51,12 @@ class SearchState:
 
     @property
     def with_stored_outcome(self) -> list[Run]:
-        """Runs at a rung whose outcome `objective` stored."""
+        """Runs at a rung whose outcome `objective` stored, or that violated a constraint."""
         return [
             run
             for run in self.runs
-            if run.number in self.stored_outcomes and run.scale in self.settings.scales
+            if run.scale in self.settings.scales
+            and (run.number in self.stored_outcomes or not run.is_feasible)
         ]
 
     def generator(self) -> torch.Generator:

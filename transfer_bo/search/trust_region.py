@@ -144,6 +144,7 @@ class TrustRegion:
         coordinates = surrogate.coordinates
         runs = [run for run in surrogate.runs if run.scale == scale and run.source is None]
         finished = finished_runs(runs)
+        finished = [run for run in finished if run.is_feasible] or finished
         if not finished:
             return cls(torch.zeros(coordinates.d, dtype=torch.double), INITIAL_SIDE)
 
@@ -154,7 +155,7 @@ class TrustRegion:
 
         defaults = surrogate.settings.defaults
         inside = [run for run in runs if run.outcome.has_trained and _moves_multipliers(run.params, defaults)]
-        losses = [run.loss for run in inside]
+        losses = [run.loss if run.is_feasible else None for run in inside]
         before = [run.loss for run in finished if not _moves_multipliers(run.params, defaults)]
         known = before or [loss for loss in losses if loss is not None]
         best = (max if maximize else min)(known)
@@ -220,11 +221,12 @@ def propose_inside(
     z = torch.where(moved, z, region.centre)
     X = surrogate.rows(region.clip(z @ coordinates.mix.T, coordinates), scale)
 
-    if surrogate.divergence.any_infeasible:
-        # Close to a cliff everything looks risky; the centre has been run, and did not diverge.
-        centre = surrogate.rows((coordinates.mix @ region.centre)[None], scale)
-        risk = surrogate.divergence.probability(torch.cat([centre, X]))
-        X = X[risk[1:] <= max(RISK, float(risk[0]), float(risk[1:].min()))]
+    # Close to a cliff everything looks risky; the centre has been run, and was feasible.
+    centre = surrogate.rows((coordinates.mix @ region.centre)[None], scale)
+    for feasibility in (surrogate.divergence, surrogate.constraints):
+        if feasibility.any_infeasible:
+            risk = feasibility.probability(torch.cat([centre, X]))
+            X = X[risk[1:] <= max(RISK, float(risk[0]), float(risk[1:].min()))]
 
     mean, covariance = posterior.values(X)
     score = mean if greedy else normal_draws(mean, covariance, 1, generator)[0]

@@ -2,12 +2,10 @@
 
     P(infeasible | x) = logistic(b + a·v + c·flags + m·s)
 
-The coefficients have independent normal priors (`priors.DIVERGENCE_*`, `priors.MEMORY_*`); the posterior is
-Laplace's approximation. Only typed outcomes are used: a finished or stopped run is feasible, a diverged one
-is not, any other outcome says nothing. Where every run so far was feasible (`any_infeasible` is false) a
-caller should not be held back by the prior alone.
-
-Memory is the same question without a cliff in the learning rate: only runs that ran out of it lacked it.
+The coefficients have independent normal priors, other ones for each question; the posterior is Laplace's
+approximation. Only typed outcomes are used: a finished or stopped run is feasible, a diverged one is not, any
+other outcome says nothing. Only runs that ran out of memory lacked it. Where every run so far was feasible
+(`any_infeasible` is false) a caller should not be held back by the prior alone.
 
 Symbols: Φ = (1, v, flags, s), n x (1+d+k+a); w = (b, a, c, m); v, flags, s as in `coordinates`.
 """
@@ -40,7 +38,7 @@ class FeasibilityModel:
         coordinates: HPs and axes.
         X: rows of the runs that are known to be feasible or not.
         infeasible: which of them were not.
-        memory: whether X lacked memory, instead of diverging.
+        prior: prior of the coefficients, `priors.DIVERGENCE` or `priors.MEMORY`.
 
     Attributes:
         w: posterior mode of the coefficients (1 + d + k + a).
@@ -53,11 +51,10 @@ class FeasibilityModel:
         coordinates: Coordinates,
         X: Float[Tensor, "n row"],
         infeasible: Bool[Tensor, " n"],
-        *,
-        memory: bool = False,
+        prior: priors.FeasibilityPrior = priors.DIVERGENCE,
     ) -> None:
         self._columns = coordinates.d + coordinates.k + coordinates.a
-        mean, sd = _prior(coordinates, memory=memory)
+        mean, sd = _prior(coordinates, prior)
         self.w, self.covariance = _laplace(self._features(X), infeasible.double(), mean, sd)
         self.any_infeasible = bool(infeasible.any())
 
@@ -71,24 +68,20 @@ class FeasibilityModel:
         return torch.sigmoid((features @ self.w) / torch.sqrt(1 + math.pi * variance / 8))
 
 
-def _prior(coordinates: Coordinates, *, memory: bool) -> tuple[Tensor, Tensor]:
+def _prior(coordinates: Coordinates, prior: priors.FeasibilityPrior) -> tuple[Tensor, Tensor]:
     """Mean and sd of w."""
-    is_lr = torch.tensor([hp_kind(name) == "lr" for name in coordinates.hps_as_known], dtype=torch.bool) & (
-        not memory
-    )
-    slope_mean, slope_sd = priors.DIVERGENCE_SLOPE_LR
-    other_sd = priors.MEMORY_SLOPE_SD if memory else priors.DIVERGENCE_SLOPE_SD
-    scale_sd = priors.MEMORY_SLOPE_SD if memory else priors.DIVERGENCE_SCALE_SD
-    intercept_mean, intercept_sd = priors.DIVERGENCE_INTERCEPT
+    is_lr = torch.tensor([hp_kind(name) == "lr" for name in coordinates.hps_as_known], dtype=torch.bool)
+    intercept_mean, intercept_sd = prior.intercept
+    slope_mean, slope_sd = prior.slope_lr
 
     others = torch.zeros(coordinates.k + coordinates.a)
     mean = torch.cat([torch.tensor([intercept_mean]), slope_mean * is_lr.double(), others])
     sd = torch.cat(
         [
             torch.tensor([intercept_sd]),
-            torch.where(is_lr, slope_sd, other_sd),
-            torch.full((coordinates.k,), priors.DIVERGENCE_CATEGORY_SD),
-            torch.full((coordinates.a,), scale_sd),
+            torch.where(is_lr, slope_sd, prior.slope_sd),
+            torch.full((coordinates.k,), prior.category_sd),
+            torch.full((coordinates.a,), prior.scale_sd),
         ]
     )
     return mean.double(), sd.double()

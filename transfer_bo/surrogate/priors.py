@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from transfer_bo.space import is_multiplier
 from transfer_bo.synonyms import axis_kind, hp_kind, without_prefix
@@ -28,11 +29,7 @@ __all__ = [
     "CURVATURE_OTHER",
     "CURVATURE_SCALE",
     "CURVATURE_SCALE_DRIFT_SD",
-    "DIVERGENCE_CATEGORY_SD",
-    "DIVERGENCE_INTERCEPT",
-    "DIVERGENCE_SCALE_SD",
-    "DIVERGENCE_SLOPE_LR",
-    "DIVERGENCE_SLOPE_SD",
+    "DIVERGENCE",
     "IRREDUCIBLE_LOGIT_SD",
     "JITTER",
     "LAW_AXIS_SHARE_SD",
@@ -43,13 +40,14 @@ __all__ = [
     "LENGTHSCALE_LOG_SD",
     "LENGTHSCALE_RANGE_SHARE",
     "LEVEL",
-    "MEMORY_SLOPE_SD",
+    "MEMORY",
     "MULTIPLIES",
     "NOISE_SD",
     "RESIDUAL",
     "SHRINKAGE_RATE_SD",
     "SOURCE_LEVEL_SD",
     "SOURCE_SHIFT_SD",
+    "FeasibilityPrior",
     "LogNormal",
     "Normal",
     "drift_correlation",
@@ -161,24 +159,33 @@ SOURCE_LEVEL_SD = 1.0
 
 # Feasibility: coefficients of a logistic model
 
-DIVERGENCE_INTERCEPT: Normal = (-4.0, 2.0)
-"""Divergence is rare: 2% in the middle of the ranges, 12% to .03% within an sd; weak."""
 
-DIVERGENCE_SLOPE_LR: Normal = (1.0, 0.7)
-"""Per octave of a learning rate, whose cliff lies above."""
+@dataclass(frozen=True)
+class FeasibilityPrior:
+    """Independent normal priors of the coefficients; those without a mean are about 0.
 
-DIVERGENCE_SLOPE_SD = 0.5
-"""Per octave of any other HP, about 0; weak."""
+    Attributes:
+        intercept: logit of infeasibility in the middle of the ranges.
+        slope_lr: per octave of a learning rate.
+        slope_sd: per octave of any other HP.
+        category_sd: of a choice of a categorical HP.
+        scale_sd: per doubling of an axis.
+    """
 
-DIVERGENCE_CATEGORY_SD = 2.0
-"""Of a choice, about 0: it may never work."""
+    intercept: Normal
+    slope_lr: Normal
+    slope_sd: float
+    category_sd: float
+    scale_sd: float
 
-DIVERGENCE_SCALE_SD = 0.5
-"""Per doubling of an axis, about 0; weak."""
 
-MEMORY_SLOPE_SD = 1.0
-"""Out of memory: per octave of an HP and per doubling of an axis, about 0. Wider than for divergence, for
-memory grows by itself along width and batch."""
+DIVERGENCE = FeasibilityPrior((-4.0, 2.0), slope_lr=(1.0, 0.7), slope_sd=0.5, category_sd=2.0, scale_sd=0.5)
+"""Divergence is rare: 2% in the middle of the ranges, 12% to .03% within an sd. The cliff of a learning rate
+lies above. A choice may never work. Weak."""
+
+MEMORY = FeasibilityPrior((-4.0, 2.0), slope_lr=(0.0, 1.0), slope_sd=1.0, category_sd=2.0, scale_sd=1.0)
+"""Lack of memory has no cliff in the learning rate; elsewhere it is wider than divergence, because memory
+grows by itself along width and batch. Weak."""
 
 # Multipliers that lose their worth with scale
 

@@ -1,9 +1,9 @@
 """The best setting at a scale: the one with the least expected loss over all that is not known.
 
-    E[bowl] + E[e] + CAUTION sd(e) + C P(diverges)       e = residual + effects of categories
+    E[bowl] + E[e] + CAUTION sd(e) + C P(diverges) + D P(violates)       e = residual + effects of categories
 
 Symbols: v, z, flags, d, k as in `coordinates`; bowl, θ as in `landscape`; ξ as in `posterior`; C =
-DIVERGENCE_COST; count = draws of the optimum; m points.
+DIVERGENCE_COST, D = CONSTRAINT_COST; count = draws of the optimum; m points.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ DRAWS = 256
 DIVERGENCE_COST = 0.035
 """C, in y: a run that diverged is made again, and twice the compute is worth 3.5% of loss (its exponent in
 compute is .05: Kaplan et al. 2001.08361, equation 1.3)."""
+
+CONSTRAINT_COST = 1.0
+"""D, in y: a setting that is not allowed is worth no more than a loss e times as high, which is nothing."""
 
 CAUTION = 1.0
 """Of what the bowl does not say, the upper end of so many sd is taken: among many settings that nobody ran,
@@ -116,6 +119,8 @@ def minimize_expected_loss(
         value = bowl + mean + caution * sd
         if surrogate.divergence.any_infeasible:
             value = value + DIVERGENCE_COST * surrogate.divergence.probability(rows)
+        if surrogate.constraints.any_infeasible:
+            value = value + CONSTRAINT_COST * surrogate.constraints.probability(rows)
         return value
 
     middle = surrogate.rows(coordinates.clip(posterior.optimum()[0])[None], scale)

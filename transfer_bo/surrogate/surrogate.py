@@ -17,6 +17,8 @@ from transfer_bo.errors import NoRunsError
 from transfer_bo.records import Outcome, Run, StudySettings, finished_runs
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
+from transfer_bo.surrogate import priors
+from transfer_bo.surrogate.constraints import ConstraintModel
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.feasibility import FeasibilityModel
 from transfer_bo.surrogate.fitting import fit_gp
@@ -50,6 +52,7 @@ class Surrogate:
         model: the Gaussian process.
         divergence: how likely a run diverges.
         memory: how likely a run lacks memory.
+        constraints: how likely a run violates one of Optuna's constraints.
     """
 
     runs: Sequence[Run]
@@ -61,6 +64,7 @@ class Surrogate:
     model: LandscapeGP
     divergence: FeasibilityModel
     memory: FeasibilityModel
+    constraints: ConstraintModel
 
     @property
     def X(self) -> Tensor:  # noqa: N802 - the symbol of the maths
@@ -170,7 +174,8 @@ def fit_surrogate(
     drift_prior, shrinkage, model = _refit_with_shrinkage(data, model, drift_prior, settings)
 
     own = [(row, run.outcome) for row, run in zip(rows, informative, strict=True) if run.source is None]
-    fitted_into_memory = [(row, outcome) for row, outcome in own if outcome.has_trained]
+    diverged = [(row, outcome is Outcome.DIVERGED) for row, outcome in own if outcome.has_trained]
+    lacked_memory = [(row, outcome is Outcome.OUT_OF_MEMORY) for row, outcome in own]
     return Surrogate(
         runs=runs,
         settings=settings,
@@ -179,8 +184,9 @@ def fit_surrogate(
         drift_prior=drift_prior,
         shrinkage=shrinkage,
         model=model,
-        divergence=_feasibility(coordinates, fitted_into_memory, Outcome.DIVERGED),
-        memory=_feasibility(coordinates, own, Outcome.OUT_OF_MEMORY),
+        divergence=_feasibility(coordinates, diverged, priors.DIVERGENCE),
+        memory=_feasibility(coordinates, lacked_memory, priors.MEMORY),
+        constraints=ConstraintModel(coordinates, torch.stack(rows), [run.constraints for run in informative]),
     )
 
 
@@ -238,13 +244,13 @@ def _refit_with_shrinkage(
 
 
 def _feasibility(
-    coordinates: Coordinates, runs: Sequence[tuple[Tensor, Outcome]], infeasible: Outcome
+    coordinates: Coordinates, runs: Sequence[tuple[Tensor, bool]], prior: priors.FeasibilityPrior
 ) -> FeasibilityModel:
-    """How likely a run ends as infeasible, from rows and outcomes."""
+    """How likely a run is infeasible, from rows and whether they were."""
     width = coordinates.d + coordinates.k + coordinates.a + len(coordinates.sources)
     return FeasibilityModel(
         coordinates,
         torch.stack([row for row, _ in runs]) if runs else torch.zeros(0, width, dtype=torch.double),
-        torch.tensor([outcome is infeasible for _, outcome in runs], dtype=torch.bool),
-        memory=infeasible is Outcome.OUT_OF_MEMORY,
+        torch.tensor([infeasible for _, infeasible in runs], dtype=torch.bool),
+        prior,
     )
