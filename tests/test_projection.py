@@ -318,3 +318,32 @@ def test_multipliers_that_may_not_outlive_short_runs_are_named(name: str, warned
     study.optimize(loss, n_trials=6)
 
     assert any(f"like {name}, found in short runs" in said for said in tb.suggest(study).warnings) == warned
+
+
+@pytest.mark.parametrize("low", [1 / 16, 1 / 2])
+def test_hps_that_no_run_varied_keep_their_value(low: float) -> None:
+    """Whatever their range, and though their optimum is uncertain; what was varied is still suggested."""
+    ladder, target = tb.Ladder([tb.Scale(width=64), tb.Scale(width=128)]), tb.Scale(width=1024)
+    study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=target, seed=0))
+    names = [f"lr.g{i}" for i in range(3)]
+    for number, z in enumerate([-9.0, -8.0, -7.0, -6.0, -5.0, -4.0]):
+        study.enqueue_trial(
+            {"rung": number % 2, "lr": 2.0**z, "weight_decay": 0.1} | dict.fromkeys(names, 1.0)
+        )
+
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial)
+        lr = trial.suggest_float("lr", 2**-12, 2**-3, log=True)
+        trial.suggest_float("weight_decay", 0.01, 1.0, log=True)
+        for name in names:
+            trial.suggest_float(name, low, 8.0, log=True)
+        return loss_at(scale, lr)
+
+    study.optimize(objective, n_trials=6)
+    suggestion = tb.suggest(study)
+
+    assert {"weight_decay", *names} == set(suggestion.undetermined)
+    assert {"weight_decay": 0.1} | dict.fromkeys(names, 1.0) == {
+        name: suggestion.params[name] for name in suggestion.undetermined
+    }
+    assert suggestion.params["lr"] not in {2.0**z for z in range(-9, -3)}

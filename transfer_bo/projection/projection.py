@@ -19,6 +19,7 @@ Symbols:
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from transfer_bo.projection.relevance import effect_p_values
 from transfer_bo.projection.suggestion import Drift, PredictedLoss, Suggestion, central_interval
 from transfer_bo.records import Run, StudySettings, count_outcomes, finished_runs
 from transfer_bo.scale import Ladder, Scale, as_scale
+from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.gp import TOLERANCE
 from transfer_bo.surrogate.posterior_sampling import PosteriorSamples, sample_posterior
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
@@ -112,9 +114,14 @@ class Projection:
 
         generator = torch.Generator().manual_seed(self.settings.seed)
         z = self._optima(scale)
-        v, flags = minimize_expected_loss(surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T)
+        unvaried = self._unvaried()
+        is_unvaried = torch.tensor([name in unvaried for name in self.hps], dtype=torch.bool)
+        frozen = torch.where(is_unvaried, surrogate.coordinates.z(unvaried), math.nan)
+        v, flags = minimize_expected_loss(
+            surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T, frozen=frozen
+        )
         params = active_params(
-            {**surrogate.coordinates.params(v, flags), **self.constants},
+            {**surrogate.coordinates.params(v, flags), **unvaried, **self.constants},
             finished_runs(run for run in surrogate.runs if run.source is None),
             scale,
         )
@@ -124,6 +131,7 @@ class Projection:
             optimum={name: draws for name, draws in self._values(z).items() if name in params},
             predicted_loss=self.predict(scale, v, flags),
             drift={name: drift for name, drift in self.drift().items() if name in params},
+            undetermined=tuple(name for name in unvaried if name in params),
             warnings=[],
             provenance=self._provenance(),
         )
@@ -277,6 +285,17 @@ class Projection:
         y = np.array([surrogate.outcome_transform.forward(run.loss) for run in runs])
         p_values = effect_p_values(z, y, [run.scale for run in runs])
         return {} if p_values is None else dict(zip(self.hps, p_values.tolist(), strict=True))
+
+    def _unvaried(self) -> dict[str, Any]:
+        """Value of each numeric HP that all fitted runs had in common, of which they determine nothing."""
+        rows = [run.params for run in finished_runs(self.surrogate.runs)]
+        common = {}
+        for name in self.hps:
+            absent = 1.0 if is_multiplier(name) else None
+            values = {params.get(name, absent) for params in rows}
+            if len(values) == 1 and len(rows) > 1 and None not in values:
+                common[name] = values.pop()
+        return common
 
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
         """Points in z (shape n x d): the i-th HP over its range, the others at their optimum."""

@@ -80,6 +80,7 @@ class Suggestion:
         drift: `{hp: {axis: {"mean", "sd", "prior_mean", "prior_sd"}}}`, octaves per doubling of the axis.
         warnings: plain sentences about what the answer rests on.
         provenance: versions, seed, numbers of runs.
+        undetermined: HPs that had the same value in all runs; they keep it.
     """
 
     target: Scale
@@ -89,6 +90,7 @@ class Suggestion:
     drift: Drift = field(repr=False)
     warnings: list[str]
     provenance: dict[str, Any] = field(repr=False)
+    undetermined: tuple[str, ...] = ()
 
     def interval(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
         """`{hp: (low, high)}`: where the optimum at the target lies with the given probability, HP by HP."""
@@ -106,6 +108,7 @@ class Suggestion:
             },
             "drift": self.drift,
             "level": LEVEL,
+            "undetermined": list(self.undetermined),
             "warnings": self.warnings,
             "provenance": self.provenance,
         }

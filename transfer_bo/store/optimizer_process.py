@@ -2,8 +2,8 @@
 
 `study.optimize` has no sign of life on most storages: the trials of a killed process stay RUNNING, and would
 hold their share of the budget for ever. So each trial carries the process that runs it, and other processes
-of the same machine close it when that process is gone. Trials of `study.ask` carry none, because they may be
-told by another process than the one that asked; workers have a heartbeat of their own (`store.heartbeat`).
+of the same machine close it when that process is gone. Trials of `study.ask` carry none, because another
+process than the one that asked may end them; workers have a heartbeat of their own (`store.heartbeat`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ DIVERGENCE_COST, D = CONSTRAINT_COST; count = draws of the optimum; m points.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -93,6 +95,7 @@ def minimize_expected_loss(
     generator: torch.Generator,
     caution: float = CAUTION,
     optima: Float[Tensor, "count d"] | None = None,
+    frozen: Float[Tensor, " d"] | None = None,
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " k"]]:
     """The v and category flags with the least expected loss, in the sense above, at a scale.
 
@@ -105,9 +108,12 @@ def minimize_expected_loss(
         caution: sd of e by which the expected loss is raised.
         optima: draws of the optimum in v that know more than the linearised landscape does, as
             `posterior_sampling` makes them.
+        frozen: z of the HPs that are not set anew; nan for the others.
     """
     coordinates = surrogate.coordinates
     posterior = surrogate.optimum_posterior(scale)
+    frozen = torch.full_like(coordinates.z_low, math.nan) if frozen is None else frozen
+    is_free = frozen.isnan()
     if optima is None:
         optima = posterior.draw(DRAWS, generator) @ posterior.path_map().T
 
@@ -126,6 +132,8 @@ def minimize_expected_loss(
     middle = surrogate.rows(coordinates.clip(posterior.optimum()[0])[None], scale)
     candidates = torch.cat([middle, optimum_candidates(surrogate, posterior, scale, generator)])
     starts, flags, _ = surrogate.landscape.split(candidates)
+    if not bool(is_free.all()):
+        starts = torch.where(is_free, starts @ coordinates.unmix.T, frozen) @ coordinates.mix.T
     with torch.no_grad():
         best = int(expected(starts, flags).argmin())
     start, chosen = coordinates.unmix @ starts[best], flags[[best]]
@@ -140,12 +148,14 @@ def minimize_expected_loss(
         (gradient,) = torch.autograd.grad(value, z)
         return float(value.detach()), gradient.numpy()
 
+    low = torch.where(is_free, coordinates.z_low, frozen)
+    high = torch.where(is_free, coordinates.z_high, frozen)
     found = minimize(
         value_and_gradient,
         start.numpy(),
         jac=True,
         method="L-BFGS-B",
-        bounds=list(zip(coordinates.z_low.tolist(), coordinates.z_high.tolist(), strict=True)),
+        bounds=list(zip(low.tolist(), high.tolist(), strict=True)),
         options={"maxiter": MAX_ITERATIONS},
     )
     return coordinates.mix @ torch.tensor(found.x, dtype=torch.double), chosen[0]
