@@ -323,7 +323,8 @@ def test_multipliers_that_may_not_outlive_short_runs_are_named(name: str, warned
 @pytest.mark.parametrize("low", [1 / 16, 1 / 2])
 def test_hps_that_no_run_varied_keep_their_value(low: float) -> None:
     """Whatever their range, and though their optimum is uncertain; what was varied is still suggested."""
-    ladder, target = tb.Ladder([tb.Scale(width=64), tb.Scale(width=128)]), tb.Scale(width=1024)
+    ladder = tb.Ladder([tb.Scale(width=64, tokens=1e5), tb.Scale(width=128, tokens=1e5)])
+    target = tb.Scale(width=1024, tokens=1e5)
     study = optuna.create_study(sampler=tb.TransferSampler(ladder=ladder, target=target, seed=0))
     names = [f"lr.g{i}" for i in range(3)]
     for number, z in enumerate([-9.0, -8.0, -7.0, -6.0, -5.0, -4.0]):

@@ -138,7 +138,7 @@ def _axis_value(axis: str, value: Any) -> float:
 @functools.lru_cache(maxsize=1024)
 def _misspelling_of(axis: str) -> str | None:
     """The known name of an axis that a name is a likely misspelling of."""
-    if axis in KNOWN_AXES or len(axis) < MIN_LENGTH:
+    if axis_kind(axis) in AXES or len(axis) < MIN_LENGTH:
         return None
     close = difflib.get_close_matches(axis, KNOWN_AXES, n=1, cutoff=LIKENESS)
     is_plural = bool(close) and axis in (close[0] + "s", close[0].removesuffix("s"))

@@ -91,7 +91,8 @@ class World:
         ladder = tb.Ladder(LADDER)
         sampler = tb.TransferSampler(ladder=ladder, target=TARGET, seed=0, n_startup_trials=100)
         storage = RetryingStorage(self.storage, owner.attributes)
-        return optuna.load_study(study_name="s", storage=storage, sampler=sampler), ladder
+        pruner = tb.RungPruner()
+        return optuna.load_study(study_name="s", storage=storage, sampler=sampler, pruner=pruner), ladder
 
     def work(self, owner: Owner) -> None:
         """Run the study to its end as one worker, unless it is killed."""

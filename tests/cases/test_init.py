@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -28,7 +29,7 @@ def init(folder: Path, kind: str) -> Path:
     result = CliRunner().invoke(app, ["init", str(path), "--kind", kind])
 
     assert 0 == result.exit_code, result.stderr
-    assert f"transfer-bo run {path}" in result.stdout
+    assert f"transfer-bo run {shlex.quote(str(path))}" in result.stdout
     return path
 
 
