@@ -54,7 +54,7 @@ def test_a_scale_is_immutable() -> None:
     assert Scale(width=64, depth=4) == scale
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "64", None])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "sixty", None])
 def test_only_positive_finite_numbers_are_scales(value: object) -> None:
     """The sentence names the axis and the value."""
     with pytest.raises(ScaleError, match=f"width.*{re.escape(repr(value))}"):

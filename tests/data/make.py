@@ -58,6 +58,7 @@ def open_by_api(storage: str) -> tuple[optuna.Study, Any]:
         sampler=tb.TransferSampler(ladder=ladder, target=TARGET, coordinates="raw", seed=1),
         storage=storage,
         study_name="by_api",
+        pruner=optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
 
