@@ -141,8 +141,8 @@ def undetermined_hps(projection: Projection, suggestion: Suggestion) -> Iterator
     names = _undetermined(projection, suggestion)
     if names:
         yield (
-            f"The runs do not determine {', '.join(names)}: they show no clear effect, so what is suggested "
-            "rests on the prior."
+            f"The runs do not determine {', '.join(names)}: they show no clear effect, so it matters little "
+            "or needs more runs."
         )
 
 

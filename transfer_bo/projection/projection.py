@@ -281,9 +281,10 @@ class Projection:
         if not runs:
             return {}
 
-        z = np.array([surrogate.coordinates.z(run.params).tolist() for run in runs])
+        optima = {scale: self._expected_optimum(scale) for scale in {run.scale for run in runs}}
+        t = np.array([(surrogate.coordinates.z(run.params) - optima[run.scale]).tolist() for run in runs])
         y = np.array([surrogate.outcome_transform.forward(run.loss) for run in runs])
-        p_values = effect_p_values(z, y, [run.scale for run in runs])
+        p_values = effect_p_values(t, y, [run.scale for run in runs])
         return {} if p_values is None else dict(zip(self.hps, p_values.tolist(), strict=True))
 
     def _unvaried(self) -> dict[str, Any]:
@@ -297,11 +298,17 @@ class Projection:
                 common[name] = values.pop()
         return common
 
+    def _expected_optimum(self, scale: Scale) -> Tensor:
+        """The expected optimum at a scale in z (shape d), inside the ranges."""
+        coordinates = self.surrogate.coordinates
+        centre, _ = self.surrogate.optimum_posterior(scale).optimum()
+        z: Tensor = coordinates.clip(centre) @ coordinates.unmix.T
+        return z.detach()
+
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
         """Points in z (shape n x d): the i-th HP over its range, the others at their optimum."""
         coordinates = self.surrogate.coordinates
-        centre, _ = self.surrogate.optimum_posterior(scale).optimum()
-        z: Tensor = (coordinates.clip(centre) @ coordinates.unmix.T).repeat(n, 1)
+        z = self._expected_optimum(scale).repeat(n, 1)
         z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), n)
         return z
 

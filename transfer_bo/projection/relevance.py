@@ -2,11 +2,11 @@
 
 The surrogate starts from priors of how much each kind of HP matters, so where the runs say nothing of an HP
 its optimum may still look known. The test has no such prior: ln loss (the surrogate's y) is regressed on a
-level for each scale and on z and z² of each HP, and the two terms of one HP are left out in turn.
+level for each scale and on t and t² of each HP, and the two terms of one HP are left out in turn.
 
 Symbols:
     y        transformed loss, smaller is better (n)
-    z        HPs in natural coordinates, octaves (n x d)
+    t        distance of each HP from the optimum of its scale, octaves (n x d)
     F        ((RSS without the HP - RSS) / 2) / (RSS / (n - number of terms)), RSS = sum of squared residuals
 """
 
@@ -26,22 +26,20 @@ MIN_RESIDUALS = 3
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def effect_p_values(z: Array, y: Array, scales: Sequence[object]) -> Array | None:
+def effect_p_values(t: Array, y: Array, scales: Sequence[object]) -> Array | None:
     """P-value of each HP's effect (d): how often an HP without any effect would seem to have as much.
 
     Args:
-        z: HPs of the runs (n x d), nan where a run does not have one.
+        t: distance of each run's HPs from the optimum of its scale (n x d), nan where it lacks an HP.
         y: their losses (n).
         scales: their scales (n).
 
     Returns:
         The p-values, or None if there are too few runs for a test.
     """
-    known = ~np.isnan(z)
-    mean = np.where(known, z, 0.0).sum(0) / np.maximum(known.sum(0), 1)
-    centred = np.where(known, z - mean, 0.0)
+    t = np.nan_to_num(t)  # an HP that a run lacks adds nothing to its loss
     levels = np.array([[scale == other for other in dict.fromkeys(scales)] for scale in scales], dtype=float)
-    terms = [np.column_stack([column, column**2]) for column in centred.T]
+    terms = [np.column_stack([column, column**2]) for column in t.T]
     n_residuals = len(y) - sum(part.shape[1] for part in (levels, *terms) if len(part))
     if n_residuals < MIN_RESIDUALS:
         return None
