@@ -259,6 +259,8 @@ class Projection:
 
     def range_share(self, scale: Scale, level: float = 0.9) -> dict[str, float]:
         """Share of each HP's range, in its natural coordinate, that the interval of its optimum spans."""
+        if not self.hps:
+            return {}
         coordinates = self.surrogate.coordinates
         tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
         low, high = torch.quantile(self._optima(scale), tails, dim=0)
