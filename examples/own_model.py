@@ -48,7 +48,7 @@ def build_model(scale: tb.Scale) -> nn.Module:
 if __name__ == "__main__":
     base = tb.Scale(width=64, depth=2, batch=32, tokens=2e6)
     target = tb.Scale(width=512, depth=8, batch=64, tokens=2e7)
-    p = tb.parametrize(build_model, base=base, target=target, rule="complete_d_p")
+    p = tb.parametrize(build_model, base=base, target=target)
     print(p.table().to_string())
 
     hps = {

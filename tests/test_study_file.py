@@ -99,7 +99,7 @@ def test_a_good_file_is_read(write_study: WriteStudy) -> None:
     assert Scale(width=32, depth=2, batch=2, tokens=1024) == study.target
     assert study.proxies[0] == study.base
     assert {"lr": 0.01, "lr.embedding": 1.0} == study.hp_space.defaults
-    assert "complete_d_p" == study.parametrization.rule
+    assert "complete_d_p_token_half_life" == study.parametrization.rule
 
 
 def test_paths_are_relative_to_the_study_file(

@@ -25,10 +25,19 @@ from typing import Any, Protocol
 
 from transfer_bo.errors import SearchSpaceError
 
-__all__ = ["DEPTH", "HP", "KINDS", "PRIORS", "Kind", "Space", "is_multiplier", "split_name"]
+__all__ = ["DEFAULT_RULE", "DEPTH", "HP", "KINDS", "PRIORS", "Kind", "Space", "is_multiplier", "split_name"]
 
 DEPTH = "@"
 """Begins the group of a knot of a depth profile, e.g. "@0.5"."""
+
+DEFAULT_RULE = "complete_d_p_token_half_life"
+"""Rule that carries base HPs to another scale unless one is named.
+
+Complete(d)P (arXiv:2512.22382), but for its betas: β1 stays, and β2 keeps its half-life in tokens. The
+paper's own, 1-β ∝ batch / tokens, lengthens both averages with training: at 50 times the tokens β1 = .9
+becomes .998. In runs of 4 times the tokens that cost 6% of the loss (studies/LOG.md, "Transfer curves"), and
+the best β2 over batch sizes keeps its half-life in tokens (Marek et al. on small batches; Marin's sweeps and
+recipes)."""
 
 
 @dataclass(frozen=True)

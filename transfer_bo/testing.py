@@ -32,6 +32,7 @@ from transfer_bo.parametrization.coordcheck import TOLERANCE, coordinate_check, 
 from transfer_bo.parametrization.example_inputs import call_with_example_inputs
 from transfer_bo.parametrization.optimizers import OPTIMIZERS, optimizer_of
 from transfer_bo.scale import Scale
+from transfer_bo.space import DEFAULT_RULE
 
 __all__ = ["ParametrizationSuite"]
 
@@ -50,7 +51,7 @@ class ParametrizationSuite:
     that the coordinate check over depth means something."""
     target: Scale
     """Larger, with the same axes."""
-    rule: str | Rule = "complete_d_p"
+    rule: str | Rule = DEFAULT_RULE
     alpha: float = 1.0
     roles: Mapping[str, str] | None = None
     """Role by name pattern, as for `parametrize`."""

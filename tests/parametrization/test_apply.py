@@ -147,7 +147,7 @@ def test_frozen_tensors_keep_their_values():
 
 def test_settings_follow_the_rule():
     """Optimizer settings are HP values times the literature's factors, o and down with m_L^-α folded in."""
-    p = parametrize(build_transformer, BASE, TARGET, alpha=0.5)
+    p = parametrize(build_transformer, BASE, TARGET, "complete_d_p", alpha=0.5)
     group = settings_of(p, build_transformer(TARGET), {"lr": 0.01, "weight_decay": 0.2, "eps": 1e-9})
     steps, theta = 5 / 2, 3**-0.5
     expected = {

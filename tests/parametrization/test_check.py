@@ -228,3 +228,33 @@ def test_a_single_number_has_no_size():
         model.scale.fill_(2.0)
         model.unembedding.bias.fill_(0.2)
     assert {("scale", "init")} == found_in(p.check(model, optimizer))
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        (lambda p, model: nn.utils.clip_grad_norm_(model.parameters(), 0.1), {("", "clipping")}),
+        (lambda p, model: p.clip_grad_norm_(model, 0.1), set()),
+        (lambda p, model: None, set()),
+    ],
+)
+def test_clipping_that_is_not_ours(clip, expected):
+    """A norm that torch's own clipping left is named; ours, and gradients that nobody clipped, are not."""
+    p, model, optimizer = set_up()
+    model(tokens()).logsumexp(-1).square().mean().backward()
+    clip(p, model)
+
+    assert expected == found_in(p.check(model, optimizer))
+    assert bool(expected) == ("clip_grad_norm_" in str(p.check(model, optimizer)))
+
+
+def test_clipping_is_alike_without_multipliers():
+    """At the base both norms are the same, so that anybody may clip."""
+    p = parametrize(Model, BASE, BASE)
+    model = Model(BASE)
+    p.initialize(model)
+    optimizer = torch.optim.AdamW(p.param_groups(model))
+    model(tokens()).logsumexp(-1).square().mean().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+    assert [] == list(p.check(model, optimizer))

@@ -228,6 +228,21 @@ def test_ways_of_betas_reach_the_optimizer():
     assert (0.9, 0.95) == pytest.approx(betas["fixed"])
 
 
+def test_a_groups_multiplier_multiplies():
+    """At the base 1-β is the HP times the multiplier, in each way of betas; the rule comes on top."""
+    base = Scale(width=8, depth=2, batch=8)
+    for rule, power in (("complete_d_p", None), ("complete_d_p_token_half_life", 2)):
+        p = parametrize(Model, base, rule=rule)
+        hps = {"one_minus_beta2.embedding": 4.0}
+        at_base, larger = (
+            p.at(scale).settings(hps)["embedding.weight"].options["betas"][1]
+            for scale in (base, base.replace(batch=16))
+        )
+
+        assert 0.8 == pytest.approx(at_base)
+        assert (0.6 if power is None else 0.8**power) == pytest.approx(larger)
+
+
 def test_beta1_may_stay():
     """With half-lives in tokens β2 follows the batch and nothing else, and β1 stays."""
     base = Scale(width=8, depth=2, batch=8, tokens=1000)

@@ -335,6 +335,9 @@ depth = 2
 batch = 2
 tokens = 1024
 
+[parametrization]
+rule = "complete_d_p"
+
 [space]
 lr = { low = 0.001, high = 0.1, default = 0.01 }
 "lr.embedding" = {}

@@ -47,3 +47,15 @@ def test_out_of_memory_is_tried_once_more_in_parts(
     assert [1, 2][: min(fits, 2)] == parts
     assert 1 == len({(attempt.scale, attempt.seed, *attempt.hps.items()) for attempt in attempts})
     assert (parts[-1] if fits > 1 else None) == study.trials[0].user_attrs.get(ACCUMULATE_ATTR)
+
+
+def test_settings_that_the_rule_moves_far_are_a_caveat(write_study: WriteStudy) -> None:
+    """At twenty times the tokens only the paper's rule moves betas that far."""
+    far = ("tokens = 1024", "tokens = 10240")
+    paper = ("[space]", '[parametrization]\nrule = "complete_d_p"\n\n[space]')
+    caveats = [
+        make_task(load_study_file(write_study(*changes))).caveats() for changes in ([far], [far, paper])
+    ]
+
+    assert [0, 1] == [len(of_one) for of_one in caveats]
+    assert "one_minus_beta1" in caveats[1][0]

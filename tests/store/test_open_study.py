@@ -11,7 +11,7 @@ import pytest
 
 from transfer_bo.attributes import DEFINITION_ATTR
 from transfer_bo.errors import StorageError, StudyError, StudyFileError
-from transfer_bo.store.open_study import create_study, open_study
+from transfer_bo.store.open_study import create_study, open_study, with_stored_rule
 from transfer_bo.study_file import load_study_file
 
 WriteStudy = Callable[..., Path]
@@ -125,3 +125,27 @@ def test_a_ladder_may_grow_at_its_end_only(write_study: WriteStudy) -> None:
         create_study(shifted, shifted.definition())
     with pytest.raises(StudyError, match=r"ladder\.rungs = "):
         create_study(richer, richer.definition())  # a rung that was there is gone
+
+
+def test_a_study_keeps_its_rule(write_study: WriteStudy) -> None:
+    """A file that names no rule gets that of the trials; one that is named must be the same."""
+    paper = ("[space]", '[parametrization]\nrule = "complete_d_p"\n\n[space]')
+    named = load_study_file(write_study(paper))
+    create_study(named, named.definition())
+    default = load_study_file(write_study())
+    other = load_study_file(write_study((paper[0], paper[1].replace("complete_d_p", "completep"))))
+
+    assert "complete_d_p_token_half_life" == default.parametrization.rule
+    assert "complete_d_p" == with_stored_rule(default).parametrization.rule
+    assert isinstance(open_study(with_stored_rule(default)).user_attrs, dict)
+    with pytest.raises(StudyError):
+        open_study(with_stored_rule(other))
+
+
+def test_without_a_study_the_rule_is_the_default(write_study: WriteStudy, tmp_path: Path) -> None:
+    """Nothing is written to find that out."""
+    study_file = load_study_file(write_study())
+    before = sorted(tmp_path.rglob("*"))
+
+    assert study_file == with_stored_rule(study_file)
+    assert before == sorted(tmp_path.rglob("*"))

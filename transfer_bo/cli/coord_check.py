@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from transfer_bo.cli.common import StudyArgument, app, output_console, reports_errors, silence_libraries
+from transfer_bo.cli.common import StudyArgument, app, output_console, reports_errors
+from transfer_bo.cli.opened import as_stored
 from transfer_bo.study_file import load_study_file
 
 __all__: list[str] = []
@@ -22,8 +23,7 @@ def coord_check(study: StudyArgument) -> None:
 
     Wider and deeper models are trained a few steps under the study's rule. Exit code 1 if they differ.
     """
-    study_file = load_study_file(study)
-    silence_libraries()
+    study_file = as_stored(load_study_file(study))
     from transfer_bo.display.tables import make_table
     from transfer_bo.display.text import octaves_text
     from transfer_bo.parametrization.coordcheck import coordinate_check

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfer_bo.cli.common import STORAGE
+from transfer_bo.cli.common import STORAGE, silence_libraries
 from transfer_bo.errors import StudyError, TransferError
 from transfer_bo.study_file import StudyFile, load_study_file
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["StudySource", "find_study", "find_study_or_runs", "load_named"]
+__all__ = ["StudySource", "as_stored", "find_study", "find_study_or_runs", "load_named"]
 
 
 TABLES = (".csv", ".parquet", ".pq")
@@ -102,6 +102,7 @@ def load_named(path: Path, storage: str | None, name: str | None) -> StudyFile:
     """A study file; its storage is replaced by the one given, its name must be the one given.
 
     Raises:
+        StorageError: If its storage can't be opened.
         StudyError: If it has another name.
         StudyFileError: If it cannot be read.
     """
@@ -110,4 +111,16 @@ def load_named(path: Path, storage: str | None, name: str | None) -> StudyFile:
         raise StudyError(
             f"--study {name!r}: {path} is the study {study_file.name!r}; leave one of the two out."
         )
-    return study_file if storage is None else study_file.stored_in(storage)
+    return as_stored(study_file if storage is None else study_file.stored_in(storage))
+
+
+def as_stored(study_file: StudyFile) -> StudyFile:
+    """The study file with the rule that its stored trials were made with, if it names none.
+
+    Raises:
+        StorageError: If its storage can't be opened.
+    """
+    silence_libraries()
+    from transfer_bo.store.open_study import with_stored_rule
+
+    return with_stored_rule(study_file)

@@ -19,7 +19,7 @@ from transfer_bo.cli.common import (
     reports_errors,
     silence_libraries,
 )
-from transfer_bo.cli.opened import find_study
+from transfer_bo.cli.opened import as_stored, find_study
 from transfer_bo.errors import TransferError
 from transfer_bo.runners import forkserver
 from transfer_bo.study_file import StudyFile, load_study_file
@@ -37,7 +37,7 @@ def run(study: StudyArgument) -> None:
     study_file = load_study_file(study)
     if study_file.run.runner == "local":
         forkserver.prepare()
-    silence_libraries()
+    study_file = as_stored(study_file)
     from transfer_bo.runners.study_runner import error_of_all_runs, run_search
 
     console = output_console()
@@ -100,8 +100,7 @@ def verify(
         name = next(iter(given), "json")
         raise TransferError(f"--{name} goes with --dry-run, which starts no run; give both or leave it out.")
 
-    study_file = load_study_file(study)
-    silence_libraries()
+    study_file = as_stored(load_study_file(study))
     console = output_console()
     if dry_run:
         from transfer_bo.cli.dry_run import print_dry_run

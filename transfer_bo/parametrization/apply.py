@@ -38,6 +38,7 @@ from transfer_bo.parametrization.scaled_settings import Options, ScaledSettings
 from transfer_bo.parametrization.sharding import total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
+from transfer_bo.space import DEFAULT_RULE
 
 __all__ = ["Parametrization", "parametrize"]
 
@@ -46,14 +47,12 @@ LARGEST_RUN_FACTOR = 10.0
 """Factor on a setting for batch and tokens beyond which there is a warning: from there on β1 = .9 becomes .99
 and more, an average over hundreds of steps, which few runs have tested."""
 
-_KEEPS_HALF_LIFE = "complete_d_p_token_half_life"
-
 
 def parametrize(
     build_model: BuildModel,
     base: Scale | Mapping[str, float],
     target: Scale | Mapping[str, float] | None = None,
-    rule: str | Rule = "complete_d_p",
+    rule: str | Rule = DEFAULT_RULE,
     alpha: float = 1.0,
     *,
     roles: Mapping[str, str] | None = None,
@@ -125,11 +124,11 @@ class Parametrization(ScaledSettings):
         if not far:
             return ""
         moved = ", ".join(f"{kind} by {factor:.3g}" for kind, factor in far.items())
-        alternative = f", or use rule {_KEEPS_HALF_LIFE!r}, where 1-β follows the batch alone and β1 stays"
+        alternative = f", or use rule {DEFAULT_RULE!r}, where 1-β2 follows the batch alone and β1 stays"
         return (
             f"Rule {self.rule.name!r} multiplies {moved} for batch and tokens on the way from {self.base} to "
             f"{self.target}, more than {LARGEST_RUN_FACTOR:g}-fold; check these settings at that length"
-            f"{alternative if self.rule.name != _KEEPS_HALF_LIFE else ''}."
+            f"{alternative if self.rule.name != DEFAULT_RULE else ''}."
         )
 
     def at(self, scale: Scale | Mapping[str, float]) -> Parametrization:
@@ -256,7 +255,7 @@ class Parametrization(ScaledSettings):
         self._multipliers.set_hooks(model, hps)
         before = self._set_up.get(unwrap(model))
         seed = None if before is None else before.seed
-        self._set_up[unwrap(model)] = _SetUp(hps, seed, self._multipliers.norm_factors(hps))
+        self._set_up[unwrap(model)] = _SetUp(hps, seed, self.norm_factors(hps))
 
         members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name in parameters:
@@ -284,7 +283,9 @@ class Parametrization(ScaledSettings):
 
         Compared are the membership of each tensor in groups, the optimizer's options, the multipliers in the
         forward pass and, before the first step, the size of initial values. Where `initialize` was called for
-        this model, sizes are those of its seed; otherwise they may differ by sampling error.
+        this model, sizes are those of its seed; otherwise they may differ by sampling error. Between clipping
+        and `zero_grad()`, gradients that were clipped to another norm than that of `clip_grad_norm_` are
+        found too.
 
         Args:
             model: Wrapped or not.

@@ -37,6 +37,9 @@ INIT_RTOL = 1e-2
 SAMPLING_ERRORS = 5.0
 """Standard errors by which initial values may differ from another seed's."""
 
+CLIPPED_RTOL = 2e-5
+"""Relative tolerance on a norm that was clipped: torch divides by the norm + 1e-6."""
+
 SHOWN = 10
 """Differences that an error message shows."""
 
@@ -48,7 +51,7 @@ class Difference:
     tensor: str
     """Name of the tensor, or path of the module that a multiplier is on; "" for the whole model."""
     setting: str
-    """group, optimizer, lr, weight_decay, betas, eps, ..., init, forward."""
+    """group, optimizer, lr, weight_decay, betas, eps, ..., init, forward, clipping."""
     expected: Any
     """What the parametrization says."""
     actual: Any
@@ -140,6 +143,7 @@ def check_set_up(
         *_check_groups(parameters, optimizers),
         *_check_options(parameters, optimizers, settings),
         *_check_multipliers(p, model, hps),
+        *_check_clipping(parameters, p.norm_factors(hps)),
     ]
     if not any(optimizer.state for optimizer in optimizers):  # before the first step
         draws, others = p.draws(seed or 0), p.draws((seed or 0) + 1)
@@ -238,6 +242,27 @@ def _check_init(
     if abs(actual - expected) <= (INIT_RTOL + error) * expected:
         return []
     return [Difference(name, "init", expected, actual)]
+
+
+def _check_clipping(parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]) -> list[Difference]:
+    """Gradients that somebody else has clipped, where that is not what `clip_grad_norm_` does.
+
+    A clipped norm is exactly the limit, and limits are numbers such as 1, .5 or .1; a norm that was not
+    clipped has no reason to be one.
+    """
+    gradients = {name: q.grad for name, q in parameters.items() if q.grad is not None}
+    if all(factors.get(name, 1.0) == 1.0 for name in gradients):
+        return []  # both norms are the same
+    norm = float(total_norm(list(gradients.values())))
+    ours = float(total_norm([g * factors.get(name, 1.0) for name, g in gradients.items()]))
+    if not _is_limit(norm) or _is_limit(ours):
+        return []
+    return [Difference("", "clipping", "p.clip_grad_norm_(model, max_norm)", f"to a norm of {norm:.6g}")]
+
+
+def _is_limit(norm: float) -> bool:
+    """Whether a norm is a number of one digit, as people give limits."""
+    return norm > 0 and math.isclose(norm, float(f"{norm:.0e}"), rel_tol=CLIPPED_RTOL)
 
 
 def _is_close(expected: Any, actual: Any) -> bool:

@@ -32,6 +32,7 @@ from transfer_bo.parametrization.example_inputs import call_with_example_inputs
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.rules import Rule
 from transfer_bo.scale import Scale
+from transfer_bo.space import DEFAULT_RULE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ class CoordCheck:
 def coordinate_check(
     build_model: BuildModel,
     base: Scale,
-    rule: str | Rule = "complete_d_p",
+    rule: str | Rule = DEFAULT_RULE,
     alpha: float = 1.0,
     *,
     hps: HPs | None = None,

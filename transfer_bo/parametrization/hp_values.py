@@ -128,8 +128,8 @@ def beta_of(
     multiplier = multiplier_of(kind, labels, hps, position)
     one_minus_beta = hps.get(kind, KINDS[kind].default)
     try:
-        if betas == "fixed":
-            return 1 - scale_one_minus_beta(one_minus_beta, multiplier)
-        return 1 - scale_one_minus_beta(one_minus_beta, factor * multiplier, betas)
+        if betas == "linear":
+            return 1 - scale_one_minus_beta(one_minus_beta, factor * multiplier)
+        return 1 - scale_one_minus_beta(scale_one_minus_beta(one_minus_beta, multiplier), factor, betas)
     except ParametrizationError as error:
         raise SearchSpaceError(f"HP {kind!r}: {error}") from None

@@ -156,6 +156,14 @@ class ScaledSettings:
         """
         return self._multipliers.of_outputs(self.check_hps(hps)), self._multipliers.of_inputs()
 
+    def norm_factors(self, hps: HPs | None = None) -> dict[str, float]:
+        """What the gradient of each tensor is multiplied by in the norm that gradients are clipped to.
+
+        Raises:
+            SearchSpaceError: for an HP that the model has no group for.
+        """
+        return self._multipliers.norm_factors(self.check_hps(hps))
+
     def settings(self, hps: HPs | None = None) -> dict[str, TensorSettings]:
         """What each tensor is set to, by name.
 

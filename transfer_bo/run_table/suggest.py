@@ -27,6 +27,7 @@ from transfer_bo.run_table.rank_correlation import rank_preservation, rank_warni
 from transfer_bo.run_table.read import read_table
 from transfer_bo.run_table.tensor_settings import ModelSpec
 from transfer_bo.scale import Scale
+from transfer_bo.space import DEFAULT_RULE
 
 __all__ = ["RunsFit", "RunsSuggestion", "fit_runs", "suggest_from_runs"]
 
@@ -178,7 +179,7 @@ def fit_runs(
     diverged_above: float | None = None,
     build_model: Callable[[Scale], Any] | None = None,
     base: Scale | Mapping[str, float | str] | None = None,
-    rule: str = "complete_d_p",
+    rule: str = DEFAULT_RULE,
     alpha: float = 1.0,
 ) -> RunsFit:
     """Fit the surrogate to a table of runs; arguments and errors are those of `suggest_from_runs`."""
@@ -245,7 +246,7 @@ def suggest_from_runs(
     diverged_above: float | None = None,
     build_model: Callable[[Scale], Any] | None = None,
     base: Scale | Mapping[str, float | str] | None = None,
-    rule: str = "complete_d_p",
+    rule: str = DEFAULT_RULE,
     alpha: float = 1.0,
     held_out: bool = True,
 ) -> RunsSuggestion:

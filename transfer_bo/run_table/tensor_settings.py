@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transfer_bo.errors import ParametrizationError, ScaleError
 from transfer_bo.notes import Note
 from transfer_bo.scale import Scale
-from transfer_bo.space import KINDS
+from transfer_bo.space import DEFAULT_RULE, KINDS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,7 @@ class ModelSpec:
 
     build_model: Callable[[Scale], nn.Module]
     base: Scale
-    rule: str = "complete_d_p"
+    rule: str = DEFAULT_RULE
     alpha: float = 1.0
 
     def check(self, coordinates: str, target: Mapping[str, float]) -> None:

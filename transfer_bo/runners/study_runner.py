@@ -52,6 +52,8 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
     study = find_study(study_file)
     task = make_task(study_file)
     sources = read_missing_source_runs(task, study)
+    for sentence in task.caveats():
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     study = _start(task, study)
     with study_lock(study_file) as lock:

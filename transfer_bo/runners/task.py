@@ -11,6 +11,7 @@ import functools
 import hashlib
 import shutil
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -117,6 +118,10 @@ class Task(ABC):
     def definition(self) -> dict[str, Any]:
         """What identifies the study: none of it may change once trials are stored."""
         return self.file.definition()
+
+    def caveats(self) -> list[str]:
+        """Sentences on what to check before the search is trusted; none if nothing is known."""
+        return []
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Run one trial.
@@ -310,6 +315,13 @@ class StudyTask(Task):
                 self.build, base=self.file.base, target=scale, rule=rule.rule, alpha=rule.alpha
             )
         return self._parametrizations[scale]
+
+    def caveats(self) -> list[str]:
+        """What the parametrization warns of at the target, such as settings that the rule moves far."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            self.parametrization(self.file.target)
+        return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
     def cost(self, scale: Scale) -> float:
         """The cost of a run at a scale, in FLOPs."""

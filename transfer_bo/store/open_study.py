@@ -29,7 +29,7 @@ from transfer_bo.store.owner import Owner
 from transfer_bo.study_file import StudyFile
 from transfer_bo.study_file.schema import CommandSection
 
-__all__ = ["check_storage", "create_study", "find_study", "keep_definition", "open_study"]
+__all__ = ["check_storage", "create_study", "find_study", "keep_definition", "open_study", "with_stored_rule"]
 
 
 def check_storage(study_file: StudyFile) -> None:
@@ -85,13 +85,26 @@ def find_study(
         StorageError: If the storage can't be opened.
         StudyError: If the study was started with another study file.
     """
+    study = _load(study_file, sampler, pruner, owner)
+    if study is not None:
+        _compare(study_file, study, study_file.definition())
+    return study
+
+
+def _load(
+    study_file: StudyFile,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    owner: Owner | None = None,
+) -> optuna.Study | None:
+    """The study under the name of a study file, whatever it was started with; None if there is none."""
     _check_address(study_file, writable=False)
     if not holds_storage(study_file.storage_url):
         return None
 
     try:
         storage = open_storage(study_file.storage_url, create=False, owner=owner)
-        study = optuna.load_study(
+        return optuna.load_study(
             study_name=study_file.name,
             storage=storage,
             sampler=sampler or optuna.samplers.RandomSampler(),
@@ -103,8 +116,24 @@ def find_study(
         if has_no_tables(error):
             return None
         raise study_file.error("run.storage", cannot_be_used(error), StorageError) from error
-    _compare(study_file, study, study_file.definition())
-    return study
+
+
+def with_stored_rule(study_file: StudyFile) -> StudyFile:
+    """The study file with the rule that its stored trials were made with, if it names none.
+
+    The default may be another one in the version that made them.
+
+    Raises:
+        StorageError: If the storage can't be opened.
+    """
+    section = study_file.parametrization
+    if "rule" in section.model_fields_set:
+        return study_file
+
+    study = _load(study_file)
+    stored = {} if study is None else study.user_attrs.get(DEFINITION_ATTR, {})
+    rule = stored.get("parametrization.rule", section.rule)
+    return study_file.model_copy(update={"parametrization": section.model_copy(update={"rule": rule})})
 
 
 def open_study(

@@ -33,7 +33,7 @@ A study file in full (every section and key; those with a value after `#` may be
     # [ladder.base]                   # where base coordinates are defined; the first rung
 
     [parametrization]
-    rule = "complete_d_p"             # "complete_d_p"
+    rule = "complete_d_p"             # "complete_d_p_token_half_life"; a study with trials keeps theirs
     alpha = 1.0                       # 1.0
 
     [space]                           # name -> low, high, default; what is not given: the table of kinds

@@ -14,7 +14,7 @@ from transfer_bo.addresses import absolute_address
 from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.scale import Scale
 from transfer_bo.secrets import MASK, hide_passwords, is_secret
-from transfer_bo.space import HP, Space
+from transfer_bo.space import DEFAULT_RULE, HP, Space
 
 __all__ = ["CommandSection", "SourceStudySection", "StudyFile"]
 
@@ -77,9 +77,12 @@ class LadderSection(_Section):
 
 
 class ParametrizationSection(_Section):
-    """Which rule carries HPs from the base to a scale."""
+    """Which rule carries HPs from the base to a scale.
 
-    rule: str = "complete_d_p"
+    A study that has trials keeps the rule they were made with, if the file names none.
+    """
+
+    rule: str = DEFAULT_RULE
     alpha: Annotated[float, Field(ge=0.5, le=1.0)] = 1.0
 
 
