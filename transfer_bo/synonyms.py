@@ -100,10 +100,10 @@ LOSSES = (
 """Names of the metric."""
 
 STATUSES = (
-    *("status", "state", "outcome", "run_state", "run_status", "trial_state", "trial_status", "job_state"),
+    *("outcome", "status", "state", "run_state", "run_status", "trial_state", "trial_status", "job_state"),
     *("job_status", "st_status", "final_status", "exit_status"),
 )
-"""Names of the column that tells how a run ended."""
+"""Names of the column that tells how a run ended; a tracker's status says less than an outcome beside it."""
 
 STEPS = (
     *("step", "global_step", "train_step", "training_iteration", "iteration", "iter", "epoch"),

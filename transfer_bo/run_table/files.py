@@ -2,7 +2,8 @@
 
     compression    gzip, bzip2, xz, zip with one file, Zstandard (needs pyarrow)
     text           comma, semicolon, tab, pipe or spaces between cells; UTF-8 or UTF-16
-    JSON           a list of records, columns, {"columns": ..., "data": ...}, or a record per line
+    JSON           a list of records, columns, {"columns": ..., "data": ...} or {"header": ..., "rows": ...},
+                   or a record per line
     Parquet        (needs pyarrow)
 
 Cells of a text file stay texts, and nulls of a Parquet file stay nulls: what they mean is decided by `cells`.
@@ -298,6 +299,8 @@ def _records(data: Any) -> list[Mapping[str, Any]] | None:
     if not isinstance(data, Mapping):
         return None
 
+    if isinstance(data.get("header"), list) and isinstance(data.get("rows"), list):
+        data = {"columns": data["header"], "data": data["rows"]}  # as TensorBoard writes it
     if isinstance(data.get("data"), list):
         if isinstance(data.get("columns"), list):
             return [dict(zip(map(str, data["columns"]), row, strict=True)) for row in data["data"]]
