@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,12 @@ def in_fresh_python(code: str) -> str:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_fits_a_screen(command: str) -> None:
-    """80 columns and 50 lines."""
+    """80 columns and 40 lines."""
     result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "80"})
     lines = result.output.splitlines()
 
     assert 0 == result.exit_code
-    assert len(lines) <= 50
+    assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
 
 
@@ -52,6 +53,33 @@ def test_the_version_is_printed(module: str) -> None:
     )
 
     assert f"transfer-bo {tb.__version__}\n" == result.stdout
+
+
+def completions(*words: str) -> list[str]:
+    """What bash is offered for the last word, by a process of its own, as the shell asks."""
+    code = "import sys; sys.modules.update(torch=None, optuna=None); from transfer_bo.cli import main; main()"
+    asked = {"COMP_WORDS": " ".join(("transfer-bo", *words)), "COMP_CWORD": str(len(words))}
+    environment = {**os.environ, "_TRANSFER_BO_COMPLETE": "complete_bash", **asked}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return result.stdout.split()
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    """Without loading torch or Optuna."""
+    assert COMMANDS == sorted(completions(""))
+    assert ["suggest"] == completions("su")
+    assert ["--maximize", "--maximise"] == completions("suggest", "--maxi")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_is_told_how(shell: str) -> None:
+    """`--show-completion` prints a script for it."""
+    command = [sys.executable, "-m", "transfer_bo", "--show-completion", shell]
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    assert "transfer-bo" in result.stdout
+    assert "_TRANSFER_BO_COMPLETE" in result.stdout
 
 
 def test_help_and_wrong_arguments_load_no_library() -> None:
@@ -157,3 +185,17 @@ def test_a_study_that_is_not_there(command: str, flags: list[str], word: str, py
     assert 2 == result.exit_code
     assert word in result.stderr
     assert 1 == result.stderr.count("\n")
+
+
+def test_a_picture_of_a_suggestion(tmp_path: Path) -> None:
+    """Of a table of runs as of a study, in a folder made for it; another ending is refused at once."""
+    runs = Path(__file__).parents[1] / "data" / "exports" / "tensorboard.csv"
+    common = ["suggest", "--runs", str(runs), "--axis", "width", "--hp", "lr:log", "--loss", "loss"]
+    common += ["--target", "width=256", "--no-held-out"]
+    drawn = CliRunner().invoke(app, [*common, "--picture", str(tmp_path / "new" / "a.svg")])
+    refused = CliRunner().invoke(app, [*common, "--picture", str(tmp_path / "a.gif")])
+
+    assert 0 == drawn.exit_code, drawn.output
+    assert "<svg" in (tmp_path / "new" / "a.svg").read_text()
+    assert 2 == refused.exit_code
+    assert 1 == len(list(tmp_path.iterdir()))

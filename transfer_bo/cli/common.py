@@ -26,11 +26,13 @@ __all__ = [
     "LossOption",
     "MaximizeOption",
     "OptionalStudyArgument",
+    "PictureOption",
     "RunsOption",
     "StorageOption",
     "StudyArgument",
     "StudyOption",
     "app",
+    "check_picture",
     "command_line",
     "interruptible",
     "output_console",
@@ -43,12 +45,13 @@ R = TypeVar("R")
 
 PIPE_WIDTH = 160
 """Columns where the output is no terminal: nobody's window is too narrow, so rows are not folded."""
+PICTURE_ENDINGS = (".png", ".svg", ".pdf")
+"""Kinds of pictures that `--picture` writes."""
 STORAGE = "TRANSFER_BO_STORAGE"
 """Environment variable in the place of `--storage`, which other users of a machine can see."""
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # plain help: the longest one fits a screen
@@ -81,6 +84,9 @@ HpOption = Annotated[
 ]
 LossOption = Annotated[str | None, typer.Option(help="Column of RUNS with the metric.", metavar="COLUMN")]
 MaximizeOption = Annotated[bool, typer.Option("--maximize", "--maximise", help="Larger metrics are better.")]
+PictureOption = Annotated[
+    Path | None, typer.Option(help="Write the picture to this file (.png, .svg, .pdf).", metavar="FILE")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -112,6 +118,18 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from None
 
     return wrapped
+
+
+def check_picture(picture: Path | None) -> None:
+    """Refuse a kind of picture that cannot be written, before anything is computed.
+
+    Raises:
+        TransferError: For an unknown ending.
+    """
+    if picture is not None and picture.suffix not in PICTURE_ENDINGS:
+        raise TransferError(
+            f"--picture {picture} has no known ending; use one of {', '.join(PICTURE_ENDINGS)}."
+        )
 
 
 def command_line(*arguments: object) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,17 +16,19 @@ from transfer_bo.cli.common import (
     LossOption,
     MaximizeOption,
     OptionalStudyArgument,
+    PictureOption,
     RunsOption,
     StorageOption,
     StudyOption,
     app,
+    check_picture,
     output_console,
     reports_errors,
     silence_libraries,
 )
 from transfer_bo.cli.opened import StudySource, find_study_or_runs
 from transfer_bo.cli.parsing import parse_hp_kinds
-from transfer_bo.errors import DiagnosticError, StudyError
+from transfer_bo.errors import StudyError
 
 if TYPE_CHECKING:
     from transfer_bo.dimension import Dimension
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-PICTURE_ENDINGS = (".png", ".svg", ".pdf")
 """Endings of files that a picture can be written to."""
 
 
@@ -53,9 +53,7 @@ def diagnose(
         str | None, typer.Option(help="The axis that grows; default: that of most levels.", metavar="AXIS")
     ] = None,
     maximize: MaximizeOption = False,
-    picture: Annotated[
-        Path | None, typer.Option(help="Write the picture to this file (.png, .svg, .pdf).", metavar="FILE")
-    ] = None,
+    picture: PictureOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,10 +63,7 @@ def diagnose(
     """
     source = find_study_or_runs(study_file, storage, study, runs, "diagnose --runs runs.csv")
     kinds = parse_hp_kinds(hp or [])
-    if picture is not None and picture.suffix not in PICTURE_ENDINGS:
-        raise DiagnosticError(
-            f"--picture {picture} has no known ending; use one of {', '.join(PICTURE_ENDINGS)}."
-        )
+    check_picture(picture)
     silence_libraries()
     from transfer_bo.diagnostics.diagnose import diagnose as diagnose_runs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,10 +15,12 @@ from transfer_bo.cli.common import (
     LossOption,
     MaximizeOption,
     OptionalStudyArgument,
+    PictureOption,
     RunsOption,
     StorageOption,
     StudyOption,
     app,
+    check_picture,
     output_console,
     reports_errors,
     silence_libraries,
@@ -67,12 +70,14 @@ def suggest(
     ] = None,
     held_out: Annotated[bool, typer.Option(help="Test on the largest scales: two more fits.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    picture: PictureOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what to set at the target, with intervals.
 
     From a study, or from a table of runs. Options that take COLUMN or AXIS=VALUE may be repeated.
     """
+    check_picture(picture)
     source = find_study_or_runs(study_file, storage, study, runs, "suggest --runs runs.csv")
     if source is not None:
         _refuse_options_of_runs(
@@ -90,7 +95,7 @@ def suggest(
                 "--target": target if study_file is not None else None,
             }
         )
-        _from_study(source, parse_scale(target or [], "--target"), as_json)
+        _from_study(source, parse_scale(target or [], "--target"), picture, as_json)
         return
 
     hps = parse_hp_kinds(hp or [])
@@ -105,7 +110,8 @@ def suggest(
     if diverged_above is not None:
         options["diverged_above"] = parse_number(diverged_above, "--diverged-above")
     options |= _model_options(model, base, rule)
-    _from_runs(str(runs), study, axis or [], hps, loss or "", options, held_out=held_out, as_json=as_json)
+    named = (axis or [], hps, loss or "")
+    _from_runs(str(runs), study, *named, options, held_out=held_out, picture=picture, as_json=as_json)
 
 
 def _refuse_options_of_runs(given: dict[str, Any]) -> None:
@@ -114,7 +120,7 @@ def _refuse_options_of_runs(given: dict[str, Any]) -> None:
         raise TransferError(f"{flag} goes with --runs; a study holds this itself.")
 
 
-def _from_study(source: StudySource, target: dict[str, float], as_json: bool) -> None:
+def _from_study(source: StudySource, target: dict[str, float], picture: Path | None, as_json: bool) -> None:
     silence_libraries()
     from transfer_bo.projection import suggest
     from transfer_bo.scale import Scale
@@ -122,6 +128,9 @@ def _from_study(source: StudySource, target: dict[str, float], as_json: bool) ->
     scale = source.file.target if source.file is not None else Scale(target) if target else None
     study = source.open()
     suggestion = suggest(study, target=scale)
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        suggestion.plot().savefig(picture)
     if as_json:
         typer.echo(json.dumps(suggestion.to_json(), indent=2))
         return
@@ -142,6 +151,7 @@ def _from_runs(
     options: dict[str, Any],
     *,
     held_out: bool,
+    picture: Path | None,
     as_json: bool,
 ) -> None:
     silence_libraries()
@@ -161,6 +171,9 @@ def _from_runs(
     # As the user wrote them, kinds included.
     fit = fit_runs(table, axes or columns.axes, hps or columns.hps, columns.loss, **options)
     suggestion = fit.suggest(held_out)
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        suggestion.plot().savefig(picture)
     if as_json:
         typer.echo(json.dumps(suggestion.to_json(), indent=2))
         return
