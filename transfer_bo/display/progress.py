@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -77,6 +77,7 @@ class Progress:
         target_cost: Cost of one run at the target: budgets are shown in units of it.
         project: Makes a `Suggestion`; None for no projection.
         console: Where to write.
+        watch: For runs at the target: number -> early verdict, the same in words, seconds left or None.
     """
 
     def __init__(
@@ -87,8 +88,11 @@ class Progress:
         target_cost: float,
         project: Callable[[], Any] | None = None,
         console: Console | None = None,
+        watch: Callable[[], Mapping[int, tuple[str, str, float | None]]] = dict,
     ) -> None:
         self._study = study
+        self._watch = watch
+        self._verdicts: dict[int, str] = {}
         self._budget = budget
         self._target_cost = target_cost
         self._console = console or Console()
@@ -126,6 +130,7 @@ class Progress:
         runs = read_runs(self._study)
         if self._live is None:
             self._announce(runs)
+            self._announce_verdicts()
             if time.monotonic() - self._status_at >= STATUS_SECONDS:
                 self._status_at = time.monotonic()
                 self.note(self._status_text(runs))
@@ -152,6 +157,16 @@ class Progress:
                 f"{run.outcome}{loss}{seconds}{spent}{error}"
             )
 
+    def _announce_verdicts(self) -> None:
+        """A line for each early verdict that has changed."""
+        for number, (verdict, text, seconds) in self._watch().items():
+            if self._verdicts.get(number) != verdict:
+                self._verdicts[number] = verdict
+                self.note(_verdict_line(number, text, seconds))
+
+    def _verdict_lines(self) -> list[str]:
+        return [_verdict_line(number, text, seconds) for number, (_, text, seconds) in self._watch().items()]
+
     def _error_text(self, run: Run) -> str:
         """The last line of what ended a failed trial, so that a log says what to correct."""
         if run.outcome is not Outcome.ERROR:
@@ -162,10 +177,12 @@ class Progress:
 
     def _status_text(self, runs: list[Run]) -> str:
         running = sum(run.outcome is Outcome.RUNNING for run in runs)
-        return f"{running} {'trial' if running == 1 else 'trials'} running; {self.time_text(runs)}"
+        trials = f"{running} {'trial' if running == 1 else 'trials'} running; {self.time_text(runs)}"
+        return "\n".join([trials, *self._verdict_lines()])
 
     def _table(self, runs: list[Run]) -> Group:
         parts: list[Any] = [rung_table(summarise(runs, maximize=self._maximize)), Text(self.time_text(runs))]
+        parts += map(Text, self._verdict_lines())
         if self._projector is not None and self._projector.latest is not None:
             age = duration_text(time.monotonic() - self._projector.made_at)
             with contextlib.suppress(Exception):  # the display must not break on a poor projection
@@ -189,3 +206,8 @@ class Progress:
             f"{done / self._target_cost:.2f} of {self._budget / self._target_cost:.2f} target runs spent; "
             f"{duration_text(elapsed)} elapsed, {remaining}"
         )
+
+
+def _verdict_line(number: int, text: str, seconds_left: float | None) -> str:
+    remaining = "time left unknown" if seconds_left is None else f"about {duration_text(seconds_left)} left"
+    return f"trial {number}: {text}; {remaining}"

@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from rich.console import Console
 
-from transfer_bo.attributes import ERROR_ATTR
+from transfer_bo.attributes import ERROR_ATTR, PREDICTION_ATTR
 from transfer_bo.display.progress import Progress
-from transfer_bo.records import Outcome, Run, read_runs
+from transfer_bo.records import Outcome, Run, read_run, read_runs
 from transfer_bo.runners.study_lock import study_lock
 from transfer_bo.runners.study_search import search_is_over
 from transfer_bo.runners.task import Task, make_task
 from transfer_bo.runners.warm_start import read_missing_source_runs, refuse_missing_source_runs
 from transfer_bo.runners.worker_pool import Pool
+from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
 from transfer_bo.store.heartbeat import Heartbeat, requeue_dead
 from transfer_bo.store.open_study import check_storage, create_study, find_study, keep_definition, open_study
 from transfer_bo.study_file import StudyFile
 from transfer_bo.verification.jobs import plan, replicas, verified_suggestion
+from transfer_bo.verification.monitor import Watch
+from transfer_bo.verification.running import curve_of_target, next_setting
 from transfer_bo.verification.verdict import Verification, judge
 
 if TYPE_CHECKING:
@@ -188,11 +191,22 @@ def run_verification(
             controls = _default_controls(task, study) if study_file.verify.control else {}
 
         n_search = sum(run.outcome.has_ended and run.purpose == "search" for run in read_runs(study))
-        suggestion = verified_suggestion(study, study_file.target, n_search) or _suggest(study_file, study)
-        jobs = plan(suggestion, controls, n_search=n_search)
+        suggestion = (
+            verified_suggestion(study, study_file.target, n_search)
+            or _suggest_after_divergence(study, study_file.target, n_search)
+            or _suggest(study_file, study)
+        )
+        curve = curve_of_target(study, suggestion)
+        jobs = plan(suggestion, controls, n_search=n_search, curve=curve)
         missing = [job for job in [*jobs, *replicas(jobs, replicate)] if job.find(study) is None]
 
-        progress = Progress(study, budget=None, target_cost=task.cost(study_file.target), console=console)
+        progress = Progress(
+            study,
+            budget=None,
+            target_cost=task.cost(study_file.target),
+            console=console,
+            watch=Watch(study),
+        )
         pool = _make_pool(study_file, study, lock)
         if missing:
             workers = min(study_file.run.workers, len(missing))
@@ -202,7 +216,21 @@ def run_verification(
                     pool.start(slot, missing[slot::workers])
 
             _run_pool(pool, study, start, progress)
-        return judge(study, jobs, replicate)
+        return judge(study, jobs, replicate, next_setting(study, jobs[0]))
+
+
+def _suggest_after_divergence(study: optuna.Study, target: Scale, n_search: int) -> Suggestion | None:
+    """The next safest setting, if the suggestion that was verified last diverged at the target."""
+    for trial in reversed(study.get_trials(deepcopy=False)):
+        prediction = trial.user_attrs.get(PREDICTION_ATTR)
+        run = read_run(trial)
+        if prediction and prediction["n_search"] == n_search and run.scale == target:
+            if run.outcome is not Outcome.DIVERGED:
+                return None
+            from transfer_bo.verification.safer import safer_suggestion  # takes seconds to import
+
+            return safer_suggestion(study, target, prediction["params"])
+    return None
 
 
 def _default_controls(task: Task, study: optuna.Study) -> dict[str, dict[str, float]]:

@@ -53,6 +53,12 @@ SEEDS_PER_STUDY = 1000
 N_FINGERPRINT_WINDOWS = 64
 """Windows of a text that are hashed to identify it: a token file may be too large to be read whole."""
 
+PROXY_REPORTS = 10
+"""Reports of a run of the search, evenly spaced."""
+
+TARGET_REPORTS = 50
+"""Reports of a run at the target: the more there are, the earlier one sees how it is doing."""
+
 FINGERPRINT_WINDOW = 1024
 """Tokens per window."""
 
@@ -81,6 +87,9 @@ class Attempt:
 
     report: Callable[[float, float], None]
     """Called with (progress, loss)."""
+
+    reports: int = PROXY_REPORTS
+    """Number of reports over the run; a program of the user's own reports as often as it likes."""
 
 
 class Task(ABC):
@@ -157,6 +166,7 @@ class Task(ABC):
             accumulate=parts,
             owner_losses=attrs.get(OWNER_LOSSES_ATTR, 0),
             report=report,
+            reports=TARGET_REPORTS if PURPOSE_ATTR in attrs else PROXY_REPORTS,
         )
         try:
             return self.run(attempt)
@@ -344,8 +354,8 @@ class StudyTask(Task):
             return self.train_here(attempt, self.checkpoint_file(attempt.number))
 
         # The ranks use no storage, and must not get its password.
-        study = {"study": self.file.model_dump(mode="json", exclude={"run": {"storage"}, "past": True})}
-        return self.run_program(_torchrun(self.file), attempt, study)
+        study = self.file.model_dump(mode="json", exclude={"run": {"storage"}, "past": True})
+        return self.run_program(_torchrun(self.file), attempt, {"study": study, "reports": attempt.reports})
 
     def train_here(self, attempt: Attempt, checkpoint: Path) -> float:
         """Train in this process, as one of a process group if there is one."""
@@ -359,6 +369,7 @@ class StudyTask(Task):
             context=self.file.data.context,
             seed=attempt.seed,
             threads=self.file.run.threads,
+            reports=attempt.reports,
             report=attempt.report,
             checkpoint=checkpoint,
             checkpoint_seconds=self.file.run.checkpoint_seconds,

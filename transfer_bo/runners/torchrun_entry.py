@@ -112,6 +112,7 @@ def _train() -> float:
         accumulate=content["accumulate"],
         owner_losses=content["attempt"] - 1,
         report=lambda progress, loss: tell(progress=progress, loss=loss),
+        reports=content["reports"],
     )
     return task.train_here(attempt, Path(content["checkpoint"]) / "state.pt")
 

@@ -36,6 +36,7 @@ class OwnedTrial(optuna.Trial):
         owner: This process.
         should_stop: Whether this process was asked to end.
         prunable: Whether the study's pruner may stop the trial.
+        on_report: Called with each (value, step) when it is stored; an exception that it raises ends the run.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class OwnedTrial(optuna.Trial):
         should_stop: Callable[[], bool] = lambda: False,
         *,
         prunable: bool = True,
+        on_report: Callable[[float, int], None] = lambda value, step: None,
     ) -> None:
         super().__init__(study, trial_id)
         self._owner = owner
         self._should_stop = should_stop
         self._prunable = prunable
+        self._on_report = on_report
 
     @property
     def is_owned(self) -> bool:
@@ -75,6 +78,7 @@ class OwnedTrial(optuna.Trial):
             super().report(value, step)
         if self._should_stop():
             raise Preempted(f"Trial {self.number} returns to the queue.")
+        self._on_report(value, step)
 
     def should_prune(self) -> bool:
         """Whether the pruner stops the trial; never for a trial that is to run to its end."""

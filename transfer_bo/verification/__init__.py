@@ -3,6 +3,9 @@
 jobs         the runs that a verification needs, planned and found again
 running      running them: `verify` in this process, `run_job` for workers
 verdict      measured beside predicted: `Verification`
+predicted_curve, early_verdict  the learning curve that is predicted, and a run under way compared with it
+monitor      stop a diverging run; verdicts and time left for the display
+safer        what to run after the suggestion has diverged
 paired_test  two settings compared over several seeds
 dry_run      what the runs need, before anything is started (not loaded here: it takes half a second)
 step_memory  memory of a training step at its peak, found on fake tensors

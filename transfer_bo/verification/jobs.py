@@ -22,11 +22,20 @@ from transfer_bo.attributes import (
     SCALE_ATTR,
 )
 from transfer_bo.errors import StudyError
-from transfer_bo.records import Run, read_run
+from transfer_bo.records import Outcome, Run, read_run
 from transfer_bo.scale import Scale
 from transfer_bo.store.trial_queue import fixed_params
 
-__all__ = ["LEVEL", "Job", "PredictedLoss", "SuggestionLike", "plan", "replicas", "verified_suggestion"]
+__all__ = [
+    "LEVEL",
+    "Job",
+    "PredictedLoss",
+    "SuggestionLike",
+    "check_suggestion",
+    "plan",
+    "replicas",
+    "verified_suggestion",
+]
 
 LEVEL = 0.9
 """Probability with which the predicted interval is to hold the measured loss."""
@@ -125,8 +134,20 @@ class Job:
         return cls(**{**plain, "scale": Scale(plain["scale"])})
 
 
+def check_suggestion(suggestion: object) -> None:
+    """Raise `StudyError` if an object is not a suggestion."""
+    if not hasattr(suggestion, "predicted_loss"):
+        raise StudyError(
+            f"{suggestion!r} is not a suggestion; pass what transfer_bo.suggest(study) returns to verify."
+        )
+
+
 def plan(
-    suggestion: SuggestionLike, controls: Mapping[str, Mapping[str, Any]] | None = None, *, n_search: int = 0
+    suggestion: SuggestionLike,
+    controls: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    n_search: int = 0,
+    curve: Mapping[str, Any] | None = None,
 ) -> list[Job]:
     """The jobs that verify a suggestion: the suggestion itself first, then each control.
 
@@ -134,14 +155,12 @@ def plan(
         suggestion: What is to be verified.
         controls: Name -> HPs of runs to compare with, e.g. {"documented defaults": space.defaults}.
         n_search: Number of ended search trials that the suggestion rests on, see `verified_suggestion`.
+        curve: The predicted learning curve, as `PredictedCurve.to_json` gives it; None if there is none.
 
     Raises:
         StudyError: If `suggestion` is not a suggestion.
     """
-    if not hasattr(suggestion, "predicted_loss"):
-        raise StudyError(
-            f"{suggestion!r} is not a suggestion; pass what transfer_bo.suggest(study) returns to verify."
-        )
+    check_suggestion(suggestion)
     low, high = suggestion.predicted_loss.interval(LEVEL)
     prediction = {
         "params": dict(suggestion.params),
@@ -149,6 +168,7 @@ def plan(
         "interval": [float(low), float(high)],
         "level": LEVEL,
         "n_search": n_search,
+        "curve": None if curve is None else dict(curve),
     }
     jobs = [Job(dict(suggestion.params), suggestion.target, "verify", prediction=prediction)]
     return jobs + [
@@ -188,7 +208,7 @@ def verified_suggestion(study: optuna.Study, target: Scale, n_search: int) -> Su
 
     Once a suggestion is verified, the surrogate has fitted the verification run and would suggest something
     slightly different: without this a second `verify` would train again, and judge a prediction that had
-    seen the result.
+    seen the result. A suggestion that diverged is not made again: `safer.safer_suggestion` says what is next.
 
     Args:
         study: The study that the suggestion was made from.
@@ -196,11 +216,14 @@ def verified_suggestion(study: optuna.Study, target: Scale, n_search: int) -> Su
         n_search: Number of search trials that have ended.
 
     Returns:
-        The suggestion with its prediction as of then; None if no such verification was started.
+        The suggestion with its prediction as of then; None if no such verification was started, or the last
+        one diverged.
     """
     for trial in reversed(study.get_trials(deepcopy=False)):
         stored = trial.user_attrs.get(PREDICTION_ATTR)
         if stored and stored["n_search"] == n_search and Scale(trial.user_attrs[SCALE_ATTR]) == target:
+            if read_run(trial).outcome is Outcome.DIVERGED:
+                return None
             low, high = stored["interval"]
             return _StoredSuggestion(target, stored["params"], _StoredLoss(stored["loss"], (low, high)))
     return None

@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from transfer_bo.attributes import RUNG
-from transfer_bo.records import read_settings
+from transfer_bo.records import Outcome, read_runs, read_settings
 from transfer_bo.scale import Scale
 from transfer_bo.store.owned_trial import Objective, OwnedTrial, run_trial
 from transfer_bo.store.owner import Owner
 from transfer_bo.store.trial_queue import add_running_trial, take_waiting_trial
-from transfer_bo.verification.jobs import Job, SuggestionLike, plan, replicas
+from transfer_bo.verification.jobs import LEVEL, Job, SuggestionLike, check_suggestion, plan, replicas
+from transfer_bo.verification.monitor import diverging_check
+from transfer_bo.verification.predicted_curve import predict_curve
 from transfer_bo.verification.verdict import Verification, judge
 
-__all__ = ["run_job", "verify"]
+__all__ = ["curve_of_target", "next_setting", "run_job", "verify"]
 
 
 def _rung_of(study: optuna.Study, scale: Scale) -> int:
@@ -37,7 +40,8 @@ def run_job(
     """Run exactly this job in this process, now, even if other trials are waiting in the study's queue.
 
     The trial is added as running, so that no other worker can take it; if it was requeued, it is taken up
-    again. `study.stop()`, a spent budget and the pruner do not concern it.
+    again. `study.stop()`, a spent budget and the pruner do not concern it. A run whose predicted curve is
+    known ends as diverged when it is diverging (see `early_verdict`).
 
     Args:
         study: The study that the suggestion was made from.
@@ -56,7 +60,29 @@ def run_job(
     if trial_id is None:
         params = {RUNG: _rung_of(study, job.scale), **job.params}
         trial_id = add_running_trial(study, params, attrs)
-    return run_trial(study, OwnedTrial(study, trial_id, owner, should_stop, prunable=False), objective)
+    check = diverging_check(study, trial_id, job.prediction)
+    trial = OwnedTrial(study, trial_id, owner, should_stop, prunable=False, on_report=check)
+    return run_trial(study, trial, objective)
+
+
+def curve_of_target(study: optuna.Study, suggestion: SuggestionLike) -> dict[str, Any] | None:
+    """The predicted learning curve of a suggestion's run, as a `Job` takes it; None if there is none."""
+    check_suggestion(suggestion)
+    if study.direction != StudyDirection.MINIMIZE:
+        return None
+    low, high = suggestion.predicted_loss.interval(LEVEL)
+    curve = predict_curve(read_runs(study), suggestion.target, (low, high))
+    return None if curve is None else curve.to_json()
+
+
+def next_setting(study: optuna.Study, job: Job) -> dict[str, Any] | None:
+    """HPs of the next safest setting, if the latest run of a job diverged; None otherwise."""
+    run = job.find(study)
+    if run is None or run.outcome is not Outcome.DIVERGED:
+        return None
+    from transfer_bo.verification.safer import safer_suggestion  # takes seconds to import
+
+    return safer_suggestion(study, job.scale, job.params).params
 
 
 def verify(
@@ -87,8 +113,8 @@ def verify(
     Raises:
         StudyError: If a run ended with an error that says nothing about its HPs.
     """
-    jobs = plan(suggestion, controls)
+    jobs = plan(suggestion, controls, curve=curve_of_target(study, suggestion))
     for job in [*jobs, *replicas(jobs, replicate)]:
         if job.find(study) is None:
             run_job(study, objective, job)
-    return judge(study, jobs, replicate)
+    return judge(study, jobs, replicate, next_setting(study, jobs[0]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 
 from transfer_bo.errors import StudyError
 from transfer_bo.scale import Scale
+from transfer_bo.verification.early_verdict import EarlyVerdict, verdict_changes
 from transfer_bo.verification.jobs import LEVEL, Job, replicas
+from transfer_bo.verification.monitor import stored_curve
 from transfer_bo.verification.paired_test import Comparison, compare_paired
 
 __all__ = ["Verification", "judge"]
@@ -43,6 +46,12 @@ class Verification:
     comparisons: tuple[Comparison, ...] = ()
     """Suggestion and each control over several seeds, if they were run again."""
 
+    early: tuple[EarlyVerdict, ...] = ()
+    """Verdicts that the suggestion's run got while it ran, each at its first report; none without a curve."""
+
+    next_params: dict[str, Any] | None = None
+    """The next safest setting, if the suggestion's run diverged."""
+
     @property
     def inside(self) -> bool:
         """Whether the measured loss lies in the predicted interval."""
@@ -55,7 +64,8 @@ class Verification:
         predicted = f"predicted {self.predicted_mean:.4f}, {self.level:.0%} interval [{low:.4f}, {high:.4f}]"
         axes = ", ".join(f"{axis} {value:g}" for axis, value in self.target.items())
         if self.measured is None:
-            return f"At {axes} the suggestion did not give a loss (the run diverged or failed); {predicted}."
+            what = f"At {axes} the suggestion did not give a loss (the run diverged or failed); {predicted}."
+            return " ".join([what, *self._early_sentences()])
 
         sentences = [f"At {axes} the suggestion gave {self.measured:.4f}; {predicted}."]
         if self.inside:
@@ -65,8 +75,19 @@ class Verification:
             distance = abs(self.measured - edge)
             sentences.append(f"The measured value lies outside the interval, {distance:.4f} {side} it.")
 
+        sentences += self._early_sentences()
         sentences += [self._against_control(name, self.measured) for name in self.control]
         return " ".join([*sentences, *(comparison.text for comparison in self.comparisons)])
+
+    def _early_sentences(self) -> list[str]:
+        sentences = []
+        if self.early:
+            steps = [f"{verdict.track} from {verdict.progress:.0%}" for verdict in self.early]
+            sentences.append(f"While it ran it was {', then '.join(steps)} of the run on.")
+        if self.next_params is not None:
+            setting = ", ".join(f"{name} {_short(value)}" for name, value in self.next_params.items())
+            sentences.append(f"The next safest setting is {setting}; verify again to run it.")
+        return sentences
 
     def _against_control(self, name: str, measured: float) -> str:
         loss = self.control[name]
@@ -77,13 +98,19 @@ class Verification:
         return f"It is {compared} the control run with the {name}, {loss:.4f}."
 
 
-def judge(study: optuna.Study, jobs: Sequence[Job], replicate: int = 0) -> Verification:
+def judge(
+    study: optuna.Study,
+    jobs: Sequence[Job],
+    replicate: int = 0,
+    next_params: dict[str, Any] | None = None,
+) -> Verification:
     """The verdict on jobs that have been run, each once and `replicate` times more.
 
     Args:
         study: The study that holds the runs.
         jobs: The suggestion's job first, then the controls', as `plan` makes them.
         replicate: How often each was repeated.
+        next_params: The next safest setting, if the suggestion's run diverged.
 
     Raises:
         StudyError: If one of them has not run yet, or stopped with an error that says nothing about its HPs.
@@ -109,7 +136,18 @@ def judge(study: optuna.Study, jobs: Sequence[Job], replicate: int = 0) -> Verif
         level=prediction["level"],
         maximize=maximize,
         comparisons=tuple(comparisons),
+        early=_early(study, jobs[0]),
+        next_params=next_params,
     )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _early(study: optuna.Study, job: Job) -> tuple[EarlyVerdict, ...]:
+    run, predicted = job.find(study), stored_curve(job.prediction)
+    return () if run is None or predicted is None else verdict_changes(predicted, run.curve)
 
 
 def _loss(study: optuna.Study, job: Job) -> float | None:
