@@ -2,9 +2,9 @@
 
     python benchmarks/curves.py steplaw        # what table_search.py wrote -> results/steplaw.png
 
-A point is the mean over problems and seeds, its bar a 90% bootstrap interval of that mean. Cost is in target
-runs, for Step Law those of the 1.07B / 20B cell, whatever the target (`tables.COST_UNIT`); searches at the
-target itself, dashed, lie at their mean cost.
+A point is the mean over problems and seeds, its bar a 90% bootstrap interval over seeds. Cost is in target
+runs, for Step Law those of the 1.07B / 20B cell, whatever the target (`tables.COST_UNIT`), for ScaleBench of
+its largest target; searches at the target itself, dashed, lie at their mean cost.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def draw(results: pd.DataFrame, family: str) -> Figure:
     axes = figure.subplots()
     searches = [name for name in dict.fromkeys(results["search"]) if not name.startswith(VARIANTS)]
     searches.sort(key=lambda name: (name != "transfer_bo", name in DIRECT))
-    colours = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for i, name in enumerate(searches):
         found = results[results["search"] == name]
         unit = target_run if name in DIRECT else 1.0
         points = []
         for budget, group in found.groupby("budget"):
-            excess = group["excess"].to_numpy()
+            excess = group.groupby("seed")["excess"].mean().to_numpy()
             points.append((unit * float(str(budget).split()[0]), excess.mean(), *bootstrap(excess)))
         cost, mean, low, high = np.array(sorted(points)).T
         axes.errorbar(

@@ -1,12 +1,13 @@
 """Search on real tables: excess loss at the target against cost, this package beside its rivals.
 
-    python benchmarks/table_search.py steplaw --seeds 10        # or moe, fcnet, hpobench
+    python benchmarks/table_search.py steplaw --seeds 10        # or scalebench, moe, fcnet, hpobench
     python benchmarks/table_search.py steplaw --only transfer_bo "oracle drift" --budgets 0.3 0.5
 
 Every result is appended to benchmarks/results/<family>.csv as soon as it is there; the same command goes on
-where it stopped. At the end: mean and 90th percentile over problems and seeds, and the paired gap to this
-package, at the same budget or at its largest, with a 90% bootstrap interval. A budget is in target runs; rows
-like "16 target runs" are searches at the target itself that few users could afford.
+where it stopped. At the end: mean over problems and seeds with a 90% bootstrap interval over seeds, 90th
+percentile, and the paired gap to this package, at the same budget or at its largest, with such an interval. A
+budget is in target runs; rows like "16 target runs" are searches at the target itself that few users could
+afford.
 """
 
 from __future__ import annotations
@@ -23,19 +24,22 @@ import numpy as np
 import optuna
 import pandas as pd
 from searches import SEARCHES
-from tables import problems
+from tables import FAMILIES, problems
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["problem", "search", "budget", "seed", "excess", "seconds"]
 DIRECT = ("random at target", "TPE at target", "GPSampler at target")
 VARIANTS = ("prior ", "oracle ")
-"""Searches that only Step Law's drift says something about."""
+"""Other drift priors of this package; run on Step Law only."""
+
+OF_LAWS = ("GPSampler + ", "Step Law's ")
+"""Searches that need a published law, so n_params and tokens as axes."""
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("family", choices=["steplaw", "moe", "fcnet", "hpobench"])
+    parser.add_argument("family", choices=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--only", nargs="*", choices=list(SEARCHES))
     parser.add_argument("--budgets", type=float, nargs="*", help="only these, of searches on proxies")
@@ -48,10 +52,16 @@ def main() -> None:
     jobs = []
     for index, problem in enumerate(problems(args.family)):
         for name in args.only or SEARCHES:
-            if args.family != "steplaw" and name.startswith(VARIANTS):
+            if name.startswith(VARIANTS) and args.family != "steplaw":
                 continue
-            whole = [f"{n} target runs" for n in ((1, 4, 16) if args.family == "steplaw" else (1, 16, 64))]
+            if name.startswith(OF_LAWS) and "n_params" not in problem.target:
+                continue
+            counts = (1, 4, 16) if "n_params" in problem.target else (1, 16, 64)
+            whole = [f"{n} target runs" for n in counts]
             on_proxies = [f"{b:g}" for b in problem.budgets if args.budgets is None or b in args.budgets]
+            if name == "power law on two proxies":
+                most = max(problem.costs[scale] for scale in problem.proxies)
+                on_proxies = [budget for budget in on_proxies if float(budget) >= 2 * most]
             for budget in whole if name in DIRECT else on_proxies:
                 for seed in range(args.seeds):
                     if (problem.name, name, budget, str(seed)) not in done:
@@ -74,14 +84,16 @@ def main() -> None:
 def summarise(results: pd.DataFrame) -> None:
     """Print a line per search and budget."""
     ours = results[results["search"] == "transfer_bo"]
-    print(f"{'search':28} {'budget':>15} {'mean':>8} {'90%':>8} {'n':>4}   gap to transfer_bo (90% interval)")
+    head = f"{'search':32} {'budget':>14} {'mean':>7} {'(90% interval)':>16} {'90%':>7} {'n':>4}"
+    print(f"{head}   gap to transfer_bo (90% interval)")
     for (search, budget), group in results.groupby(["search", "budget"], sort=False):
-        mean, high = group.excess.mean(), group.excess.quantile(0.9)
-        line = f"{search:28} {budget:>15} {mean:8.3f} {high:8.3f} {len(group):4}"
+        low, high = bootstrap(group.groupby("seed").excess.mean().to_numpy())
+        line = f"{search:32} {budget:>14} {group.excess.mean():7.3f} ({low:.3f} to {high:.3f}) "
+        line += f"{group.excess.quantile(0.9):7.3f} {len(group):4}"
         beside = budget if budget in set(ours["budget"]) else ours["budget"].max()
         pair = group.merge(ours[ours["budget"] == beside], on=["problem", "seed"])
         if search != "transfer_bo" and len(pair):
-            gap = (pair.excess_x - pair.excess_y).to_numpy()
+            gap = (pair.excess_x - pair.excess_y).groupby(pair.seed).mean().to_numpy()
             low, high = bootstrap(gap)
             line += f"   {gap.mean():+.3f} ({low:+.3f} to {high:+.3f}) at {beside}"
         print(line)
@@ -104,7 +116,7 @@ def _quiet() -> None:
 
 def _run(job: tuple[str, int, str, str, int]) -> list[object]:
     family, index, name, budget, seed = job
-    problem = list(problems(family))[index]
+    problem = problems(family)[index]
     start = time.perf_counter()
     amount = float(budget.split()[0]) * (problem.costs[problem.target] if name in DIRECT else 1.0)
     params = SEARCHES[name](problem, amount, seed)

@@ -6,10 +6,12 @@ for in the folder named by TRANSFER_BO_DATA, else in ../shared/data beside the c
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,55 @@ from transfer_bo import Scale
 COST_UNIT = 6 * 1.07e9 * 2e10
 """What a target run costs on Step Law, FLOPs: the 1.07B / 20B cell's, whatever the target here."""
 
+FAR_TARGETS = ("215M/100B", "268M/80B", "268M/100B", "429M/20B", "429M/23B")
+"""Of ScaleBench; the third costs most, and a target run is one of it."""
+
+STEP_OCTAVES = {"lr": 0.5, "batch_tokens": 1.0}
+"""Widest step of ScaleBench's grids. A setting within half of it is answered with the row nearest to it."""
+
+LEAST_CURVATURE = 0.005
+"""Least rise of ln loss per octave² outside a grid; the cells' own quadratics have .002 to .017."""
+
+
+@dataclass(frozen=True)
+class Rise:
+    """How ln loss goes on outside a grid: along a quadratic fitted to the grid, and never downwards.
+
+    Attributes:
+        names: HPs, all logarithmic.
+        slope: gradient of the quadratic at 1, per octave.
+        hessian: its second derivatives.
+    """
+
+    names: tuple[str, ...]
+    slope: np.ndarray
+    hessian: np.ndarray
+
+    @classmethod
+    def fit(cls, cell: pd.DataFrame, names: tuple[str, ...]) -> Rise:
+        """Least squares of ln seed0 on a full quadratic in log2 of the HPs."""
+        z = np.log2(cell[list(names)].to_numpy())
+        pairs = [(i, j) for i in range(len(names)) for j in range(i + 1)]
+        columns = [np.ones(len(z)), *z.T, *(z[:, i] * z[:, j] for i, j in pairs)]
+        beta = np.linalg.lstsq(np.stack(columns, -1), np.log(cell["seed0"].to_numpy()), rcond=None)[0]
+        hessian = np.zeros((len(names), len(names)))
+        for (i, j), value in zip(pairs, beta[1 + len(names) :], strict=True):
+            hessian[i, j] += value
+            hessian[j, i] += value
+        return cls(names, beta[1 : 1 + len(names)], hessian)
+
+    def factor(self, row: pd.Series, params: Mapping[str, Any]) -> float:
+        """Loss of some HPs over the loss of the row nearest to them, 1 within half a step of the grid.
+
+        The quadratic is followed beyond that half step, but rises by LEAST_CURVATURE at least.
+        """
+        at = np.array([math.log2(row[name]) for name in self.names])
+        half = np.array([STEP_OCTAVES[name] / 2 for name in self.names])
+        away = np.array([math.log2(params[name]) for name in self.names]) - at
+        beyond = away - away.clip(-half, half)
+        fitted = (self.slope + self.hessian @ at) @ beyond + beyond @ self.hessian @ beyond / 2
+        return math.exp(max(fitted, LEAST_CURVATURE * float(beyond @ beyond)))
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -42,6 +93,7 @@ class Problem:
         relative: whether the excess is a percentage of the best loss, or a difference in points (x 100).
         budgets: at which the search is judged, in target runs.
         max_runs: most proxy runs a search may use.
+        rises: for each scale, how ln loss rises outside its grid, where grids differ in their ranges.
     """
 
     name: str
@@ -53,6 +105,7 @@ class Problem:
     relative: bool
     budgets: tuple[float, ...]
     max_runs: int = 1000
+    rises: Mapping[Scale, Rise] = field(default_factory=dict, repr=False)
 
     def row(self, scale: Scale, params: Mapping[str, Any]) -> int:
         """The row of a scale's table nearest to these HPs (logarithmic HPs by their ratio)."""
@@ -71,14 +124,21 @@ class Problem:
     def observe(self, scale: Scale, params: Mapping[str, Any], rng: np.random.Generator) -> float:
         """The loss of one run: one noisy seed."""
         seeds = [column for column in self.runs[scale] if column.startswith("seed")]
-        return float(self.runs[scale][seeds].to_numpy()[self.row(scale, params), rng.integers(len(seeds))])
+        row = self.row(scale, params)
+        loss = float(self.runs[scale][seeds].to_numpy()[row, rng.integers(len(seeds))])
+        return loss * self._rise(scale, row, params)
 
     def excess_loss(self, params: Mapping[str, Any]) -> float:
         """Loss of these HPs at the target above the best there, percent or points; mean over seeds."""
         table = self.runs[self.target]
         mean = table[[column for column in table if column.startswith("seed")]].mean(axis=1).to_numpy()
-        best, here = mean.min(), mean[self.row(self.target, params)]
+        row = self.row(self.target, params)
+        best, here = mean.min(), mean[row] * self._rise(self.target, row, params)
         return float(100 * (here / best - 1 if self.relative else here - best))
+
+    def _rise(self, scale: Scale, row: int, params: Mapping[str, Any]) -> float:
+        """The factor by which the loss of these HPs exceeds that of the row nearest to them."""
+        return self.rises[scale].factor(self.runs[scale].iloc[row], params) if scale in self.rises else 1.0
 
     def true_drift(self, name: str) -> dict[str, float]:
         """Drift of an HP's optimum along each axis, octaves per doubling: least squares over all scales."""
@@ -105,9 +165,10 @@ def find(name: str) -> Path:
     return path
 
 
-def problems(family: str) -> Iterator[Problem]:
-    """All problems of a family: "steplaw", "moe", "fcnet" or "hpobench"."""
-    yield from {"steplaw": _steplaw, "moe": _moe, "fcnet": _fcnet, "hpobench": _hpobench}[family]()
+@cache
+def problems(family: str) -> tuple[Problem, ...]:
+    """All problems of a family, one of FAMILIES; read once."""
+    return tuple(FAMILIES[family]())
 
 
 def _log(low: float, high: float) -> FloatDistribution:
@@ -141,6 +202,38 @@ def _steplaw() -> Iterator[Problem]:
                 relative=True,
                 budgets=(0.15, 0.3, 0.5, 1.0),
             )
+
+
+def _scalebench() -> Iterator[Problem]:
+    """Far transfer: nine proxy cells (N <= 215M, D <= 8B), targets of up to 17 times the largest one's cost.
+
+    The ranges are those of all cells together. Cells were run with different ones, so a setting outside a
+    cell's grid gets the loss of the nearest row and a rise (`Rise`).
+    """
+    table = pd.read_csv(find("scalebench_small.csv"))
+    table["seed0"] = table["loss"]
+    cells = {
+        Scale(n_params=n, tokens=d): cell.reset_index(drop=True)
+        for (n, d), cell in table.groupby(["n_params", "tokens"])
+    }
+    names = ("lr", "batch_tokens")
+    proxies = tuple(s for s in cells if s.n_params < 2.2e8 and s.tokens <= 8e9)
+    flops = {s: 6 * float(s.n_params) * s.tokens for s in cells}
+    targets = {f"{s.n_params / 1e6:.0f}M/{s.tokens / 1e9:.0f}B": s for s in cells}
+    unit = max(flops[targets[name]] for name in FAR_TARGETS)
+    rises = {s: Rise.fit(cell, names) for s, cell in cells.items()}
+    for name in FAR_TARGETS:
+        yield Problem(
+            f"scalebench {name}",
+            proxies,
+            targets[name],
+            {hp: _log(table[hp].min(), table[hp].max()) for hp in names},
+            {s: cost / unit for s, cost in flops.items()},
+            cells,
+            relative=True,
+            budgets=(0.01, 0.03, 0.1, 0.4),
+            rises=rises,
+        )
 
 
 def _moe() -> Iterator[Problem]:
@@ -219,3 +312,12 @@ def _hpobench() -> Iterator[Problem]:
             budgets=(1.0,),
             max_runs=100,
         )
+
+
+FAMILIES = {
+    "steplaw": _steplaw,
+    "scalebench": _scalebench,
+    "moe": _moe,
+    "fcnet": _fcnet,
+    "hpobench": _hpobench,
+}

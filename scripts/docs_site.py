@@ -26,6 +26,7 @@ FROM_REPOSITORY = {
     "CHANGELOG.md": "changelog.md",
     "studies/demo_report.png": "images/demo_report.png",
     "benchmarks/results/steplaw.png": "images/steplaw.png",
+    "benchmarks/results/scalebench.png": "images/scalebench.png",
 }
 """Files outside of `docs` and where they are on the site."""
 
