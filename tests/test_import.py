@@ -45,3 +45,25 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     """Lazy names must not hide a typo."""
     with pytest.raises(AttributeError, match="no attribute 'Ladders'"):
         _ = transfer_bo.Ladders
+
+
+def test_a_suggestion_loads_neither_optuna_nor_what_draws() -> None:
+    """What the first answer from a table does not need is not imported for it."""
+    heavy = "{'optuna', 'matplotlib', 'pydantic', 'scipy.stats', 'torch._dynamo'}"
+    loaded = _python(
+        "import sys, transfer_bo.cli.suggest, transfer_bo.run_table, transfer_bo.display.runs_suggestion;"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+
+    assert "[]" == loaded
+
+
+def test_a_model_on_the_meta_device_needs_no_compiler() -> None:
+    """Normal draws without values do not load the compiler of PyTorch."""
+    loaded = _python(
+        "import sys, torch; from transfer_bo.parametrization.builds import build_meta\n"
+        "model = build_meta(lambda scale: torch.nn.Embedding(8, 4), None)\n"
+        "print(model.weight.is_meta, 'torch._dynamo' in sys.modules)"
+    )
+
+    assert "True False" == loaded

@@ -6,7 +6,6 @@ import typer
 
 from transfer_bo.cli.common import StudyArgument, app, output_console, reports_errors
 from transfer_bo.cli.opened import as_stored
-from transfer_bo.study_file import load_study_file
 
 __all__: list[str] = []
 
@@ -23,6 +22,8 @@ def coord_check(study: StudyArgument) -> None:
 
     Wider and deeper models are trained a few steps under the study's rule. Exit code 1 if they differ.
     """
+    from transfer_bo.study_file import load_study_file
+
     study_file = as_stored(load_study_file(study))
     from transfer_bo.display.tables import make_table
     from transfer_bo.display.text import octaves_text

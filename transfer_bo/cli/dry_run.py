@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from transfer_bo.errors import StudyFileError, TransferError
-from transfer_bo.study_file import StudyFile
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from transfer_bo.study_file import StudyFile
 
 __all__ = ["print_dry_run"]
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from transfer_bo.cli.common import STORAGE, silence_libraries
 from transfer_bo.errors import StudyError, TransferError
-from transfer_bo.study_file import StudyFile, load_study_file
 
 if TYPE_CHECKING:
     import optuna
+
+    from transfer_bo.study_file import StudyFile
 
 __all__ = ["StudySource", "as_stored", "find_study", "find_study_or_runs", "load_named"]
 
@@ -106,6 +107,8 @@ def load_named(path: Path, storage: str | None, name: str | None) -> StudyFile:
         StudyError: If it has another name.
         StudyFileError: If it cannot be read.
     """
+    from transfer_bo.study_file import load_study_file
+
     study_file = load_study_file(path)
     if name is not None and name != study_file.name:
         raise StudyError(

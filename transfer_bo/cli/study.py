@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,9 @@ from transfer_bo.cli.common import (
 from transfer_bo.cli.opened import as_stored, find_study
 from transfer_bo.errors import TransferError
 from transfer_bo.runners import forkserver
-from transfer_bo.study_file import StudyFile, load_study_file
+
+if TYPE_CHECKING:
+    from transfer_bo.study_file import StudyFile
 
 __all__: list[str] = []
 
@@ -34,6 +36,8 @@ def run(study: StudyArgument) -> None:
 
     The same command again goes on where it stopped. Exit code 1 if all runs ended with an error.
     """
+    from transfer_bo.study_file import load_study_file
+
     study_file = load_study_file(study)
     if study_file.run.runner == "local":
         forkserver.prepare()
@@ -100,6 +104,8 @@ def verify(
         name = next(iter(given), "json")
         raise TransferError(f"--{name} goes with --dry-run, which starts no run; give both or leave it out.")
 
+    from transfer_bo.study_file import load_study_file
+
     study_file = as_stored(load_study_file(study))
     console = output_console()
     if dry_run:
@@ -131,13 +137,15 @@ def report(
     source = find_study(study_file, storage, study, "report --storage sqlite:///study.db")
     silence_libraries()
     from transfer_bo.report import report as write_report
+    from transfer_bo.surrogate.threads import one_thread
 
     opened = source.open()
     folder = Path()
     options: dict[str, Any] = {"provenance": {"storage": source.storage}}
-    if source.file is not None:
-        folder, options = source.file.out, _known(source.file)
-    path = write_report(opened, out or folder / "report.html", **options)
+    with one_thread():
+        if source.file is not None:
+            folder, options = source.file.out, _known(source.file)
+        path = write_report(opened, out or folder / "report.html", **options)
     output_console().print(f"Report: {path}", soft_wrap=True, markup=False)
 
 

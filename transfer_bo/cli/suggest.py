@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,7 +155,7 @@ def _from_runs(
     picture: Path | None,
     as_json: bool,
 ) -> None:
-    silence_libraries()
+    warnings.simplefilter("ignore")  # Optuna, whose import takes a while, is not needed for most tables
     from transfer_bo.run_table.columns import guess_columns
     from transfer_bo.run_table.read import read_table
     from transfer_bo.run_table.suggest import fit_runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +22,9 @@ from transfer_bo.cli.common import (
 from transfer_bo.cli.opened import load_named
 from transfer_bo.errors import TransferError
 from transfer_bo.runners import forkserver
-from transfer_bo.study_file import StudyFile
+
+if TYPE_CHECKING:
+    from transfer_bo.study_file import StudyFile
 
 __all__: list[str] = []
 

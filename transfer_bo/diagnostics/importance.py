@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from transfer_bo.diagnostics.curves import Array
 from transfer_bo.diagnostics.intervals import Interval
@@ -254,7 +253,8 @@ def _agreement(shares: Array) -> float:
     correlations = []
     for one, other in itertools.combinations(shares, 2):
         if np.ptp(one) > 0 and np.ptp(other) > 0:
-            correlations.append(float(spearmanr(one, other).statistic))
+            ranks = pd.DataFrame([one, other]).rank(axis=1).to_numpy()
+            correlations.append(float(np.corrcoef(ranks)[0, 1]))
     return float(np.mean(correlations)) if correlations else math.nan
 
 

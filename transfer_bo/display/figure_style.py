@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "CONTROL_COLOUR",
-    "LEVEL_SD",
     "MAX_PANELS",
     "PRIOR_COLOUR",
     "TARGET_COLOUR",
@@ -53,8 +52,6 @@ COLUMNS = 3
 """Panels side by side."""
 WIDTH_IN = 11.0
 """Width of every figure in inches, so that text has one size in the report."""
-LEVEL_SD = 1.645
-"""Half a 90% interval in standard deviations."""
 TARGET_COLOUR = "#D55E00"
 """Okabe and Ito's vermilion."""
 CONTROL_COLOUR = "#0072B2"

@@ -15,7 +15,6 @@ from matplotlib.ticker import FuncFormatter
 from transfer_bo.display.figure_style import (
     COLUMNS,
     CONTROL_COLOUR,
-    LEVEL_SD,
     MAX_PANELS,
     PRIOR_COLOUR,
     TARGET_COLOUR,
@@ -32,7 +31,7 @@ from transfer_bo.display.figure_style import (
     tidy,
 )
 from transfer_bo.display.landscape_figure import draw_landscape
-from transfer_bo.display.text import LOSS_DIGITS, number_text, octaves_text, scale_text, share_text
+from transfer_bo.display.text import LEVEL_SD, LOSS_DIGITS, number_text, octaves_text, scale_text, share_text
 from transfer_bo.records import Outcome
 from transfer_bo.scale import Scale
 

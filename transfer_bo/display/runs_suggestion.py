@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from transfer_bo.display.figure_style import LEVEL_SD
 from transfer_bo.display.tables import make_table, suggestion_table
 from transfer_bo.display.text import (
+    LEVEL_SD,
     LOSS_DIGITS,
     interval_text,
     number_text,

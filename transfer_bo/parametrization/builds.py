@@ -7,10 +7,12 @@ random state of the caller. Names are canonical: those of the user's own module,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from transfer_bo.errors import ParametrizationError, TransferError
 from transfer_bo.scale import Scale
@@ -56,13 +58,28 @@ def _build(build_model: BuildModel, scale: Scale, device: str) -> nn.Module:
     return model
 
 
+class _WithoutNormalDraws(TorchFunctionMode):
+    """`normal_` leaves a tensor of the meta device as it is, which has no values anyway.
+
+    Otherwise it would load the compiler of PyTorch, which takes a second and is used for nothing.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "normal_":  # of a tensor, or of torch.nn.init
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
 def build_meta(build_model: BuildModel, scale: Scale) -> nn.Module:
     """The model at a scale on the meta device: shapes without memory.
 
     Raises:
         ParametrizationError: if `build_model` fails, returns no module, or returns a lazy one.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _WithoutNormalDraws():
         return _build(build_model, scale, "meta")
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
+from scipy.special import stdtrit
 from torch import nn
 
 from transfer_bo.errors import ParametrizationError
@@ -232,7 +232,7 @@ def _growth(
 
     mean = sum(slopes) / seeds
     spread = math.sqrt(sum((s - mean) ** 2 for s in slopes) / (seeds - 1) / seeds)
-    half = float(stats.t.ppf(0.975, seeds - 1)) * spread
+    half = float(stdtrit(seeds - 1, 0.975)) * spread
     low, high = mean - half, mean + half
 
     has_diverged = not math.isfinite(mean)

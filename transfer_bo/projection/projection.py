@@ -42,6 +42,7 @@ from transfer_bo.surrogate.gp import TOLERANCE
 from transfer_bo.surrogate.posterior_sampling import PosteriorSamples, sample_posterior
 from transfer_bo.surrogate.recommendation import minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate
+from transfer_bo.surrogate.threads import one_thread
 
 __all__ = ["Projection"]
 
@@ -84,6 +85,7 @@ class Projection:
         self.target = settings.target
         self.hps = [dim.name for dim in surrogate.coordinates.numeric]
         self._samples: PosteriorSamples | None = None
+        self._p_values: dict[str, float] | None = None
 
     @property
     def samples(self) -> PosteriorSamples:
@@ -92,6 +94,7 @@ class Projection:
             self._samples = sample_posterior(self.surrogate.model, self.settings.seed)
         return self._samples
 
+    @one_thread()
     def suggest(self, target: Scale | Mapping[str, float] | None = None) -> Suggestion:
         """The setting with the least expected loss at the target, and what is known about it.
 
@@ -274,6 +277,11 @@ class Projection:
 
     def effect_p_values(self) -> dict[str, float]:
         """For each HP, how often one without effect would seem to have as much; empty with too few runs."""
+        if self._p_values is None:
+            self._p_values = self._find_p_values()
+        return self._p_values
+
+    def _find_p_values(self) -> dict[str, float]:
         surrogate = self.surrogate
         runs = [
             run

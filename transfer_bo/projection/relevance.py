@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import f as f_distribution
+from scipy.special import fdtrc
 
 __all__ = ["effect_p_values"]
 
@@ -47,8 +47,8 @@ def effect_p_values(t: Array, y: Array, scales: Sequence[object]) -> Array | Non
     full = _sum_of_squares(y, [levels, *terms])
     p_values = []
     for i in range(len(terms)):
-        gain = _sum_of_squares(y, [levels, *terms[:i], *terms[i + 1 :]]) - full
-        p_values.append(f_distribution.sf(gain / 2 / max(full / n_residuals, 1e-300), 2, n_residuals))
+        gain = max(_sum_of_squares(y, [levels, *terms[:i], *terms[i + 1 :]]) - full, 0.0)
+        p_values.append(fdtrc(2, n_residuals, gain / 2 / max(full / n_residuals, 1e-300)))
     return np.array(p_values)
 
 

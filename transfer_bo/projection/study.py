@@ -14,10 +14,12 @@ from transfer_bo.projection.suggestion import Suggestion
 from transfer_bo.records import read_constants, read_dimensions, read_runs, read_settings
 from transfer_bo.scale import Scale, as_scale
 from transfer_bo.surrogate.surrogate import fit_surrogate
+from transfer_bo.surrogate.threads import one_thread
 
 __all__ = ["fit_study", "suggest"]
 
 
+@one_thread()
 def fit_study(study: Any, target: Scale | Mapping[str, float] | None = None) -> Projection:
     """Fit the surrogate to all runs of an Optuna study.
 

@@ -28,6 +28,7 @@ from transfer_bo.report.results import headline, prediction, target_settings
 from transfer_bo.report.source_studies import source_studies
 from transfer_bo.report.state import read_state
 from transfer_bo.report.tensors import tensor_settings, tensors
+from transfer_bo.surrogate.threads import one_thread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["report", "tensor_settings", "write_report"]
 
 
+@one_thread()
 def report(
     study: Any,
     path: str | Path = "report.html",

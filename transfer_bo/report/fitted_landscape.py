@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from transfer_bo.diagnostics.importance import unimportant_hps
-from transfer_bo.display.figure_style import LEVEL_SD, MAX_PANELS
+from transfer_bo.display.figure_style import MAX_PANELS
 from transfer_bo.display.figures import draw_divergence, draw_drift, draw_importance, draw_landscape
-from transfer_bo.display.text import octaves_text
+from transfer_bo.display.text import LEVEL_SD, octaves_text
 from transfer_bo.records import Outcome, read_dimensions
 from transfer_bo.report import page
 from transfer_bo.report.state import State

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, spearmanr
+from scipy.special import ndtri
 
 from transfer_bo.notes import Note
 from transfer_bo.records import Outcome
@@ -87,9 +87,9 @@ def _along(
     if np.ptp(a) == 0 or np.ptp(b) == 0:  # all equal: no ranks to keep
         return {"axis": axis, "shared": 0, "verdict": "untested"}
 
-    rho = float(spearmanr(a, b).statistic)
+    rho = float(np.corrcoef(a, b)[0, 1])
     z = math.atanh(min(max(rho, -0.999999), 0.999999))
-    half = float(norm.ppf((1 + level) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    half = float(ndtri((1 + level) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = math.tanh(z - half), math.tanh(z + half)
     return {
         "axis": axis,

@@ -28,6 +28,7 @@ from transfer_bo.run_table.read import read_table
 from transfer_bo.run_table.tensor_settings import ModelSpec
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEFAULT_RULE
+from transfer_bo.surrogate.threads import one_thread
 
 __all__ = ["RunsFit", "RunsSuggestion", "fit_runs", "suggest_from_runs"]
 
@@ -68,6 +69,7 @@ class RunsFit:
     options: FitOptions
     model_spec: ModelSpec | None = None
 
+    @one_thread()
     def suggest(self, held_out: bool = True) -> RunsSuggestion:
         """What to set at the target, and what that rests on.
 
@@ -163,6 +165,7 @@ def _side(value: float, low: float) -> str:
     return "below" if value < low else "above"
 
 
+@one_thread()
 def fit_runs(
     runs: Any,
     axes: Sequence[str] | Mapping[str, str],

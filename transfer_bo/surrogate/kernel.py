@@ -250,9 +250,15 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
     ) -> Float[Tensor, "*b n m"]:
         """Everything but the tangent kernel: jitter + residual + level + source."""
         J1 = self.jacobian(X1)
-        return self._nuisance(X1, X2, J1, J1 if X2 is X1 else self.jacobian(X2))
+        return self.nuisance_given_jacobians(X1, X2, J1, J1 if X2 is X1 else self.jacobian(X2))
 
-    def _nuisance(self, X1: Tensor, X2: Tensor, J1: Tensor, J2: Tensor) -> Tensor:
+    def nuisance_given_jacobians(
+        self,
+        X1: Float[Tensor, "*#b n row"],
+        X2: Float[Tensor, "*#b m row"],
+        J1: Float[Tensor, "*#b n p"],
+        J2: Float[Tensor, "*#b m p"],
+    ) -> Float[Tensor, "*b n m"]:
         """`nuisance_covariance`, given the derivatives of f by θ."""
         landscape, hyperparameters = self.landscape, self.hyperparameters
         _, _, s1 = landscape.split(X1)
@@ -275,7 +281,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
         J1 = self.jacobian(X1)
         J2 = J1 if X2 is X1 else self.jacobian(X2)
         tangent = (J1 * self.landscape.sd) @ (J2 * self.landscape.sd).mT
-        return tangent + self._nuisance(X1, X2, J1, J2)
+        return tangent + self.nuisance_given_jacobians(X1, X2, J1, J2)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
         """`covariance`, or its diagonal: the interface of GPyTorch."""

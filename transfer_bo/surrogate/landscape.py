@@ -35,13 +35,13 @@ from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.synonyms import axis_kind, hp_kind
 
-__all__ = ["FLATTEN", "DriftPrior", "Landscape", "asymmetric"]
+__all__ = ["FLATTEN", "STEEPEST", "DriftPrior", "Landscape", "asymmetric"]
 
 MAX_COUPLED = 12
 """Up to so many HPs every pair may be coupled; beyond, the pairs outnumber any affordable study."""
 FLATTEN = 0.3
 """A: excess ln loss from which the bowl flattens: of runs that learnt nothing it says little; weak."""
-_STEEPEST = 3.0
+STEEPEST = 3.0
 """κt above which e^{κt}, and with it q, goes on along its tangent, so that a far point cannot overflow."""
 
 
@@ -331,7 +331,7 @@ def asymmetric(t: Tensor, kappa: Tensor) -> Tensor:
     x = kappa * t
     small = x.abs() < 1e-2
     safe = torch.where(small, torch.ones_like(x), x)
-    growth = torch.exp(safe.clamp(max=_STEEPEST)) + (safe - _STEEPEST).clamp(min=0) * math.exp(_STEEPEST)
+    growth = torch.exp(safe.clamp(max=STEEPEST)) + (safe - STEEPEST).clamp(min=0) * math.exp(STEEPEST)
     return t**2 * torch.where(small, 1 + x / 3 + x**2 / 12, 2 * (growth - safe - 1) / safe**2)
 
 
@@ -340,8 +340,8 @@ def _asymmetric_slopes(t: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
     x = kappa * t
     small = x.abs() < 1e-2
     safe = torch.where(small, torch.ones_like(x), x)
-    slope = torch.exp(safe.clamp(max=_STEEPEST))
-    growth = slope + (safe - _STEEPEST).clamp(min=0) * math.exp(_STEEPEST)
+    slope = torch.exp(safe.clamp(max=STEEPEST))
+    growth = slope + (safe - STEEPEST).clamp(min=0) * math.exp(STEEPEST)
     tilt = 2 * (slope - 1) / safe
     by_kappa = (tilt - 4 * (growth - safe - 1) / safe**2) / safe
     q_t = t * torch.where(small, 2 + x + x**2 / 3, tilt)

@@ -27,13 +27,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from transfer_bo.surrogate.fitting import neg_log_posterior, noise_parts
+from transfer_bo.surrogate.fixed_rows import FixedRows
 from transfer_bo.surrogate.gp import LandscapeGP
 from transfer_bo.surrogate.kernel import KernelHyperparameters, LandscapeKernel, hyperparameter_prior
 from transfer_bo.surrogate.posterior import normal_draws
@@ -77,6 +81,8 @@ and 81%), and it takes 1 to 3 s instead of 30 to 110 s."""
 DIFFERENCE = 1e-3
 """Step of the differences that give the curvature of the hyperparameters' density, in prior sd."""
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:
@@ -118,6 +124,7 @@ class PosteriorSamples:
     theta: Float[Tensor, "count p"]
     residual: Float[Tensor, "count n"]
     chol: Float[Tensor, "groups n n"]
+    _at_scale: dict[tuple[float, ...], Draws] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
     def at(self, s: Float[Tensor, " a"], x: Float[Tensor, " row"] | None = None) -> Draws:
@@ -125,27 +132,93 @@ class PosteriorSamples:
 
         The same scale and row give the same draws at every call.
         """
-        model, landscape = self.model, self.model.landscape
+        if x is not None:
+            return self._draw(s, x)
+        key = tuple(s.tolist())
+        if key not in self._at_scale:
+            self._at_scale[key] = self._draw(s, None)
+        return self._at_scale[key]
+
+    def _draw(self, s: Tensor, x: Tensor | None) -> Draws:
+        landscape, groups = self.model.landscape, len(self.chol)
+        each = len(self.theta) // groups
         generator = torch.Generator().manual_seed(self.seed + 1)
 
-        parts = []
-        groups = zip(self.hyperparameters, self.residual.chunk(len(self.chol)), self.chol, strict=True)
-        for hyperparameters, residual, chol in groups:
-            kernel = LandscapeKernel(landscape, model.theta, hyperparameters)
-            jitter_and_error = _jitter_and_error(kernel, model.X, s, x, residual, chol, generator)
-            parts.append((*jitter_and_error, _residual_offset(kernel, s, len(residual), generator)))
+        prior, cross = self._jitter_and_error_covariance(s, x)
+        half = torch.linalg.solve_triangular(self.chol, cross, upper=False)  # groups x n x (d + 1)
+        mean = self._whitened_residual.mT @ half
+        covariance = torch.diag_embed(prior) - half.mT @ half
+        sd = self._residual_offset_sd(s)
 
-        jitter, error, offset = (torch.cat(part) for part in zip(*parts, strict=True))
-        jitter = jitter @ landscape.coordinates.mix.T
-        noise_sd = torch.stack([one.log_noise_sd for one in self.hyperparameters]).exp()
+        draws, offset = [], []
+        for group in range(groups):
+            draws.append(normal_draws(mean[group], covariance[group], each, generator))
+            standard = torch.randn(each, landscape.d, dtype=torch.double, generator=generator)
+            offset.append(sd[group] * standard)
+
+        jitter_and_error = torch.cat(draws)
+        jitter = jitter_and_error[:, : landscape.d] @ landscape.coordinates.mix.T
+        noise_sd = torch.stack([one.noise_sd for one in self.hyperparameters])
         return Draws(
             theta=self.theta,
             optimum=landscape.path(self.theta, s) + jitter,
             jitter=jitter,
-            residual_offset=offset,
-            error=error,
-            noise_sd=noise_sd.repeat_interleave(len(self.theta) // len(noise_sd)),
+            residual_offset=torch.cat(offset),
+            error=jitter_and_error[:, -1] if x is not None else torch.zeros(len(jitter), dtype=torch.double),
+            noise_sd=noise_sd.repeat_interleave(each),
         )
+
+    @cached_property
+    def _kernels(self) -> list[LandscapeKernel]:
+        """The kernel of each group."""
+        return [LandscapeKernel(self.model.landscape, self.model.theta, one) for one in self.hyperparameters]
+
+    @cached_property
+    def _whitened_residual(self) -> Float[Tensor, "groups n each"]:
+        """L⁻¹ (y - f(X; θ)) of each draw."""
+        residual = self.residual.reshape(len(self.chol), -1, self.residual.shape[1])
+        whitened: Tensor = torch.linalg.solve_triangular(self.chol, residual.mT, upper=False)
+        return whitened
+
+    def _jitter_and_error_covariance(self, s: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of δ, and of ρ if a row is given: prior variance, and covariance with the runs' losses.
+
+        Returns:
+            groups x (d + 1), and groups x n x (d + 1); without a row d columns.
+        """
+        model, landscape, kernel = self.model, self.model.landscape, self._kernels[0]
+        _, _, of_runs = landscape.split(model.X)
+        jacobian, u = kernel.jacobian(model.X), landscape.part("u")
+        jitter = torch.stack([one.jitter for one in self.hyperparameters])[:, None].square()
+        slopes = kernel.jitter_correlation(of_runs, s[None]) * jacobian[:, u]
+        prior, cross = jitter.expand(-1, landscape.d), jitter[..., None] * slopes
+        if x is None:
+            return prior, cross
+
+        row = x[None]
+        at_row = kernel.jacobian(row)
+        covariance = torch.stack(
+            [one.nuisance_given_jacobians(model.X, row, jacobian, at_row) for one in self._kernels]
+        )
+        without_jitter = covariance - cross @ at_row[:, u].T
+        residual, level = (
+            torch.stack([getattr(one, name) for one in self.hyperparameters])
+            for name in ("residual", "level")
+        )
+        variance = residual**2 + level**2 * s.abs().sum()
+        return torch.cat([prior, variance[:, None]], -1), torch.cat([cross, without_jitter], -1)
+
+    def _residual_offset_sd(self, s: Tensor) -> Float[Tensor, "groups d"]:
+        """sd of ω."""
+        landscape = self.model.landscape
+        mix = landscape.coordinates.mix
+        H = (mix.T @ landscape.curvature(self.model.theta, s) @ mix).diagonal()
+        r = torch.stack([one.residual for one in self.hyperparameters])[:, None]
+        lengthscale = torch.stack([one.lengthscale[: landscape.d] for one in self.hyperparameters])
+
+        by_slope = 5 / 3 * (r / lengthscale) ** 2 / (2 * H) ** 2
+        sd: Tensor = (1 / (1 / by_slope + H / r)).sqrt()
+        return sd
 
 
 def sample_posterior(model: LandscapeGP, seed: int) -> PosteriorSamples:
@@ -194,48 +267,8 @@ def sample_given_hyperparameters(
 
     is_sampled = model.landscape.d <= MAX_SAMPLED_HPS
     theta = _sample_theta(model, chol, generator) if is_sampled else _draw_normal_theta(model, generator)
-    residual = model.y - _values(model, theta)
+    residual = model.y - torch.from_numpy(FixedRows(model.landscape, model.X).values(theta.numpy()))
     return PosteriorSamples(model, seed, tuple(hyperparameters), theta, residual, chol)
-
-
-def _jitter_and_error(
-    kernel: LandscapeKernel,
-    X: Tensor,
-    s: Tensor,
-    x: Tensor | None,
-    residual: Tensor,
-    chol: Tensor,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """δ (count x d) and ρ (count), given y - f(X; θ) (count x n) and the hyperparameters."""
-    landscape, hyperparameters, d = kernel.landscape, kernel.hyperparameters, kernel.landscape.d
-    _, _, of_runs = landscape.split(X)
-    covariance = hyperparameters.jitter**2 * kernel.jitter_correlation(of_runs, s[None])
-    slopes = kernel.jacobian(X)[:, landscape.part("u")]
-    prior, cross = hyperparameters.jitter.square().repeat(d), covariance * slopes
-    if x is not None:
-        slope = kernel.jacobian(x[None])[:, landscape.part("u")]
-        at_row = kernel.nuisance_covariance(X, x[None]) - covariance * (slopes @ slope.T)
-        variance = hyperparameters.residual[None] ** 2 + hyperparameters.level**2 * s.abs().sum()
-        cross, prior = torch.cat([cross, at_row], -1), torch.cat([prior, variance])
-
-    half = torch.linalg.solve_triangular(chol, cross, upper=False)  # n x (d + 1)
-    mean = torch.linalg.solve_triangular(chol, residual.T, upper=False).T @ half
-    draws = normal_draws(mean, torch.diag(prior) - half.T @ half, len(residual), generator)
-    error = draws[:, -1] if x is not None else torch.zeros(len(draws), dtype=torch.double)
-    return draws[:, :d], error
-
-
-def _residual_offset(kernel: LandscapeKernel, s: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """ω (count x d)."""
-    landscape, r = kernel.landscape, kernel.hyperparameters.residual
-    mix = landscape.coordinates.mix
-    H = (mix.T @ landscape.curvature(kernel.theta, s) @ mix).diagonal()
-    lengthscale = kernel.hyperparameters.lengthscale[: landscape.d]
-
-    by_slope = 5 / 3 * (r / lengthscale) ** 2 / (2 * H) ** 2
-    sd = (1 / (1 / by_slope + H / r)).sqrt()
-    return sd * torch.randn(count, landscape.d, dtype=torch.double, generator=generator)
 
 
 def hyperparameter_root_covariance(model: LandscapeGP) -> Float[Tensor, "h h"]:
@@ -250,15 +283,6 @@ def hyperparameter_root_covariance(model: LandscapeGP) -> Float[Tensor, "h h"]:
     values, vectors = torch.linalg.eigh((H + H.T) / 2)
     root: Tensor = prior_sd[:, None] * vectors / values.clamp(min=1.0).sqrt()
     return root
-
-
-def _values(model: LandscapeGP, theta: Tensor) -> Tensor:
-    """The f of all runs for many parameters (count x p) -> (count x n)."""
-    landscape = model.landscape
-    v, flags, s = landscape.split(model.X)
-    each = theta.unsqueeze(-2)
-    effects = landscape.get(theta, "w") @ flags.T
-    return landscape.law(each, s) + landscape.bowl(each, v, s) + effects
 
 
 def _normal_approximation(model: LandscapeGP) -> tuple[Tensor, Tensor]:
@@ -289,50 +313,55 @@ def _sample_theta(model: LandscapeGP, chol: Tensor, generator: torch.Generator) 
     level. Chains do not wait for each other: each begins its next step when it is done with the last.
     """
     landscape, groups = model.landscape, len(chol)
-    centre, lower = _normal_approximation(model)
+    mean, sd, y = landscape.mean.numpy(), landscape.sd.numpy(), model.y.numpy()
+    rows = FixedRows(landscape, model.X)
+    centre_and_lower = _normal_approximation(model)
+    centre, lower = (part.numpy() for part in centre_and_lower)
+    inverse = torch.linalg.solve_triangular(
+        centre_and_lower[1], torch.eye(landscape.p, dtype=torch.double), upper=False
+    ).numpy()
 
-    def normal() -> Tensor:
+    def normal() -> Array:
         """A draw from the normal approximation about 0, for each chain."""
-        standard = torch.randn(landscape.p, CHAINS, dtype=torch.double, generator=generator)
-        step: Tensor = torch.linalg.solve_triangular(lower.T, standard, upper=True).T
+        standard = torch.randn(landscape.p, CHAINS, dtype=torch.double, generator=generator).numpy()
+        step: Array = standard.T @ inverse
         return step
 
-    def uniform() -> Tensor:
-        return torch.rand(CHAINS, dtype=torch.double, generator=generator)
+    def uniform() -> Array:
+        return torch.rand(CHAINS, dtype=torch.double, generator=generator).numpy()
 
-    def log_ratio(e: Tensor) -> Tensor:
+    def log_ratio(e: Array) -> Array:
         """Logarithm of the posterior over the widened normal approximation, of each chain at its e."""
-        residual = model.y - _values(model, landscape.mean + landscape.sd * e)
-        by_group = residual.reshape(groups, CHAINS // groups, -1).mT
-        squared = torch.linalg.solve_triangular(chol, by_group, upper=False).square().sum(-2).flatten()
-        from_centre = ((e - centre) @ lower).square().sum(-1) / WIDENING**2
-        value: Tensor = 0.5 * (from_centre - squared - e.square().sum(-1))
-        return torch.nan_to_num(value, nan=-math.inf)
+        residual = torch.from_numpy(y - rows.values(mean + sd * e)).reshape(groups, CHAINS // groups, -1)
+        whitened = torch.linalg.solve_triangular(chol, residual.mT, upper=False)
+        squared = whitened.square_().sum(-2).flatten().numpy()
+        from_centre = (((e - centre) @ lower) ** 2).sum(-1) / WIDENING**2
+        value: Array = 0.5 * (from_centre - squared - (e**2).sum(-1))
+        return np.where(np.isnan(value), -math.inf, value)
 
     e = centre + normal()
     now = log_ratio(e)
-    done, begins = torch.zeros(CHAINS, dtype=torch.long), torch.ones(CHAINS, dtype=torch.bool)
+    done, begins = np.zeros(CHAINS, dtype=int), np.ones(CHAINS, dtype=bool)
     other, level, angle, low, high = e, now, now, now, now
-    kept = torch.empty(CHAINS, KEPT, landscape.p, dtype=torch.double)
-    while bool((done < BURN_IN + KEPT * THINNING).any()):
+    kept = np.empty((CHAINS, KEPT, landscape.p))
+    while (done < BURN_IN + KEPT * THINNING).any():
         # Chains that begin a step draw an arc, a level and a first angle; the others cut their arc.
         whole = 2 * math.pi * uniform()
-        other = torch.where(begins[:, None], WIDENING * normal(), other)
-        level = torch.where(begins, now + uniform().log(), level)
-        high = torch.where(begins, whole, high)
-        low = torch.where(begins, whole - 2 * math.pi, low)
-        angle = torch.where(begins, whole, low + (high - low) * uniform())
+        other = np.where(begins[:, None], WIDENING * normal(), other)
+        level = np.where(begins, now + np.log(uniform()), level)
+        high = np.where(begins, whole, high)
+        low = np.where(begins, whole - 2 * math.pi, low)
+        angle = np.where(begins, whole, low + (high - low) * uniform())
 
-        trial = centre + (e - centre) * angle.cos()[:, None] + other * angle.sin()[:, None]
+        trial = centre + (e - centre) * np.cos(angle)[:, None] + other * np.sin(angle)[:, None]
         value = log_ratio(trial)
         begins = value >= level  # also where both are -inf: such a chain is not stuck
-        e, now = torch.where(begins[:, None], trial, e), torch.where(begins, value, now)
-        low = torch.where(angle < 0, angle, low)
-        high = torch.where(angle >= 0, angle, high)
+        e, now = np.where(begins[:, None], trial, e), np.where(begins, value, now)
+        low = np.where(angle < 0, angle, low)
+        high = np.where(angle >= 0, angle, high)
 
         done += begins
         number = (done - BURN_IN) // THINNING - 1
         due = begins & ((done - BURN_IN) % THINNING == 0) & (number >= 0) & (number < KEPT)
         kept[due, number[due]] = e[due]
-    theta: Tensor = landscape.mean + landscape.sd * kept.reshape(CHAINS * KEPT, -1)
-    return theta
+    return torch.from_numpy(mean + sd * kept.reshape(CHAINS * KEPT, -1))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 __all__ = ["Comparison", "compare_paired"]
 
@@ -56,7 +56,7 @@ class Comparison:
         n = len(self.differences)
         if n < 2:
             return -math.inf, math.inf
-        quantile = float(stats.t.ppf((1 + self.level) / 2, n - 1))
+        quantile = float(stdtrit(n - 1, (1 + self.level) / 2))
         half_width = quantile * float(np.std(self.differences, ddof=1)) / math.sqrt(n)
         return self.mean - half_width, self.mean + half_width
 
