@@ -14,8 +14,12 @@ import re
 __all__ = [
     "AXES",
     "BETAS",
+    "DURATIONS",
+    "EXIT_CODES",
+    "HELD_OUT_WORDS",
     "HPS",
     "LOSSES",
+    "LOSS_WORDS",
     "RUN_NAMES",
     "STATUSES",
     "STEPS",
@@ -24,6 +28,7 @@ __all__ = [
     "hp_kind",
     "plain_name",
     "short_names",
+    "unit_of",
     "without_prefix",
 ]
 
@@ -39,6 +44,7 @@ AXES: dict[str, tuple[str, ...]] = {
         *("width", "d_model", "hidden_size", "hidden", "n_embd", "dim", "hidden_dim", "channels"),
         *("embed_dim", "embedding_dim", "emb_dim", "n_embed", "embed_size", "embedding_size", "model_dim"),
         *("model_width", "dmodel", "d_hidden", "n_hidden", "hidden_units", "hidden_width", "num_channels"),
+        "emb_size",
     ),
     "depth": (
         *("depth", "n_layers", "num_layers", "n_layer", "layers", "num_hidden_layers", "nlayers"),
@@ -56,15 +62,31 @@ AXES: dict[str, tuple[str, ...]] = {
     "batch": (
         *("batch", "batch_size", "bs", "batch_tokens", "global_batch_size", "gbs", "train_batch_size"),
         *("total_batch_size", "total_train_batch_size", "per_device_train_batch_size", "tokens_per_batch"),
-        *("batch_size_tokens", "minibatch_size", "mini_batch_size"),
+        *("batch_size_tokens", "minibatch_size", "mini_batch_size", "tokens_per_step", "tokens_per_update"),
     ),
 }
 """Axes of scale: kind -> names."""
 
 HPS: dict[str, tuple[str, ...]] = {
-    "lr": ("lr", "learning_rate", "learn_rate", "eta", "step_size", "stepsize"),
-    "weight_decay": ("weight_decay", "wd"),
-    "batch": ("batch", "bs", "gbs", "minibatch", "tokens_per_batch"),
+    "lr": (
+        *(
+            "lr",
+            "learning_rate",
+            "learn_rate",
+            "eta",
+            "step_size",
+            "stepsize",
+            "learningrate",
+            "lrate",
+            "lr0",
+        ),
+        "blr",
+    ),
+    "weight_decay": ("weight_decay", "wd", "weightdecay", "l2_reg", "l2_penalty", "l2_regularization"),
+    "batch": (
+        *("batch", "bs", "gbs", "bsz", "batchsize", "minibatch", "tokens_per_batch", "tokens_per_step"),
+        "tokens_per_update",
+    ),
     "beta": ("beta", "beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "betas", "momentum"),
     "eps": ("eps", "epsilon"),
     "init_std": ("init_std", "init", "initializer_range"),
@@ -79,10 +101,101 @@ OTHER_WORDS = frozenset(
     [
         *("schedule", "scheduler", "scheduling", "warmup", "cooldown", "annealing", "decay", "steps", "step"),
         *("iters", "epochs", "norm", "seed", "type", "name", "mode", "ratio", "count", "num", "start", "end"),
-        *("min", "final"),
+        *("min", "final", "gamma", "restart", "restarts", "eval", "val", "valid", "validation", "test"),
+        *("bn", "layernorm", "ema", "kl", "smoothing", "greedy"),
     ]
 )
 """Words that make a name that of something else: "lr_warmup_steps" is no learning rate."""
+
+_COUNT_WORDS = frozenset(
+    [
+        *("n", "nb", "no", "num", "number", "of", "the", "total", "count", "cnt", "all", "max", "model"),
+        *("network", "net", "train", "training", "trainable", "transformer"),
+        *("hp", "hparam", "hparams", "config", "cfg", "arg", "args"),
+    ]
+)
+"""Words around the one that tells what is counted: "total number of params"."""
+
+UNITS: dict[str, float] = {
+    **{"k": 1e3, "thousand": 1e3, "thousands": 1e3, "m": 1e6, "mio": 1e6, "million": 1e6, "millions": 1e6},
+    **{"b": 1e9, "bn": 1e9, "g": 1e9, "billion": 1e9, "billions": 1e9, "t": 1e12, "trillion": 1e12},
+}
+"""Last words of a name that tell in what unit it counts: "Params (M)", "tokens_b"."""
+
+COUNTED = ("n_params", "tokens", "batch")
+"""Kinds of axes that are counted in such units."""
+
+AXIS_WORDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "batch": (
+        frozenset({"batch", "batchsize", "bs", "bsz", "gbs", "minibatch"}),
+        frozenset(
+            {
+                "size",
+                "sz",
+                "global",
+                "effective",
+                "per",
+                "device",
+                "gpu",
+                "mini",
+                "tokens",
+                "sequences",
+                "seqs",
+            }
+        ),
+    ),
+    "n_params": (
+        frozenset({"params", "param", "parameters", "parameter", "nparams"}),
+        frozenset(
+            [
+                *("non", "nonembed", "nonembedding", "nonemb", "embedding", "embeddings", "embed", "emb"),
+                *("active", "activated", "without", "excl", "excluding"),
+            ]
+        ),
+    ),
+    "depth": (
+        frozenset({"depth", "layers", "nlayers", "layer", "blocks", "resblocks"}),
+        frozenset({"hidden", "encoder", "decoder", "residual", "res"}),
+    ),
+    "tokens": (
+        frozenset(
+            [
+                *("tokens", "token", "steps", "iterations", "iters", "updates", "update", "epochs", "epoch"),
+                *("samples", "examples", "sequences"),
+            ]
+        ),
+        frozenset(
+            [
+                *(
+                    "seen",
+                    "consumed",
+                    "processed",
+                    "trained",
+                    "budget",
+                    "data",
+                    "dataset",
+                    "gradient",
+                    "grad",
+                ),
+                *("optimizer", "unique"),
+            ]
+        ),
+    ),
+    "width": (
+        frozenset({"width", "dim", "dims", "hidden", "embd", "embed", "channels", "units", "dmodel"}),
+        frozenset(
+            {"d", "size", "embedding", "emb", "layer", "base", "encoder", "decoder", "mult", "multiplier"}
+        ),
+    ),
+}
+"""Kind of axis -> the words of which a name has at least one, and those that it may have besides, with
+`_COUNT_WORDS`; in the order in which kinds are tried. "consumed train tokens" is tokens, "warmup_steps" is
+not."""
+
+NO_AXES = frozenset(
+    {"layer", "hidden", "token", "epoch", "update", "gradient_update", "embed", "embed_layer"}
+)
+"""Names that are too little for that."""
 
 BETAS: dict[str, tuple[str, ...]] = {
     "beta1": ("beta1", "beta_1", "b1", "adam_beta1", "adam_beta_1", "betas_0"),
@@ -99,17 +212,44 @@ LOSSES = (
 )
 """Names of the metric."""
 
+LOSS_WORDS = frozenset(
+    [
+        *("loss", "nll", "crossentropy", "logloss", "perplexity", "ppl", "bpb", "bpc"),
+    ]
+)
+"""Words that make an unusual name that of a metric: "c4_en-validation-loss"."""
+
+HELD_OUT_WORDS = frozenset({"val", "valid", "validation", "eval", "evaluation", "test", "dev", "heldout"})
+"""Words of a metric on other data than it was trained on."""
+
 STATUSES = (
     *("outcome", "status", "state", "run_state", "run_status", "trial_state", "trial_status", "job_state"),
-    *("job_status", "st_status", "final_status", "exit_status"),
+    *("job_status", "st_status", "final_status", "st", "phase", "conclusion"),
 )
 """Names of the column that tells how a run ended; a tracker's status says less than an outcome beside it."""
 
+EXIT_CODES = (*("exit_code", "exitcode", "exit_status", "exitstatus", "return_code", "returncode"),)
+"""Names of a column with the exit code of a run's process."""
+
 STEPS = (
     *("step", "global_step", "train_step", "training_iteration", "iteration", "iter", "epoch"),
-    *("trainer_global_step", "update"),
+    *("trainer_global_step", "update", "it", "checkpoint", "ckpt", "current_step", "step_num", "step_idx"),
+    *("n_step", "tokens_seen", "n_tokens_seen", "samples_seen", "progress"),
 )
 """Names of the counter in a table that has a row for each step of a run."""
+
+DURATIONS = (
+    "steps",
+    "num_steps",
+    "n_steps",
+    "epochs",
+    "iterations",
+    "iters",
+    "tokens",
+    "n_tokens",
+    "num_tokens",
+)
+"""Names of such a counter or of the length of a run: only where a column names the run of each row."""
 
 RUN_NAMES = (
     *("run_id", "run", "run_name", "run_uuid", "trial_id", "trial", "experiment_id", "job_id", "id", "name"),
@@ -133,8 +273,11 @@ PREFIXES = (
 KNOWN = frozenset(name for names in (*AXES.values(), LOSSES) for name in names)
 """Names that are whole as they are, though some begin like a prefix: `params_count`."""
 
+NAMES = KNOWN | {name for names in HPS.values() for name in names}
+"""Names that a value may stand under."""
+
 _PATH = re.compile(r"[./\\:|\[\]]+")
-_GAPS = re.compile(r"[\s\-_]+")
+_GAPS = re.compile(r"[\W_]+")
 _HUMPS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -157,6 +300,8 @@ def short_names(name: str) -> tuple[str, ...]:
         "model_hidden_size" and "hidden_size".
     """
     parts = [plain for part in _PATH.split(name) if (plain := plain_name(part))]
+    if parts[-1:] == ["value"] and parts[-2:-1] and parts[-2] in NAMES:  # {"lr": {"value": 1e-3}} of W&B
+        parts = parts[:-1]
     names = ["_".join(parts[i:]) for i in range(len(parts))]
     for prefix in JOINED_PREFIXES:
         if names and names[-1].startswith(f"{prefix}_"):
@@ -192,7 +337,35 @@ def axis_kind(name: str) -> str:
         for kind, names in AXES.items():
             if short in names:
                 return kind
+    for short in short_names(name):
+        if (found := _axis_kind_of_words(short)) is not None:
+            return found
+
+    if unit_of(name) != 1.0:
+        counted = axis_kind(plain_name(name).rpartition("_")[0])
+        return counted if counted in COUNTED else plain_name(name)
     return plain_name(name)
+
+
+@functools.cache
+def unit_of(name: str) -> float:
+    """The unit in which an axis counts, as far as its name tells: 1e6 for "Params (M)".
+
+    Args:
+        name: Any name of an axis.
+    """
+    plain = plain_name(name)
+    head, _, last = plain.rpartition("_")
+    return UNITS.get(last, 1.0) if head and head not in TOO_SHORT_TO_GUESS else 1.0
+
+
+def _axis_kind_of_words(plain: str) -> str | None:
+    """The kind of axis of a plain name by the words in it, or None."""
+    words = set(plain.split("_"))
+    for kind, (heads, others) in AXIS_WORDS.items():
+        if words & heads and not words - heads - others - _COUNT_WORDS and plain not in NO_AXES:
+            return kind
+    return None
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from transfer_bo.run_table.read import read_table
 EMPTY: list[Any] = [
     *(None, pd.NA, pd.NaT, np.nan, np.float32("nan"), float("nan")),
     *("", " ", "NaN", "null", "NULL", "None", "-", "--", "—", "n/a", "NA", "N/A", "#N/A", "<NA>", "NaT", "?"),
+    *("n.a.", "(null)", "\\N", "undefined", "#DIV/0!", "#VALUE!", "<null>", "#NA"),
 ]
 """Cells that hold nothing."""
 

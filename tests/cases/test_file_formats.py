@@ -279,3 +279,90 @@ def test_the_command_reads_them_too(tmp_path: Path) -> None:
 
     assert 2 == result.exit_code
     assert "--target width=" in result.stderr
+
+
+MARKDOWN = "| width | lr | loss |\n|:---|---:|:-:|\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\n" + PLAIN.to_csv(index=False, sep=";"),
+        MARKDOWN + "".join(f"| {w} | {lr} | {loss} |\n" for w, lr, loss in PLAIN.to_numpy()),
+        "+--+--+--+\n" + PLAIN.to_csv(index=False, sep="|") + "+--+--+--+\n(6 rows)\n",
+        PLAIN.to_csv(index=False).replace("128", "# the second half\n128", 1),
+    ],
+    ids=["excel", "markdown", "database", "comment"],
+)
+def test_lines_around_the_rows(tmp_path: Path, text: str) -> None:
+    """For Excel, of Markdown, as databases print them, and comments."""
+    (tmp_path / "runs.txt").write_text(text)
+
+    assert rows_of(understood(PLAIN)) == rows_of(understood(tmp_path / "runs.txt"))
+
+
+def test_an_archive_that_holds_other_files_too(tmp_path: Path) -> None:
+    """A read-me, and a file that starts with a point."""
+    with zipfile.ZipFile(tmp_path / "runs.zip", "w") as archive:
+        archive.writestr("README.md", "Our runs.")
+        archive.writestr("data/.DS_Store", b"\x00")
+        archive.writestr("data/runs.csv", PLAIN.to_csv(index=False))
+
+    assert rows_of(understood(PLAIN)) == rows_of(understood(tmp_path / "runs.zip"))
+
+
+def test_paths_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tilde, and as an address of a file; one of a server is refused."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    PLAIN.to_csv(tmp_path / "runs.csv", index=False)
+
+    for path in ("~/runs.csv", f"file://{tmp_path}/runs.csv"):
+        assert rows_of(understood(PLAIN)) == rows_of(understood(path))
+    for address in ("https://example.org/runs.csv", "s3://bucket/runs.csv"):
+        with pytest.raises(RunTableError):
+            understood(address)
+
+
+def as_settings(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What trackers hand out: settings and results in dictionaries."""
+    return [
+        {"config": {"width": row["width"], "optimizer": {"lr": row["lr"]}}, "summary": {"loss": row["loss"]}}
+        for row in table.to_dict("records")
+    ]
+
+
+@pytest.mark.parametrize("as_text", [str, json.dumps, lambda cell: cell])
+def test_cells_that_hold_dictionaries(as_text: Callable[[Any], Any]) -> None:
+    """As objects, and as the texts that `to_csv` makes of them; nan in one is a number that was none."""
+    records = as_settings(PLAIN)
+    records[0]["summary"]["loss"] = float("nan")
+    table = pd.DataFrame([{key: as_text(value) for key, value in record.items()} for record in records])
+
+    rows = understood(table, axes=["config.width"], hps={"config.optimizer.lr": "log"}, loss="summary.loss")
+
+    assert 5 == rows.counts["finished"]
+    assert (1 if as_text is str else 0) == rows.counts.get("diverged", 0)
+
+
+def test_what_mlflow_answers(tmp_path: Path) -> None:
+    """Parameters and metrics in lists of keys and values."""
+    runs = [
+        {
+            "info": {"status": "FINISHED"},
+            "data": {
+                "params": [{"key": name, "value": str(row[name])} for name in ("width", "lr")],
+                "metrics": [{"key": "loss", "value": row["loss"], "step": 9}],
+            },
+        }
+        for row in PLAIN.to_dict("records")
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps({"next_page_token": "x", "runs": runs}))
+
+    rows = understood(
+        tmp_path / "runs.json",
+        axes=["data.params.width"],
+        hps={"data.params.lr": "log"},
+        loss="data.metrics.loss",
+    )
+
+    assert rows_of(understood(PLAIN)) == rows_of(rows)

@@ -196,3 +196,26 @@ def test_too_many_categories_are_counted() -> None:
     """They are numbers, or names of runs."""
     with pytest.raises(tb.TransferError, match=str(MAX_CHOICES + 1)):
         read_choices(pd.Series([f"c{i}" for i in range(MAX_CHOICES + 1)]), "act")
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        *(("2^-8", 2**-8), ("10**-3", 1e-3), ("1e\u22123", 1e-3), ("\u22122.5", -2.5), ("1.#INF", np.inf)),
+        *(("[2.5]", 2.5), ("array(2.5)", 2.5), ("Array(2.5, dtype=float32)", 2.5), ("tensor([2.5])", 2.5)),
+        *((np.array([2.5]), 2.5), (torch.tensor([[2.5]]), 2.5), (10**400, np.inf)),
+    ],
+)
+def test_other_ways_to_write_a_number(cell: Any, value: float) -> None:
+    """Powers, the minus of a word processor, arrays with one element, what C calls infinite."""
+    read = read_numbers(pd.Series([cell, 1.0], dtype=object), "x")
+
+    assert [value, 1.0] == read.values.tolist()
+
+
+@pytest.mark.parametrize("cell", ["-nan(ind)", "1.#QNAN", "nan"])
+def test_what_was_no_number_is_no_empty_cell(cell: str) -> None:
+    """As C and Python print it: the run diverged."""
+    read = read_numbers(pd.Series([cell, "1"], dtype=object), "x")
+
+    assert ([False, False], True) == (read.empty.tolist(), bool(np.isnan(read.values[0])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from transfer_bo.errors import NoRunsError, RunTableError
 from transfer_bo.records import Outcome
 from transfer_bo.run_table.status import STATUS_WORDS, outcome_of
+from transfer_bo.run_table.warm_start import read_source_runs
+from transfer_bo.scale import Scale
 
 F, D, P, N = "finished", "diverged", "pruned", None
 VOCABULARIES: dict[str, dict[str, str | None]] = {
@@ -148,3 +151,89 @@ def test_a_status_column_that_is_not_there() -> None:
     """It is named."""
     with pytest.raises(RunTableError, match="'phase'"):
         understood(PLAIN, status="phase")
+
+
+class Ended(enum.Enum):
+    """As a program of one's own may put it."""
+
+    FINISHED = 1
+    CRASHED = 2
+
+
+@pytest.mark.parametrize(
+    ("column", "good", "bad"),
+    [
+        *(
+            ("exit_code", 0, 137),
+            ("ExitCode", "0:0", "1:0"),
+            ("returncode", 0.0, 1.0),
+            ("exit status", "0", "9"),
+        ),
+        *(
+            ("crashed", False, True),
+            ("config.failed", 0, 1),
+            ("done", True, False),
+            ("is_finished", "yes", "no"),
+        ),
+        *(
+            ("how it ended", "finished", "crashed"),
+            ("result", "ok", "killed"),
+            ("conclusion", "success", "failure"),
+        ),
+        *(("ST", "CD", "NF"), ("sys/state", "Inactive", "Active"), ("phase", "Succeeded", "Evicted")),
+        *(("state", b"finished", b"failed"), ("outcome", Ended.FINISHED, Ended.CRASHED)),
+        *(("status", "<TrialState.COMPLETE: 1>", "<TrialState.FAIL: 3>"),),
+    ],
+)
+def test_other_ways_to_tell_how_runs_ended(column: str, good: Any, bad: Any) -> None:
+    """Exit codes, truth values, codes of Slurm, members of an enum, and known words under an unusual name."""
+    rows = understood(PLAIN.assign(**{column: pd.Series([good] * 4 + [bad] * 2, dtype=object)}))
+
+    assert {"finished": 4} == rows.counts
+
+
+@pytest.mark.parametrize("column", ["diverged", "Diverged", "is_diverged", "metrics/diverged"])
+def test_a_column_that_says_which_runs_diverged(column: str) -> None:
+    """Those runs have a finite loss, that of their last good step."""
+    rows = understood(PLAIN.assign(**{column: [False] * 5 + [True]}))
+
+    assert {"finished": 5, "diverged": 1} == rows.counts
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        *(("early_stopping", [True, False] * 3), ("mode", ["ok"] * 6), ("amp", ["true", "false"] * 3)),
+        *(("note", ["finished", "looks fine"] * 3), ("stage", ["new", "active"] * 3)),
+    ],
+)
+def test_other_columns_tell_nothing_of_how_runs_ended(column: str, cells: list[Any]) -> None:
+    """Though single words in them are words of trackers."""
+    assert {"finished": 6} == understood(PLAIN.assign(**{column: cells})).counts
+
+
+@pytest.mark.parametrize("columns", [("status", "state"), ("state", "status")])
+def test_a_run_finished_if_all_columns_say_so(columns: tuple[str, str]) -> None:
+    """The tracker's word and one's own."""
+    first, second = columns
+
+    rows = understood(
+        PLAIN.assign(
+            **{first: ["FINISHED"] * 5 + ["FAILED"], second: ["finished"] * 4 + ["diverged", "finished"]}
+        )
+    )
+
+    assert {"finished": 4, "diverged": 1} == rows.counts
+
+
+def test_how_runs_ended_is_no_hp_of_a_source_study() -> None:
+    """Under none of the names by which it is recognized."""
+    table = PLAIN.assign(
+        crashed=[False] * 5 + [True],
+        **{"how it ended": ["finished"] * 5 + ["crashed"]},
+        exit_code=[0] * 5 + [1],
+    )
+
+    source = read_source_runs(table, scales=[Scale(width=64)])
+
+    assert [{"lr"}] * 5 == [{*run.params} for run in source.runs]

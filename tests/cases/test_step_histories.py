@@ -121,3 +121,28 @@ def test_a_name_that_all_rows_share_tells_no_run() -> None:
     rows = PLAIN.assign(name="my project", step=range(6))
 
     assert 6 == len(understood(rows).runs)
+
+
+@pytest.mark.parametrize("step", ["num_steps", "tokens_seen", "checkpoint", "it", "progress", "n_step"])
+def test_other_counters_of_steps(step: str) -> None:
+    """Where a column names the run of each row."""
+    assert rows_of(understood(PLAIN)) == rows_of(understood(history(PLAIN, step, "run", 4)))
+
+
+@pytest.mark.parametrize("status", [None, "state"])
+def test_runs_that_end_early_are_pointed_out(status: str | None) -> None:
+    """Unless a column tells how they ended."""
+    table = history(PLAIN, "step", "run", 6)
+    table = table[(table["run"] != "run-0") | (table["step"] < 30)]
+    table = table if status is None else table.assign(state="finished")
+
+    assert ["history", *([] if status else ["history_short"])] == codes(understood(table))
+
+
+def test_a_learning_rate_that_follows_a_schedule_is_pointed_out() -> None:
+    """It makes each row look like a run of its own."""
+    table = history(PLAIN, "step", "run", 4)
+
+    rows = understood(table.assign(lr=table["lr"] / (1 + table["step"])))
+
+    assert "history_of_hp" in codes(rows)

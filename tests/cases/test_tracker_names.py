@@ -14,6 +14,7 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.errors import RunTableError, SearchSpaceError
 from transfer_bo.run_table.columns import guess_columns, name_columns
 from transfer_bo.run_table.published_laws import compare
+from transfer_bo.run_table.read import read_table
 from transfer_bo.run_table.warm_start import read_source_runs
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.coordinates import Coordinates
@@ -241,3 +242,101 @@ def test_source_runs_lose_the_prefix(prefix: str) -> None:
 
     assert [{"lr": lr} for lr in PLAIN["lr"]] == [run.params for run in source.runs]
     assert [{"width": width} for width in PLAIN["width"]] == [dict(run.scale or {}) for run in source.runs]
+
+
+AXES_IN_OTHER_WORDS = {
+    "n_params": "#params|Params (M)|number of parameters|total_parameters|active_params|n_params.value",
+    "tokens": "#tokens|Tokens [B]|consumed_train_tokens|num_updates|max_train_steps|total_training_steps",
+    "width": "hidden_layer_size|model channels|num_units|config.width.value|transformer_width|dim_model",
+    "depth": "number of layers|num_decoder_layers|#layers|n_transformer_blocks|layer_count",
+    "batch": "effective_batch_size|batchSize|bsz|batch_size_per_gpu|tokens_per_step|global_train_batch_size",
+    "warmup_steps": "warmup_steps",
+    "eval_batch_size": "eval_batch_size",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "tokens_per_param": "tokens_per_param",
+    "d_k": "d_k",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind, names in AXES_IN_OTHER_WORDS.items() for name in names.split("|")],
+)
+def test_axes_in_other_words(kind: str, name: str) -> None:
+    """What is counted decides, not the words around it; other things that are counted are no axes."""
+    assert kind == axis_kind(name)
+
+
+@given(
+    st.sampled_from(["n_params", "tokens", "layers", "updates", "batch"]),
+    st.lists(st.sampled_from(["total", "number_of", "num", "training", "model"]), max_size=3, unique=True),
+    st.sampled_from(["_", " ", "-"]),
+)
+def test_words_around_what_is_counted(head: str, others: list[str], separator: str) -> None:
+    """In any number and order."""
+    assert axis_kind(head) == axis_kind(separator.join([*others, head]).replace("_", separator))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        *(("lr", "learningrate|lr0|lrate|blr"), ("weight_decay", "weightdecay|l2_reg|optimizer.l2_penalty")),
+        *(("batch", "batchsize|bsz"), ("other", "bn_momentum|ema_beta|label_smoothing_eps|lr_gamma|kl_beta")),
+        ("other", "eval_batch_size|per_device_eval_batch_size"),
+    ],
+)
+def test_hps_in_other_words(kind: str, names: str) -> None:
+    """And what only sounds like one."""
+    assert [kind] * len(names.split("|")) == [hp_kind(name) for name in names.split("|")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Loss/val", "eval/c4/CrossEntropyLoss", "best_val_loss", "val_perplexity", "test/bpc", "eval_nll"),
+        "lm loss validation",
+    ],
+)
+def test_the_only_loss_is_guessed(name: str) -> None:
+    """Under any name, training loss aside."""
+    table = read_table(PLAIN.rename(columns={"loss": name}).assign(**{"lm loss train": [1, 2, 3, 4, 5, 6]}))
+
+    assert name == guess_columns(table).loss
+
+
+def test_several_losses_are_not_guessed_between() -> None:
+    """They are named."""
+    table = read_table(PLAIN.rename(columns={"loss": "a_loss"}).assign(b_loss=[1, 2, 3, 4, 5, 6]))
+
+    with pytest.raises(RunTableError, match="a_loss, b_loss"):
+        guess_columns(table)
+
+
+def test_a_bad_cell_is_named_where_a_column_would_be_guessed() -> None:
+    """Instead of saying that no column looks like a loss."""
+    table = read_table(PLAIN.astype(object).assign(loss=["3,1 nats", *PLAIN.loss[1:]]))
+
+    with pytest.raises(RunTableError, match="'3,1 nats' in row 1"):
+        guess_columns(table)
+
+
+def test_laws_where_an_axis_has_a_unit() -> None:
+    """Of a number of parameters in millions the same values, of steps none that need tokens."""
+    at = Scale(n_params=1e9, tokens=2e10), Scale(n_params=1e8, tokens=2e9)
+    params, optimum = {"lr": 1e-3, "batch_tokens": 1e6}, {"lr": 1e-3}
+
+    def values(target: Scale, anchor: Scale) -> dict[tuple[str, str], float]:
+        found = compare(params, target, anchor, optimum)
+        return {(law["law"], law["hp"]): law["value"] for law in found}
+
+    def renamed(scale: Scale, n: str, d: str, unit: float) -> Scale:
+        return Scale({n: scale["n_params"] / unit, d: scale["tokens"] / unit})
+
+    expected = values(*at)
+    in_millions = values(*(renamed(scale, "Params (M)", "Tokens (M)", 1e6) for scale in at))
+    in_steps = values(*(renamed(scale, "n_params", "steps", 1.0) for scale in at))
+
+    assert pytest.approx(expected) == in_millions
+    assert {"Step Law", "DeepSeek"}.isdisjoint({law for law, _ in in_steps})
+    assert {("Porian et al.", "lr"), ("Complete(d)P", "lr")} <= in_steps.keys()

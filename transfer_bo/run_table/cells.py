@@ -22,7 +22,13 @@ from transfer_bo.quantities import SUFFIXES
 
 __all__ = ["EMPTY", "MAX_CHOICES", "Numbers", "is_empty", "is_numeric", "read_choices", "read_numbers"]
 
-EMPTY = frozenset({"", "?", ".", "na", "n/a", "#n/a", "<na>", "nat", "none", "null", "missing", "NaN"})
+EMPTY = frozenset(
+    [
+        *("", "?", ".", "na", "n/a", "n.a.", "#na", "#n/a", "#n/a n/a", "<na>", "nat", "none", "null"),
+        *("(null)", "<null>", "\\n", "undefined", "missing", "NaN"),
+        *("#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"),
+    ]
+)
 """What an empty cell may hold, besides dashes; compared in lower case, but for NaN."""
 
 EMPTY_CHOICES = frozenset({"", "#n/a", "<na>", "nat", "nan", "NaN", "null"})
@@ -34,10 +40,17 @@ MAX_CHOICES = 50
 TRUTH = {"true": True, "false": False}
 """Words that stand for truth values, in lower case."""
 
-_NAN = frozenset({"nan", "-nan", "+nan"})
+_NAN = frozenset({"nan", "-nan", "+nan", "nan(ind)", "-nan(ind)", "1.#qnan", "1.#ind", "-1.#ind"})
+_INF = {"1.#inf": math.inf, "-1.#inf": -math.inf}
 _DASHES = re.compile(r"[-–—]+")
-_WRAPPED = re.compile(r"(?:tensor|(?:np|numpy)\.\w+|Decimal)\(\s*['\"]?([^,'\")\s]+)['\"]?\s*(?:,.*)?\)")
-"""`tensor(2.31, device='cuda:0')`, `np.float64(2.31)`: what a print of a scalar leaves in a log."""
+_WRAPPED = re.compile(
+    r"(?:tensor|[aA]rray|(?:np|numpy)\.\w+|Decimal)\(\s*['\"\[]?([^,'\")\[\]\s]+)['\"\]]?\s*(?:,.*)?\)|\[([^,\[\]\s]+)\]"
+)
+"""`tensor(2.31, device='cuda:0')`, `np.float64(2.31)`, `[2.31]`: what a print of a scalar leaves in a log."""
+_POWER = re.compile(r"(\d+)\s*(?:\^|\*\*)\s*([+-]?\d{1,3})")
+"""`2^-8`, `10**-3`."""
+_MINUS = str.maketrans("\u2212\u2010\u2011\u2012\u2013", "-----")
+"""Dashes that word processors make of a minus."""
 _GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*")
 """A number that may hold separators of thousands, all the same."""
 _SPACES = re.compile(r"(?<=\d)[\s'_](?=\d{3}(?!\d))")
@@ -133,7 +146,10 @@ def _as_number(cell: Any) -> tuple[float | None, bool]:
     is_number = isinstance(cell, numbers.Number) and not isinstance(cell, bool | complex)
     if not is_number or is_empty(cell):
         return None, False
-    return float(cell), isinstance(cell, numbers.Integral)
+    try:
+        return float(cell), isinstance(cell, numbers.Integral)
+    except OverflowError:
+        return math.inf, False
 
 
 def _text_as_number(text: str, mark: str) -> tuple[float | None, bool]:
@@ -141,11 +157,17 @@ def _text_as_number(text: str, mark: str) -> tuple[float | None, bool]:
     body = text.strip()
     wrapped = _WRAPPED.fullmatch(body)
     if wrapped:
-        body = wrapped.group(1)
+        body = wrapped.group(1) or wrapped.group(2)
     if is_empty(body):
         return None, False
+    body = body.translate(_MINUS)
     if body.lower() in _NAN:
         return math.nan, True
+    if body.lower() in _INF:
+        return _INF[body.lower()], False
+    power = _POWER.fullmatch(body)
+    if power:
+        return float(power.group(1)) ** int(power.group(2)), not power.group(2).startswith("-")
 
     suffixed = _SUFFIXED.fullmatch(body)
     body, factor = (suffixed.group(1), SUFFIXES[suffixed.group(2).lower()]) if suffixed else (body, 1.0)
@@ -223,7 +245,7 @@ def read_choices(column: pd.Series[Any], name: str) -> pd.Series[Any]:
 
 def _plain(cell: Any) -> Any:
     """A scalar of numpy or a tensor as a Python value, a text without spaces around it."""
-    if hasattr(cell, "item") and getattr(cell, "ndim", 0) == 0:
+    if hasattr(cell, "item") and math.prod(getattr(cell, "shape", ())) == 1:
         cell = cell.item()
     return cell.strip() if isinstance(cell, str) else cell
 

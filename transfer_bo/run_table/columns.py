@@ -17,7 +17,18 @@ from transfer_bo.dimension import TRANSFORMS
 from transfer_bo.errors import RunTableError, SearchSpaceError
 from transfer_bo.run_table.cells import Numbers, is_numeric, read_numbers
 from transfer_bo.run_table.read import REPEATED, column_name
-from transfer_bo.synonyms import AXES, HPS, LOSSES, TOO_SHORT_TO_GUESS, hp_kind, plain_name, short_names
+from transfer_bo.synonyms import (
+    AXES,
+    HELD_OUT_WORDS,
+    HPS,
+    LOSS_WORDS,
+    LOSSES,
+    TOO_SHORT_TO_GUESS,
+    axis_kind,
+    hp_kind,
+    plain_name,
+    short_names,
+)
 
 __all__ = ["Columns", "guess_columns", "name_columns", "numbers", "refuse_other_types"]
 
@@ -173,16 +184,16 @@ def guess_columns(
         RunTableError: if no column looks like a loss, an axis or an HP.
     """
     named = name_columns(table, axes, hps or {}, loss)
-    loss = named.loss or _first(table, LOSSES) or ""
-    if not loss:
-        raise RunTableError(f"No column looks like a loss; name it: {_has(table)}")
+    loss = named.loss or _first(table, LOSSES) or _only_loss(table)
 
     guessed_axes = named.axes or tuple(_guess_axes(table))
     if not guessed_axes:
+        _refuse_bad_cells(table, [name for names in AXES.values() for name in names])
         raise RunTableError(f"No column looks like an axis of scale; name one or more: {_has(table)}")
 
     guessed_hps = named.hps or _guess_hps(table, {loss, *guessed_axes})
     if not guessed_hps:
+        _refuse_bad_cells(table, [name for names in HPS.values() for name in names])
         raise RunTableError(f"No column looks like an HP; name one or more: {_has(table)}")
     return Columns(guessed_axes, guessed_hps, loss, kinds=named.kinds)
 
@@ -199,17 +210,53 @@ def _first(table: pd.DataFrame, names: Sequence[str]) -> str | None:
     return next(iter([*varying, *found]), None)
 
 
+def _only_loss(table: pd.DataFrame) -> str:
+    """The only column of numbers with a word for a loss in its name, or the only one on held-out data.
+
+    Raises:
+        RunTableError: if there is none, or several.
+    """
+    words = {name: {*plain_name(name).split("_")} for name in table.columns if is_numeric(table[name])}
+    losses = [name for name in words if words[name] & LOSS_WORDS]
+    held_out = [name for name in losses if words[name] & HELD_OUT_WORDS]
+    for found in (losses, held_out):
+        if len(found) == 1:
+            return found[0]
+    _refuse_bad_cells(table, LOSSES)
+    if losses:
+        raise RunTableError(f"Several columns look like a loss ({', '.join(losses[:MAX_LISTED])}); name one.")
+    raise RunTableError(f"No column looks like a loss; name it: {_has(table)}")
+
+
+def _refuse_bad_cells(table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Tell why a column with one of these names was not taken.
+
+    Raises:
+        RunTableError: naming the first cell that is no number.
+    """
+    for column in (column for name in names for column in table.columns if name in short_names(column)):
+        numbers(table, column)
+
+
+def _first_of_kind(table: pd.DataFrame, kind: str) -> str | None:
+    """The first column of numbers whose name tells a kind of axis in other words than the usual ones."""
+    named = (name for name in table.columns if axis_kind(name) == kind)
+    return next(
+        (n for n in named if not TOO_SHORT_TO_GUESS & {*short_names(n)} and is_numeric(table[n])), None
+    )
+
+
 def _varies(cells: pd.Series[Any]) -> bool:
     return cells.astype(str).nunique() > 1
 
 
 def _guess_axes(table: pd.DataFrame) -> list[str]:
     """One column for each kind of axis that the table has."""
-    found = {
-        kind: column
-        for kind, names in AXES.items()
-        if (column := _first(table, [name for name in names if name not in TOO_SHORT_TO_GUESS])) is not None
-    }
+    found: dict[str, str] = {}
+    for kind, names in AXES.items():
+        column = _first(table, [name for name in names if name not in TOO_SHORT_TO_GUESS])
+        column = column or _first_of_kind(table, kind)
+        found |= {} if column is None else {kind: column}
     size = next((kinds for kinds in _ALTERNATIVES if any(kind in found for kind in kinds)), ())
     return [found[kind] for kind in (*size, *_DURATIONS) if kind in found]
 

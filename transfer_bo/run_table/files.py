@@ -17,6 +17,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ import pandas as pd
 
 from transfer_bo.errors import RunTableError
 from transfer_bo.notes import Note
+from transfer_bo.run_table.nested import flat_record
 
 __all__ = ["read_file", "read_records", "storage_in"]
 
@@ -41,7 +43,13 @@ SAMPLE_LINES = 50
 SAMPLE_BYTES = 1024
 """Bytes by which the kind of a file is recognized."""
 
-MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+MARKS = {
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 """Byte order marks at the start of a text, and the encoding that each tells."""
 
 UNREADABLE = {
@@ -53,7 +61,14 @@ UNREADABLE = {
 }
 """Kinds of files that are named and refused, by their first bytes."""
 
+TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
+"""By which the table is found in an archive that holds other files, too."""
+
 _PARQUET = b"PAR1"
+_RULE = re.compile(r"[\s|+:=\-]*(?:--|==)[\s|+:=\-]*|\(\d+ rows?\)\s*")
+"""A line that only decorates a table, as in Markdown and in what databases print."""
+_SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)
+"""The first line of a file that was written for Excel."""
 
 
 def read_records(data: Any) -> pd.DataFrame | None:
@@ -66,7 +81,9 @@ def read_records(data: Any) -> pd.DataFrame | None:
         The table, what is nested under the names of both with a point between; None if it is no table.
     """
     records = _records(data)
-    return None if records is None else pd.DataFrame([_flat(record) for record in records], dtype=object)
+    return (
+        None if records is None else pd.DataFrame([flat_record(record) for record in records], dtype=object)
+    )
 
 
 def read_file(path: Path) -> pd.DataFrame:
@@ -142,10 +159,16 @@ def _decompressed(path: Path) -> bytes:
 def _unzipped(content: bytes, path: Path) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = [
-            name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")
+            name
+            for name in archive.namelist()
+            if not name.endswith("/")
+            and not name.startswith("__MACOSX")
+            and not Path(name).name.startswith(".")
         ]
         if "[Content_Types].xml" in names:
             raise RunTableError(f"{path} is an Excel file; save the table as CSV, JSON or Parquet.")
+        tables = [name for name in names if name.lower().endswith(TABLE_ENDINGS)]
+        names = tables if len(tables) == 1 else names
         if len(names) != 1:
             raise RunTableError(f"{path} holds {len(names)} files; give an archive of one table.")
         return archive.read(names[0])
@@ -174,11 +197,11 @@ _UNPACK: dict[bytes, Callable[[bytes, Path], bytes]] = {
 
 def _decoded(content: bytes) -> str:
     """A text; one that is not in UTF-8 is taken for that of a Western European Windows."""
-    if b"\x00" in content[:SAMPLE_BYTES] and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError("it holds bytes that no text has")
     encoding = next((code for mark, code in MARKS.items() if content.startswith(mark)), None)
     if encoding is not None:
         return content.decode(encoding)
+    if b"\x00" in content[:SAMPLE_BYTES]:
+        raise ValueError("it holds bytes that no text has")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
@@ -196,12 +219,14 @@ def _parquet(content: bytes, path: Path) -> pd.DataFrame:
 def _csv(text: str) -> pd.DataFrame:
     """Cells between separators, all of them as texts; the first line that is not empty is the header."""
     lines = [line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
+    stated = _SEPARATOR_LINE.fullmatch(lines[0].strip()) if lines else None
+    lines = [line for line in lines[1 if stated else 0 :] if not _RULE.fullmatch(line)]
     if not lines:
         raise ValueError("it is empty")
 
     lines = _without_comments(lines)
-    separator = _separator(lines)
-    rows = _split(lines, separator)
+    separator = stated.group(1) if stated else _separator(lines)
+    rows = [row for row in _split(lines, separator) if not (row[0].startswith("#") and len(row) == 1)]
     header = [name.strip() for name in rows[0]]
     width = len(header)
     long = next((i for i, row in enumerate(rows) if len(row) > width and any(row[width:])), None)
@@ -306,9 +331,11 @@ def _records(data: Any) -> list[Mapping[str, Any]] | None:
             return [dict(zip(map(str, data["columns"]), row, strict=True)) for row in data["data"]]
         return _records(data["data"])
     values = list(data.values())
+    inside = [value for value in values if isinstance(value, list) and value]
+    inside = [value for value in inside if all(isinstance(record, Mapping) for record in value)]
+    if len(inside) == 1 and not any(isinstance(value, Mapping) for value in values):
+        return list(inside[0])  # {"project": "mine", "runs": [...]}
     if values and all(isinstance(value, list) for value in values):
-        if len(values) == 1 and values[0] and all(isinstance(value, Mapping) for value in values[0]):
-            return list(values[0])
         return [dict(zip(data, row, strict=True)) for row in zip(*values, strict=True)]
     if values and all(isinstance(value, Mapping) for value in values):
         if all(str(key).isdigit() for value in values for key in value):
@@ -316,12 +343,3 @@ def _records(data: Any) -> list[Mapping[str, Any]] | None:
             return [{name: data[name].get(row) for name in data} for row in rows]
         return values
     return [data]
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A record without nesting: {"config": {"lr": 1}} becomes {"config.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat

@@ -10,7 +10,8 @@ import pandas as pd
 from transfer_bo.notes import Note
 from transfer_bo.run_table.cells import is_numeric
 from transfer_bo.run_table.columns import Columns, numbers
-from transfer_bo.synonyms import RUN_NAMES, STEPS, short_names
+from transfer_bo.run_table.status import status_readers
+from transfer_bo.synonyms import DURATIONS, RUN_NAMES, STEPS, short_names
 
 __all__ = ["last_steps"]
 
@@ -20,6 +21,8 @@ LEAST_STEPS = 2
 LEAST_UNNAMED_STEPS = 3
 """The same where only HPs tell runs apart: two rows may be two runs that ended at different steps."""
 
+ENDED_EARLY = 0.9
+"""A run is short if it ends before this share of the steps of the longest run of its scale."""
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,21 +39,17 @@ def last_steps(table: pd.DataFrame, columns: Columns, notes: list[Note]) -> pd.D
         notes: one is appended if rows were left out.
     """
     used = {*columns.axes, *columns.hps, columns.loss, columns.status}
-    step = next((name for name in _unused(table, STEPS, used) if is_numeric(table[name])), None)
+    named = (name for name in _unused(table, RUN_NAMES, used) if table[name].astype(str).nunique() > 1)
+    run = next(named, None)
+    counters = STEPS if run is None else (*STEPS, *DURATIONS)
+    step = next((name for name in _unused(table, counters, used) if is_numeric(table[name])), None)
     if step is None:
         return table
-    steps = numbers(table, step).values
 
-    run = next(
-        (name for name in _unused(table, RUN_NAMES, used) if table[name].astype(str).nunique() > 1), None
-    )
-    hps, axes = list(columns.hps), list(columns.axes)
-    by_setting = [*([] if run is None else [run]), *hps, *axes]
-    runs = _groups(table, by_setting, steps, LEAST_STEPS if run is not None else LEAST_UNNAMED_STEPS)
-    if runs is None and run is not None:
-        grown = _groups(table, [run, *hps], steps, LEAST_UNNAMED_STEPS)
-        runs = grown if grown is not None and _grow_with_steps(table, axes, grown, steps) else None
+    steps = numbers(table, step).values
+    runs = _runs(table, columns, run, steps)
     if runs is None:
+        _note_hps_within_runs(table, columns, run, steps, notes)
         return table
 
     kept = table[_is_last(runs, steps, numbers(table, columns.loss).empty)]
@@ -63,7 +62,60 @@ def last_steps(table: pd.DataFrame, columns: Columns, notes: list[Note]) -> pd.D
             rows=len(table) - len(kept),
         )
     )
+    _note_short_runs(kept, columns, step, notes)
     return kept
+
+
+def _runs(table: pd.DataFrame, columns: Columns, run: str | None, steps: _Array) -> _Array | None:
+    """The run of each row, None if the table is no history."""
+    hps, axes = list(columns.hps), list(columns.axes)
+    if run is None:
+        return _groups(table, [*hps, *axes], steps, LEAST_UNNAMED_STEPS)
+
+    runs = _groups(table, [run, *hps, *axes], steps, LEAST_STEPS)
+    if runs is not None:
+        return runs
+    grown = _groups(table, [run, *hps], steps, LEAST_UNNAMED_STEPS)
+    return grown if grown is not None and _grow_with_steps(table, axes, grown, steps) else None
+
+
+def _note_hps_within_runs(
+    table: pd.DataFrame, columns: Columns, run: str | None, steps: _Array, notes: list[Note]
+) -> None:
+    """A note if HPs change within a run, as a learning rate does that follows a schedule."""
+    if run is None:
+        return
+    runs = _groups(table, [run, *columns.axes], steps, LEAST_UNNAMED_STEPS)
+    changing = (
+        [] if runs is None else [hp for hp in columns.hps if table[hp].groupby(runs).nunique().max() > 1]
+    )
+    if changing:
+        notes.append(
+            Note(
+                f"{' and '.join(changing)} changes between the rows of one {run}: each counts as a run of "
+                "its own; if it follows a schedule, give the column with its peak and one row per run.",
+                "history_of_hp",
+                column=changing[0],
+                run=run,
+            )
+        )
+
+
+def _note_short_runs(kept: pd.DataFrame, columns: Columns, step: str, notes: list[Note]) -> None:
+    """A note if runs end earlier than others of their scale, and nothing tells whether they finished."""
+    last = pd.Series(numbers(kept, step).values, index=kept.index)
+    longest = last.groupby([kept[axis].astype(str) for axis in columns.axes]).transform("max")
+    short = int((last < ENDED_EARLY * longest).sum())
+    if short and not status_readers(kept, columns):
+        notes.append(
+            Note(
+                f"{short} runs end at an earlier {step} than others of their scale and count as finished; if "
+                "they were stopped or crashed, give a column of statuses or leave them out.",
+                "history_short",
+                column=step,
+                rows=short,
+            )
+        )
 
 
 def _unused(table: pd.DataFrame, names: tuple[str, ...], used: set[str | None]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
-from transfer_bo.synonyms import axis_kind, hp_kind, without_prefix
+from transfer_bo.synonyms import axis_kind, hp_kind, plain_name, unit_of, without_prefix
 
 __all__ = ["LAWS", "Law", "compare"]
 
@@ -87,7 +87,8 @@ def compare(
     """Evaluate the laws that apply at the target, beside a suggestion.
 
     A law applies to an HP of its kind (a batch size only if its name says "tokens") if the scale has its
-    axes; one without a coefficient applies if nothing but its axes differs between anchor and target.
+    axes; one without a coefficient applies if nothing but its axes differs between anchor and target. Where
+    the duration is not counted in tokens, but in steps or epochs, only the latter apply.
 
     Args:
         params: the suggestion, HP -> value.
@@ -100,8 +101,11 @@ def compare(
         A dict per law and HP: law, source, hp, value, octaves (suggestion above the law), anchored, remark.
     """
     kinds = kinds or {}
-    at_target = {kinds.get(axis, axis_kind(axis)): value for axis, value in target.items()}
-    at_anchor = {kinds.get(axis, axis_kind(axis)): value for axis, value in anchor.items()}
+    at_target = {kinds.get(axis, axis_kind(axis)): value * unit_of(axis) for axis, value in target.items()}
+    at_anchor = {kinds.get(axis, axis_kind(axis)): value * unit_of(axis) for axis, value in anchor.items()}
+    in_tokens = any("token" in name.lower() for axis in target for name in (axis, kinds.get(axis, "")))
+    in_tokens = in_tokens or any(plain_name(axis) == "d" for axis in target)
+    known = at_target.keys() if in_tokens else at_target.keys() - {"tokens"}
     moved = {axis for axis, value in at_target.items() if value != at_anchor[axis]}
 
     found = []
@@ -113,13 +117,14 @@ def compare(
             if law.hp == "batch" and "token" not in hp.lower():
                 continue
 
-            if law.coefficient is not None and law.exponents.keys() <= at_target.keys():
+            if law.coefficient is not None and law.exponents.keys() <= known:
                 value = law.coefficient * law.growth(at_target)
             elif law.coefficient is None and hp in optimum and moved <= law.exponents.keys():
                 value = optimum[hp] * law.growth(at_target) / law.growth(at_anchor)
             else:
                 continue
 
+            value /= unit_of(hp) if law.hp == "batch" else 1.0
             found.append(
                 {
                     "law": law.name,

@@ -10,6 +10,8 @@ import pandas as pd
 from transfer_bo.errors import RunTableError
 from transfer_bo.notes import Note
 from transfer_bo.run_table.files import read_file, read_records, storage_in
+from transfer_bo.run_table.nested import flatten
+from transfer_bo.secrets import hide_passwords
 
 __all__ = ["CONSTRAINT_PREFIX", "REPEATED", "STATUS", "column_name", "read_table"]
 
@@ -18,6 +20,9 @@ STATUS = "transfer_bo:outcome"
 
 REPEATED = "repeated"
 """Key in a table's `attrs`: names of columns that it had more than once, with different cells."""
+
+ELSEWHERE = frozenset({"http", "https", "ftp", "s3", "gs", "gcs", "az", "abfs", "hdfs", "hf"})
+"""Schemes of addresses that are those of files, not of storages."""
 
 CONSTRAINT_PREFIX = "transfer_bo:constraint:"
 """How the name of a column begins in which a constraint of Optuna trials is kept; its own name follows."""
@@ -53,9 +58,9 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
         opened = runs if address is None else open_existing_study(address, study)
         table = study_table(opened, loss, STATUS)
     elif isinstance(runs, str | Path):
-        table = read_file(Path(runs))
+        table = flatten(read_file(_path(runs)))
     else:
-        table = _in_memory(runs)
+        table = flatten(_in_memory(runs))
 
     table = _with_plain_columns(table, _named(runs))
     if table.empty:
@@ -78,8 +83,19 @@ def column_name(label: Any) -> str:
 def _address(runs: Any) -> str | None:
     """The address of the storage that holds the runs, if it is one."""
     if isinstance(runs, str) and "://" in runs:
+        if runs.startswith("file://"):
+            return storage_in(_path(runs))
+        if runs.partition("://")[0].lower() in ELSEWHERE:
+            raise RunTableError(
+                f"{hide_passwords(runs)} is not read over a network; give a file on this machine."
+            )
         return runs
-    return storage_in(Path(runs)) if isinstance(runs, str | Path) else None
+    return storage_in(_path(runs)) if isinstance(runs, str | Path) else None
+
+
+def _path(runs: str | Path) -> Path:
+    """A path, also where it is written as `file:///home/me/runs.csv` or `~/runs.csv`."""
+    return Path(str(runs).removeprefix("file://")).expanduser()
 
 
 def _in_memory(runs: Any) -> pd.DataFrame:

@@ -3,11 +3,17 @@
 status finished, or none         loss finite: finished; nan or inf: diverged; empty: tells nothing
 status diverged or pruned        diverged or stopped, whatever the loss
 any other status (failed, ...)   tells nothing about HPs, and so does one that is not known
+
+The status may be a word, an exit code, or the name of a column of truth values ("diverged"). If several
+columns tell one, the run finished if all of them say so.
 """
 
 from __future__ import annotations
 
+import enum
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +24,14 @@ from transfer_bo.records import Outcome
 from transfer_bo.run_table.cells import Numbers, is_empty, is_numeric
 from transfer_bo.run_table.columns import Columns
 from transfer_bo.run_table.read import STATUS
-from transfer_bo.synonyms import STATUSES, short_names
+from transfer_bo.synonyms import EXIT_CODES, STATUSES, short_names
 
-__all__ = ["STATUS_WORDS", "read_outcomes", "status_column"]
+__all__ = ["STATUS_WORDS", "TELLING", "is_status", "outcome_of", "read_outcomes", "status_readers"]
 
 STATUS_WORDS: dict[Outcome, tuple[str, ...]] = {
     Outcome.FINISHED: (
         *("finished", "finish", "complete", "completed", "success", "succeeded", "successful", "done", "ok"),
-        *("terminated", "passed", "closed", "published", "true"),
+        *("terminated", "passed", "closed", "published", "true", "inactive"),
     ),
     Outcome.DIVERGED: (*("diverged", "diverging", "nan", "inf", "unstable", "exploded", "loss spike"),),
     Outcome.PRUNED: ("pruned", "stopped", "stopping", "stopped early", "early stopped", "early stopping"),
@@ -53,6 +59,8 @@ STATUS_WORDS: dict[Outcome, tuple[str, ...]] = {
             "zombie",
             "not responding",
             "infeasible",
+            "invalid",
+            "crash loop back off",
         ),
     ),
     Outcome.RUNNING: (
@@ -72,11 +80,52 @@ separators make no difference."""
 TELLING = (Outcome.FINISHED, Outcome.DIVERGED, Outcome.PRUNED)
 """Outcomes that tell something about HPs."""
 
+CODES: dict[str, Outcome] = {
+    "CD": Outcome.FINISHED,
+    **dict.fromkeys(("CA", "TO", "PR", "DL", "RV"), Outcome.PREEMPTED),
+    **dict.fromkeys(("BF", "NF", "LF"), Outcome.ERROR),
+    **dict.fromkeys(("R", "CG", "S"), Outcome.RUNNING),
+    **dict.fromkeys(("PD", "CF", "RQ", "RD", "RH"), Outcome.WAITING),
+}
+"""Slurm's codes for states. F is left out: in PBS it is a finished job."""
+
+FLAGS: dict[str, Outcome] = {
+    **dict.fromkeys(("finished", "completed", "complete", "done", "success", "succeeded"), Outcome.FINISHED),
+    **dict.fromkeys(("diverged", "exploded", "unstable"), Outcome.DIVERGED),
+    **dict.fromkeys(("pruned", "early_stopped", "stopped_early"), Outcome.PRUNED),
+    **dict.fromkeys(("oom", "out_of_memory"), Outcome.OUT_OF_MEMORY),
+    **dict.fromkeys(("killed", "preempted", "timed_out", "interrupted", "aborted"), Outcome.PREEMPTED),
+    **dict.fromkeys(("failed", "crashed"), Outcome.ERROR),
+    "running": Outcome.RUNNING,
+}
+"""Names of columns of truth values that tell how runs ended."""
+
+TRUTH = {
+    **dict.fromkeys(("true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("false", "no", "0", "0.0"), False),
+}
+"""Truth values in such a column, in lower case."""
+
+PRECEDENCE = (
+    *(Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.ERROR, Outcome.PREEMPTED, Outcome.RUNNING),
+    *(Outcome.WAITING, Outcome.PRUNED, Outcome.FINISHED),
+)
+"""Which outcome counts if columns tell different ones: the first."""
+
 MAX_WORDS = 5
 """Unknown words that a note lists."""
 
+MAX_STATUSES = 10
+"""A column with more different words or numbers tells something else, unless its name says otherwise."""
+
 _FIRST_WORD = re.compile(r"[\w-]*")
 _NO_LETTERS = re.compile(r"[^a-z0-9]+")
+_SUCCESS = re.compile(r"0+(?:[:.]0+)?")
+_SHOWN_ENUM = re.compile(r"<([\w.]+): .*>")
+"""A member of an `enum` as Python shows it: `<TrialState.FAIL: 3>`."""
+
+Reader = Callable[[Any], Outcome | None]
+"""From a cell to the outcome that it tells, None if it is not known."""
 
 
 def _compact(text: str) -> str:
@@ -93,7 +142,9 @@ def outcome_of(cell: Any) -> Outcome | None:
     Args:
         cell: of a status column: "COMPLETE", "TrialState.PRUNED", "CANCELLED by 1000", "out-of-memory", ...
     """
-    text = str(cell).strip()
+    text = _text(cell)
+    if text in CODES:
+        return CODES[text]
     for word in (text, text.rpartition(".")[2]):
         if (outcome := _OUTCOMES.get(_compact(word))) is not None:
             return outcome
@@ -103,36 +154,93 @@ def outcome_of(cell: Any) -> Outcome | None:
     return None if first is Outcome.FINISHED else first
 
 
-def status_column(table: pd.DataFrame, columns: Columns) -> str | None:
-    """The column that tells how runs ended.
+def _text(cell: Any) -> str:
+    """A status as a text, also where it is a member of an `enum`, or bytes."""
+    if isinstance(cell, enum.Enum):
+        return cell.name
+    text = (cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell)).strip()
+    shown = _SHOWN_ENUM.fullmatch(text)
+    return text if shown is None else shown.group(1)
+
+
+def _of_exit_code(cell: Any) -> Outcome | None:
+    return Outcome.FINISHED if _SUCCESS.fullmatch(_text(cell)) else Outcome.ERROR
+
+
+def _of_flag(flag: Outcome, cell: Any) -> Outcome | None:
+    true = TRUTH.get(_text(cell).lower())
+    if true is None:
+        return outcome_of(cell)
+    return flag if true else Outcome.ERROR if flag is Outcome.FINISHED else Outcome.FINISHED
+
+
+def status_readers(table: pd.DataFrame, columns: Columns) -> dict[str, Reader]:
+    """The columns that tell how runs ended, and how each one is read.
 
     Args:
         table: of runs.
         columns: what its columns mean; the status they name, if any.
 
     Returns:
-        The column that the user named, else one with a usual name and at least one known word; None if there
-        is none.
+        The column that the user named; else one called outcome, which says more than a tracker's status; else
+        all with a usual name and a cell that is understood; else the first with nothing but known words.
     """
     if columns.status is not None:
-        return columns.status
+        flag = _flag(columns.status) if _holds_truth(table[columns.status]) else None
+        return {columns.status: outcome_of if flag is None else functools.partial(_of_flag, flag)}
     if STATUS in table.columns:
-        return STATUS
+        return {STATUS: outcome_of}
 
-    candidates = _named_like_a_status(table, columns)
-    return next((name for name in candidates if any(map(outcome_of, _words(table[name])))), None)
+    free = [name for name in table.columns if name not in {*columns.axes, *columns.hps, columns.loss}]
+    usual = {name: reader for name in free if (reader := _reader(name, table[name])) is not None}
+    own = {name: reader for name, reader in usual.items() if "outcome" in short_names(name)}
+    return own or usual or dict([(name, outcome_of) for name in free if _is_all_statuses(table[name])][:1])
 
 
-def _named_like_a_status(table: pd.DataFrame, columns: Columns) -> list[str]:
-    """Columns with a usual name of a status that hold words and are nothing else."""
-    used = {*columns.axes, *columns.hps, columns.loss}
-    names = [name for status in STATUSES for name in table.columns if status in short_names(name)]
-    return [name for name in dict.fromkeys(names) if name not in used and not is_numeric(table[name])]
+def is_status(name: str, cells: pd.Series[Any]) -> bool:
+    """Whether a column tells how runs ended, by its name and what it holds."""
+    return _reader(name, cells) is not None or _is_all_statuses(cells)
+
+
+def _reader(name: str, cells: pd.Series[Any]) -> Reader | None:
+    """How a column with the name of a status is read; None if it is something else."""
+    words = _words(cells)
+    if any(code in short_names(name) for code in EXIT_CODES):
+        return _of_exit_code if words else None
+    if _holds_truth(cells) and (flag := _flag(name)) is not None:
+        return functools.partial(_of_flag, flag)
+    return outcome_of if _is_named_like_a_status(name, cells) and any(map(outcome_of, words)) else None
+
+
+def _flag(name: str) -> Outcome | None:
+    """The outcome that the name of a column of truth values tells: of "is_diverged"."""
+    names = [short.removeprefix("is_").removeprefix("has_") for short in short_names(name)]
+    return next((FLAGS[short] for short in names if short in FLAGS), None)
+
+
+def _holds_truth(cells: pd.Series[Any]) -> bool:
+    words = _words(cells)
+    return bool(words) and all(word.lower() in TRUTH for word in words)
+
+
+def _is_named_like_a_status(name: str, cells: pd.Series[Any]) -> bool:
+    """Whether a column has a usual name of a status and holds words."""
+    is_enum = any(isinstance(cell, enum.Enum) for cell in cells)
+    return bool({*STATUSES} & {*short_names(name)}) and (is_enum or not is_numeric(cells))
+
+
+def _is_all_statuses(cells: pd.Series[Any]) -> bool:
+    """Whether a column holds nothing but several known words for statuses, "finished" among them."""
+    if pd.api.types.is_numeric_dtype(cells) or len(words := _words(cells)) > MAX_STATUSES:
+        return False
+    outcomes = [_OUTCOMES.get(_compact(word)) for word in words]
+    telling = {"finished", "complete", "completed", "success", "succeeded", "done", "terminated", "ok"}
+    return len(words) > 1 and None not in outcomes and bool(telling & {_compact(word) for word in words})
 
 
 def _words(cells: pd.Series[Any]) -> list[str]:
-    """The different cells of a column that are not empty."""
-    return sorted({str(cell) for cell in cells.astype(object) if not is_empty(cell)})
+    """The different cells of a column that are not empty, as texts."""
+    return sorted({_text(cell) for cell in cells.astype(object) if not is_empty(cell)})
 
 
 def read_outcomes(table: pd.DataFrame, columns: Columns, loss: Numbers, notes: list[Note]) -> pd.Series[Any]:
@@ -147,25 +255,36 @@ def read_outcomes(table: pd.DataFrame, columns: Columns, loss: Numbers, notes: l
     by_loss = np.where(np.isfinite(loss.values), Outcome.FINISHED, Outcome.DIVERGED)
     by_loss = np.where(loss.empty, Outcome.ERROR, by_loss)
 
-    status = status_column(table, columns)
-    if status is None:
-        ignored = _named_like_a_status(table, columns)
-        if ignored:
-            notes.append(_ignored_column(ignored[0], _words(table[ignored[0]])))
+    readers = status_readers(table, columns)
+    if not readers:
+        notes += [_ignored_column(name, _words(table[name])) for name in _ignored(table, columns)[:1]]
         return pd.Series(by_loss, index=table.index, dtype=object)
 
-    cells = table[status].astype(object)
-    by_word = {word: outcome_of(word) for word in _words(cells)}
-    unknown = [word for word, outcome in by_word.items() if outcome is None]
-    if unknown:
-        notes.append(_unknown_words(status, unknown, int(cells.map(str).isin(unknown).sum())))
-
-    by_status = np.array(
-        [Outcome.FINISHED if is_empty(cell) else by_word[str(cell)] or Outcome.ERROR for cell in cells],
-        dtype=object,
-    )
-    outcomes = np.where(by_status == Outcome.FINISHED, by_loss, by_status)
+    read = [_read(table[name], name, reader, notes) for name, reader in readers.items()]
+    by_status = [min(outcomes, key=PRECEDENCE.index) for outcomes in zip(*read, strict=True)]
+    outcomes = [b if a is Outcome.FINISHED else a for a, b in zip(by_status, by_loss, strict=True)]
     return pd.Series(outcomes, index=table.index, dtype=object)
+
+
+def _read(cells: pd.Series[Any], status: str, reader: Reader, notes: list[Note]) -> list[Outcome]:
+    """The outcome that a column tells of each row; a note is appended if words are not known."""
+    texts = [None if is_empty(cell) else _text(cell) for cell in cells.astype(object)]
+    known = {text: reader(text) for text in texts if text is not None}
+    unknown = sorted(text for text, outcome in known.items() if outcome is None)
+    if unknown:
+        notes.append(_unknown_words(status, unknown, sum(text in unknown for text in texts)))
+    return [Outcome.FINISHED if text is None else known[text] or Outcome.ERROR for text in texts]
+
+
+def _ignored(table: pd.DataFrame, columns: Columns) -> list[str]:
+    """Columns with a usual name of a status in which no word is known, or only a few different numbers."""
+    free = [name for name in table.columns if name not in {*columns.axes, *columns.hps, columns.loss}]
+    named = [name for name in free if {*STATUSES} & {*short_names(name)} and _words(table[name])]
+    return [
+        name
+        for name in named
+        if not is_numeric(table[name]) or 1 < table[name].nunique() <= min(MAX_STATUSES, len(table) // 2)
+    ]
 
 
 def _unknown_words(status: str, words: list[str], rows: int) -> Note:

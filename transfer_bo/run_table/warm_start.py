@@ -37,8 +37,10 @@ from transfer_bo.run_table.cells import is_empty, is_numeric, read_choices
 from transfer_bo.run_table.cleaning import UNIT_HINT, RunTable, read_rows
 from transfer_bo.run_table.columns import name_columns, numbers
 from transfer_bo.run_table.read import STATUS, read_table
+from transfer_bo.run_table.status import is_status
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import Scale
+from transfer_bo.secrets import hide_passwords
 from transfer_bo.space import is_multiplier
 from transfer_bo.synonyms import RUN_NAMES, STATUSES, STEPS, short_names, without_prefix
 
@@ -50,7 +52,9 @@ MAX_SOURCE_RUNS = 200
 """Runs that are kept of a source study: the time of a fit grows with the cube of their number."""
 
 
-NOTABLE = frozenset({"unit_of_source", "unit_gap", "status_unknown", "status_ignored", "history"})
+NOTABLE = frozenset(
+    {"unit_of_source", "unit_gap", "status_unknown", "status_ignored", "history", "history_of_hp"}
+)
 """Codes of notes that are repeated in the summary; the others are on rows that the summary counts already."""
 
 
@@ -356,7 +360,7 @@ def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[st
     finished = np.isfinite(numbers(table, loss).values)
     found = {}
     for column in table.columns if known is None else known:
-        if column in (*axes, loss, STATUS) or (known is None and _is_about_the_run(column)):
+        if column in (*axes, loss, STATUS) or (known is None and _is_about_the_run(column, table[column])):
             continue
 
         numeric = is_numeric(table[column])
@@ -375,9 +379,10 @@ def _guessed_hps(table: pd.DataFrame, axes: Sequence[str], loss: str) -> dict[st
     return found
 
 
-def _is_about_the_run(column: str) -> bool:
-    """Whether a column tells which run it is or how it ended, by its name."""
-    return bool({*STATUSES, *RUN_NAMES, *STEPS} & set(short_names(column)))
+def _is_about_the_run(column: str, cells: pd.Series[Any]) -> bool:
+    """Whether a column tells which run it is or how it ended."""
+    names = {*STATUSES, *RUN_NAMES, *STEPS}
+    return bool(names & set(short_names(column))) or is_status(column, cells)
 
 
 def _is_categorical(cells: pd.Series[Any], name: str) -> bool:
@@ -413,7 +418,7 @@ def _summary(name: str, n_rows: int, n_kept: int, rows: RunTable) -> str:
     thinned = (
         "" if finished == n_kept else f" {finished - n_kept} of the finished ones are repeats or too many."
     )
-    return (
+    return hide_passwords(
         f"Source study {name!r}: {n_kept} of {n_rows} runs are taken; {n_rows - finished} did not finish, "
         f"diverged, lack a value or are copies.{thinned}"
     )
