@@ -75,6 +75,18 @@ def test_encoded_passwords_do_not_survive(password: str) -> None:
         "{'user': 'me', 'password': 'SEC,RET'}",
         '{"api_key": "SECRET", "aws_secret_access_key": "SECRET"}',
         "PGPASSWORD=SECRET psql",
+        *("access_token=SECRET", "https://h/x?token=SECRET&a=b", '{"token": "SECRET"}', "secret_key=SECRET"),
+        *(
+            "psql --password SECRET -h h",
+            "Authorization: Bearer SECRET",
+            "'Authorization': 'Basic SECRET'",
+            "DB_PASS=SECRET",
+            "pw=SECRET",
+        ),
+        *("https://SECRET@github.com/me/x", "https://s3/x?X-Amz-Signature=SECRET", "credentials: SECRET"),
+        *("postgresql%3A%2F%2Fme%3ASECRET%40host%2Fdb", "postgresql:\\/\\/me:SECRET@host\\/db"),
+        *("postgresql://me/you:SECRET@host/db", "could not open 'postgresql://me:SECRET"),
+        *("hf_SECRETSECRETSECRET", "pushed with ghp_SECRETSECRET0123456789"),
     ],
 )
 def test_connection_options_are_hidden(text: str) -> None:
@@ -95,6 +107,13 @@ def test_connection_options_are_hidden(text: str) -> None:
         "the word password is fine",
         "Scale(width=64, tokens=2e6)",
         "two lines\nhttp://host:8080/x\nme@host",
+        *(
+            "grpc://host:13000",
+            "tokens=2000, max_token: 5, token = 7",
+            "http://[::1]:80/x",
+            "first pass: 3.2",
+        ),
+        *("tokenizer=gpt2", "sig=0.5", "--tokens 5e9", "journal:///shared/study.log", "basic example: none"),
     ],
 )
 def test_other_text_stays(text: str) -> None:

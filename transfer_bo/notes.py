@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from transfer_bo.secrets import hide_passwords
+
 __all__ = ["Note", "to_json"]
 
 
@@ -26,7 +28,7 @@ class Note(str):
 
     def __new__(cls, text: str, code: str, **details: Any) -> Note:
         """Make the sentence; the details are given by name."""
-        note = super().__new__(cls, text)
+        note = super().__new__(cls, hide_passwords(text))
         note.code = code
         note.details = details
         return note

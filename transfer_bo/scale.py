@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from transfer_bo.attributes import RUNG, SCALE_ATTR, SETTINGS_ATTR
 from transfer_bo.errors import ScaleError, TransferError
 from transfer_bo.quantities import parse_number
+from transfer_bo.secrets import hide_passwords
 from transfer_bo.synonyms import AXES, axis_kind
 
 __all__ = ["Cost", "Ladder", "Scale", "as_scale", "default_cost"]
@@ -277,8 +278,8 @@ class Ladder(Sequence[Scale]):
         if SETTINGS_ATTR in study.user_attrs:
             self._warned = True
             warnings.warn(
-                f"Study {study.study_name!r} was searched by a TransferSampler and goes on with "
-                f"{type(study.sampler).__name__}, which does not know what a rung is; give load_study "
+                f"Study {hide_passwords(study.study_name)!r} was searched by a TransferSampler and goes on "
+                f"with {type(study.sampler).__name__}, which does not know what a rung is; give load_study "
                 "sampler=TransferSampler(ladder=..., target=...).",
                 stacklevel=3,
             )

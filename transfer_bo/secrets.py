@@ -13,24 +13,58 @@ MASK = "***"
 MIN_LENGTH = 4
 """A shorter value of a secret variable is no secret, and too likely to be part of other words."""
 
-_BEFORE_PASSWORD = re.compile(r"[A-Za-z][\w+.-]{0,30}://[^\s:/]*:")
+_SLASHES = r"(?::(?:\\?/){2}|%3A%2F%2F)"
+"""`://`, also as JSON may escape it, and as an address within an address is encoded."""
+
+_AS_PATH = r"(?::/)"
+"""What is left of it in an address that was taken for a path."""
+
+_BEFORE_PASSWORD = re.compile(
+    rf"[A-Za-z][\w+.-]{{0,30}}(?:{_SLASHES}|{_AS_PATH})(?!\\?/)(?:(?!%3A)[^\s:]){{0,200}}(?::|%3A)",
+    re.IGNORECASE,
+)
 """The part of an address up to its password: `scheme://user:`."""
 
+_CUT_SHORT = re.compile(
+    rf"[A-Za-z][\w+.-]{{0,30}}{_SLASHES}[^\s:/\[@%]{{0,200}}:"
+    r"(?![^\s@]{0,300}@|\S{0,300}%40|\d{1,5}(?!\w))(?P<password>[^\s'\"]+)"
+)
+"""An address that ends before its `@`: what follows the colon is a password unless it is a port."""
+
+_TOKEN_AS_USER = re.compile(r"https?://(?P<password>[^\s/:@?#]{4,200})(?=@)", re.IGNORECASE)
+"""`https://TOKEN@github.com/me/project`."""
+
 _SECRET = (
-    r"(?:password|passwd|passphrase|pwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token"
-    r"|(?-i:[A-Z0-9]_TOKEN(?![A-Za-z])))"
+    r"(?:password|passwd|passphrase|pwd|secret|credential|(?:api|access|private|signing)[_-]?key"
+    r"|(?:auth|access|api|bearer|refresh|session|security|hf|github|gh|gitlab|wandb|hub)[_-]?token"
+    r"|(?-i:[A-Z0-9]_TOKEN(?![A-Za-z]))|(?-i:[A-Z0-9]_PASS(?![A-Za-z])))"
 )
 """What the names of secrets contain. `HF_TOKEN` is one; `tokens`, of text, are none."""
 
 _IN_NAME = re.compile(rf"(?!(?:OLD)?PWD$).*{_SECRET}", re.IGNORECASE)
 
-_IN_OPTION = re.compile(
-    rf"\b[\w-]{{0,30}}{_SECRET}"
-    r"""["']?\s*[=:]\s*"""
-    r"""(?P<password>(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^&\s])[^&\s]*)""",
+_VALUE = r"""(?P<password>(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^&\s])[^&\s]*)"""
+
+_IN_OPTION = re.compile(rf"""\b[\w-]{{0,30}}{_SECRET}\w{{0,10}}["']?\s*[=:]\s*{_VALUE}""", re.IGNORECASE)
+"""`?password=PASSWORD&...` in an address, `password='PASSWORD'` or `"password": "PASSWORD"` in options."""
+
+_SHORT_NAMES = re.compile(
+    rf"""(?<![A-Za-z0-9])(?:token|pass|pw|auth|sig|signature|X-Amz-[\w-]{{1,30}})["']?\s*[=:]\s*"""
+    rf"""(?![\d.]+(?:e[+-]?\d+)?(?![\w])){_VALUE}""",
     re.IGNORECASE,
 )
-"""`?password=PASSWORD&...` in an address, `password='PASSWORD'` or `"password": "PASSWORD"` in options."""
+"""The same under names that are parts of many words; a number is no secret."""
+
+_IN_ARGUMENT = re.compile(rf"--[\w-]{{0,30}}(?:{_SECRET}|token|pass)\s+(?!-){_VALUE}", re.IGNORECASE)
+"""`--password PASSWORD` of a command."""
+
+_IN_HEADER = re.compile(
+    r"(?:Authorization\W{1,6}[A-Za-z]{1,20}|\b(?-i:Bearer))\s+(?P<password>[\w+/.=~-]{6,})", re.IGNORECASE
+)
+"""`Authorization: Basic TOKEN` of a request."""
+
+_KNOWN_SHAPES = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AKIA)[\w-]{12,200}")
+"""Keys of Hugging Face, OpenAI, GitHub, GitLab, Slack and AWS, wherever they stand."""
 
 
 def hide_passwords(text: str) -> str:
@@ -45,7 +79,9 @@ def hide_passwords(text: str) -> str:
     Returns:
         The text, with everything else unchanged.
     """
-    spans = [*_in_addresses(text), *(match.span("password") for match in _IN_OPTION.finditer(text))]
+    named = (_IN_OPTION, _SHORT_NAMES, _IN_ARGUMENT, _IN_HEADER, _TOKEN_AS_USER, _CUT_SHORT)
+    spans = [*_in_addresses(text), *(match.span() for match in _KNOWN_SHAPES.finditer(text))]
+    spans += [match.span("password") for of in named for match in of.finditer(text)]
 
     pieces, end = [], 0
     for start, stop in sorted(spans):
@@ -78,7 +114,7 @@ def hide_secret_values(text: str, environment: Mapping[str, str]) -> str:
 def _in_addresses(text: str) -> Iterator[tuple[int, int]]:
     """From `scheme://user:` to the last `@` of the word: a password may itself hold `@`, `/` or `:`."""
     for word in re.finditer(r"\S+", text):
-        at = text.rfind("@", *word.span())
+        at = max(text.rfind("@", *word.span()), text.rfind("%40", *word.span()))
         before = _BEFORE_PASSWORD.search(text, word.start(), max(at, word.start()))
         if before is not None:
             yield before.end(), at

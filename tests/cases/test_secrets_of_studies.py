@@ -181,3 +181,40 @@ def test_a_raw_at_sign_in_a_password_is_refused(write_study: WriteStudy) -> None
     with pytest.raises(StorageError, match="%40") as caught:
         open_study(study_file)
     assert SECRET not in str(caught.value)
+
+
+def test_the_name_of_a_source_study_is_masked_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be the address of a data base."""
+    name = f"postgresql://me:x/{SECRET}@host/db"
+    ladder = tb.Ladder([tb.Scale(width=64), tb.Scale(width=128)])
+    sampler = tb.TransferSampler(ladder=ladder, target=tb.Scale(width=256), seed=0)
+    runs = [{"width": 64, "lr": 10.0**-i, "loss": 3.0 + i} for i in range(2, 5)]
+
+    with caplog.at_level(logging.INFO):
+        tb.add_past_runs(optuna.create_study(sampler=sampler, pruner=tb.RungPruner()), runs, name=name)
+
+    assert SECRET not in caplog.text
+    assert "***" in caplog.text
+
+
+def test_an_address_in_the_place_of_a_path_is_masked() -> None:
+    """A path keeps one of its two slashes."""
+    result = CliRunner().invoke(app, ["run", f"postgresql://me:{SECRET}@host/db"])
+
+    assert (2, False) == (result.exit_code, SECRET in result.output)
+
+
+def test_what_the_environment_keeps_secret_is_masked_in_the_error_of_a_trial(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A library may print a key without saying that it is one."""
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+
+    @objective
+    def fail(_: optuna.Trial) -> float:
+        raise RuntimeError(f"login with {SECRET} failed")
+
+    study = optuna.create_study(pruner=tb.RungPruner())
+    study.optimize(fail, n_trials=1)
+
+    assert SECRET not in study.trials[0].user_attrs[ERROR_ATTR] + caplog.text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import optuna
 from transfer_bo.attributes import ERROR_ATTR, OUTCOME_ATTR, SECONDS_ATTR
 from transfer_bo.errors import Diverged, Preempted, TransferError, WorkerError
 from transfer_bo.records import Outcome
-from transfer_bo.secrets import hide_passwords
+from transfer_bo.secrets import hide_secret_values
 
 __all__ = ["Outcome", "is_out_of_memory", "objective"]
 
@@ -94,13 +95,13 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
                 trial.set_user_attr(SECONDS_ATTR, seconds)
                 trial.set_user_attr(OUTCOME_ATTR, str(outcome))
             if error is not None:
-                text = hide_passwords(f"{type(error).__name__}: {error}")
+                text = hide_secret_values(f"{type(error).__name__}: {error}", os.environ)
                 trial.set_user_attr(ERROR_ATTR, text[:MAX_ERROR_LENGTH])
 
         errors_in_a_row = errors_in_a_row + 1 if outcome is Outcome.ERROR else 0
         if outcome is Outcome.ERROR:
             assert error is not None
-            formatted = hide_passwords("".join(traceback.format_exception(error)))
+            formatted = hide_secret_values("".join(traceback.format_exception(error)), os.environ)
             logger.warning("Trial %d failed: %s", trial.number, formatted)
             if errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
                 raise WorkerError(
