@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -131,3 +132,32 @@ def test_constraints_of_a_source_study_count(
         suggestion = tb.suggest(study)
 
     assert suggestion.params["batch"] <= LIMIT
+
+
+@pytest.mark.parametrize("broken", [math.inf, 1.0, 1e9])
+def test_a_constraint_that_only_says_whether_it_held(broken: float) -> None:
+    """The size of a violation is not known, and the losses are better where it is violated."""
+    ladder, study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        width, batch = ladder.suggest(trial).width, trial.suggest_int("batch", 8, 512, log=True)
+        trial.set_constraint("fits", broken if batch > LIMIT else -1.0)
+        return 3 - 0.05 * batch**0.3 + 8 / width
+
+    study.optimize(objective, n_trials=8)
+
+    assert tb.suggest(study).params["batch"] <= LIMIT
+
+
+def test_where_nothing_seems_feasible_the_most_likely_is_suggested() -> None:
+    """Memory grows with batch and width, so that the smallest batch is the best guess at the target."""
+    ladder, study = make_study()
+
+    def objective(trial: optuna.Trial) -> float:
+        width, batch = ladder.suggest(trial).width, trial.suggest_int("batch", 8, 512, log=True)
+        trial.set_constraint("memory", batch * width - 64 * 128)
+        return 3 - 0.05 * batch**0.3 + 8 / width
+
+    study.optimize(objective, n_trials=8)
+
+    assert tb.suggest(study).params["batch"] <= 2 * 8

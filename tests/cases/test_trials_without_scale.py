@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import optuna
@@ -81,3 +82,25 @@ def test_nothing_is_suggested_from_them_alone() -> None:
     assert {"without_scale": 10} == count_outcomes(read_runs(study))
     with pytest.raises((NoRunsError, TransferError)):
         tb.suggest(study)
+
+
+@pytest.mark.parametrize(("losses", "said"), [([math.nan] * 3, "3 diverged"), ([None, None], "2 error")])
+def test_why_there_is_nothing_to_fit(losses: list[float | None], said: str) -> None:
+    """Runs that all diverged or failed did call `ladder.suggest`."""
+    ladder = tb.Ladder([tb.Scale(width=64), tb.Scale(width=128)])
+    sampler = tb.TransferSampler(ladder=ladder, target=tb.Scale(width=256), seed=0)
+    study = optuna.create_study(sampler=sampler, pruner=tb.RungPruner())
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        ladder.suggest(trial)
+        trial.suggest_float("lr", 1e-4, 0.1, log=True)
+        return losses[trial.number]  # type: ignore[return-value]
+
+    study.optimize(objective, n_trials=len(losses))
+
+    with pytest.raises(NoRunsError) as caught:
+        tb.suggest(study)
+
+    assert "ladder.suggest" not in str(caught.value)
+    assert said in str(caught.value)

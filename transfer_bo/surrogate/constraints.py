@@ -81,10 +81,14 @@ class ConstraintModel:
 
     def probability(self, X: Float[Tensor, "m row"]) -> Float[Tensor, " m"]:
         """P(violated) of each row."""
-        holding = torch.ones(len(X), dtype=torch.double)
+        return 1 - self.log_holding(X).exp()
+
+    def log_holding(self, X: Float[Tensor, "m row"]) -> Float[Tensor, " m"]:
+        """ln P(all constraints hold) of each row, to compare settings that will hardly hold them."""
+        log_holding = torch.zeros(len(X), dtype=torch.double)
         for process in self._processes:
-            holding = holding * process.probability_of_holding(*self._split(X))
-        return 1 - holding
+            log_holding = log_holding + process.log_holding(*self._split(X))
+        return log_holding
 
     def _split(self, X: Float[Tensor, "m row"]) -> tuple[Tensor, Tensor]:
         """The columns of HPs and choices, and those of axes."""
@@ -146,17 +150,15 @@ class _Process:
         log_determinant = self._chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         self._weights = torch.softmax(-(self._residual**2).sum((1, 2)) / 2 - log_determinant, 0)
 
-    def probability_of_holding(
-        self, hps: Float[Tensor, "m hps"], axes: Float[Tensor, "m axes"]
-    ) -> Float[Tensor, " m"]:
-        """P(t <= 0) at each row."""
+    def log_holding(self, hps: Float[Tensor, "m hps"], axes: Float[Tensor, "m axes"]) -> Float[Tensor, " m"]:
+        """ln P(t <= 0) at each row."""
         cross = self._whiten(self._covariance(hps, axes))
         mean = (cross * self._residual).sum(1)
         u = torch.cat([self._of_hps.scaled(hps), self._of_axes.scaled(axes)], -1)
         prior_variance = 1 + (u**2).sum(-1) + self._grid[:, 2, 0]
         sd = (prior_variance - (cross**2).sum(1)).clamp(min=1e-10).sqrt()
-        holding: Tensor = self._weights @ torch.special.ndtr(-mean / sd)
-        return holding
+        log_weights = self._weights.clamp(min=1e-300).log()[:, None]
+        return torch.logsumexp(log_weights + torch.special.log_ndtr(-mean / sd), 0)
 
     def _whiten(self, columns: Float[Tensor, "g n m"]) -> Float[Tensor, "g n m"]:
         """Columns in units in which the runs' values are independent."""

@@ -1,9 +1,9 @@
 """The best setting at a scale: the one with the least expected loss over all that is not known.
 
-    E[bowl] + E[e] + CAUTION sd(e) + C P(diverges) + D P(violates)       e = residual + effects of categories
+    E[bowl] + E[e] + CAUTION sd(e) + C P(diverges) - D ln P(constraints hold)
 
-Symbols: v, z, flags, d, k as in `coordinates`; bowl, θ as in `landscape`; ξ as in `posterior`; C =
-DIVERGENCE_COST, D = CONSTRAINT_COST; count = draws of the optimum; m points.
+Symbols: v, z, flags, d, k as in `coordinates`; bowl, θ as in `landscape`; ξ as in `posterior`; e = residual +
+effects of categories; C = DIVERGENCE_COST, D = CONSTRAINT_COST; count = draws of the optimum; m points.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ DIVERGENCE_COST = 0.035
 compute is .05: Kaplan et al. 2001.08361, equation 1.3)."""
 
 CONSTRAINT_COST = 1.0
-"""D, in y: a setting that is not allowed is worth no more than a loss e times as high, which is nothing."""
+"""D, in y: a setting whose constraints hold with chance 1 in e is worth no more than a loss e times as high,
+which is nothing. Where every setting is all but sure to violate one, the most likely to hold it is taken."""
 
 CAUTION = 1.0
 """Of what the bowl does not say, the upper end of so many sd is taken: among many settings that nobody ran,
@@ -72,6 +73,26 @@ def optimum_candidates(
     X = surrogate.rows(v, scale, random_categories(surrogate, len(v), generator))
     mean, _ = posterior.values(X[CANDIDATES:])
     return torch.cat([X[:CANDIDATES], X[CANDIDATES:][mean.argsort()[:CANDIDATES]]])
+
+
+@torch.no_grad()
+def feasible_candidates(
+    surrogate: Surrogate, scale: Scale, generator: torch.Generator
+) -> Float[Tensor, "m row"]:
+    """CANDIDATES rows at a scale where constraints are most likely to hold, among points all over the box.
+
+    Args:
+        surrogate: a fit with runs that violated a constraint.
+        scale: where.
+        generator: source of randomness.
+    """
+    coordinates = surrogate.coordinates
+    z = coordinates.z_low + (coordinates.z_high - coordinates.z_low) * torch.rand(
+        SCREENED, coordinates.d, dtype=torch.double, generator=generator
+    )
+    flags = random_categories(surrogate, SCREENED, generator)
+    X = surrogate.rows(coordinates.clip(z @ coordinates.mix.T), scale, flags)
+    return X[surrogate.constraints.log_holding(X).argsort(descending=True)[:CANDIDATES]]
 
 
 def excess_loss(
@@ -126,11 +147,13 @@ def minimize_expected_loss(
         if surrogate.divergence.any_infeasible:
             value = value + DIVERGENCE_COST * surrogate.divergence.probability(rows)
         if surrogate.constraints.any_infeasible:
-            value = value + CONSTRAINT_COST * surrogate.constraints.probability(rows)
+            value = value - CONSTRAINT_COST * surrogate.constraints.log_holding(rows)
         return value
 
     middle = surrogate.rows(coordinates.clip(posterior.optimum()[0])[None], scale)
     candidates = torch.cat([middle, optimum_candidates(surrogate, posterior, scale, generator)])
+    if surrogate.constraints.any_infeasible:
+        candidates = torch.cat([candidates, feasible_candidates(surrogate, scale, generator)])
     starts, flags, _ = surrogate.landscape.split(candidates)
     if not bool(is_free.all()):
         starts = torch.where(is_free, starts @ coordinates.unmix.T, frozen) @ coordinates.mix.T

@@ -5,6 +5,7 @@ Symbols: X, y, v, s, d, k, a, q as in `coordinates`; θ (p), B as in `landscape`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -150,13 +151,11 @@ def fit_surrogate(
     Raises:
         NoRunsError: if no run has finished.
     """
+    all_runs = runs
     runs = [run for run in runs if run.scale is not None and has_coordinates(run, dimensions)]
     finished = finished_runs(runs)
     if not finished:
-        raise NoRunsError(
-            "No run has finished with a scale, so there is nothing to fit; run some trials whose "
-            "objective calls ladder.suggest(trial)."
-        )
+        raise NoRunsError(f"No run has finished, so there is nothing to fit; {_what_to_do(all_runs)}.")
     coordinates = _coordinates(runs, dimensions, settings)
     own_or_all = [run for run in finished if run.source is None] or finished
     outcome_transform = OutcomeTransform.of([run.loss for run in own_or_all], maximize)
@@ -253,4 +252,18 @@ def _feasibility(
         torch.stack([row for row, _ in runs]) if runs else torch.zeros(0, width, dtype=torch.double),
         torch.tensor([infeasible for _, infeasible in runs], dtype=torch.bool),
         prior,
+    )
+
+
+def _what_to_do(runs: Sequence[Run]) -> str:
+    """How to get finished runs with a scale, given how all runs ended."""
+    if not runs:
+        return "run some trials"
+    if any(run.outcome is Outcome.FINISHED and run.scale is None for run in runs):
+        return "the runs that did lack a scale: call ladder.suggest(trial) in the objective"
+
+    counts = Counter(str(run.outcome).replace("_", " ") for run in runs)
+    ended = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+    return (
+        f"the trials so far are {ended}: lower the range of learning rates if they diverge, mend errors first"
     )
