@@ -143,3 +143,67 @@ def test_frozen_parts_of_generated_models(shape, frozen):
     changed = {name for name, q in model.named_parameters() if not torch.equal(q, before[name])}
     assert {name for name, q in model.named_parameters() if q.requires_grad} == set(p.tensors)
     assert changed <= set(p.tensors)
+
+
+class Probed(Adapted):
+    """A new head on a frozen network, which may also hold a quantized tensor."""
+
+    def __init__(self, scale, quantized=False):
+        super().__init__(scale)
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+        if quantized:
+            weight = torch.zeros(scale.width, scale.width, dtype=torch.int8)
+            self.quantized = nn.Parameter(weight, requires_grad=False)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_head_on_a_frozen_network(quantized):
+    """Depth grows what is not trained, so it changes nothing."""
+    target = Scale(width=32, depth=6)
+    p = parametrize(lambda scale: Probed(scale, quantized), Scale(width=16, depth=2), target)
+    model = Probed(target, quantized)
+    p.initialize(model)
+
+    assert ["head.weight", "head.bias"] == p.table()["name"].tolist()
+    assert 2 == sum(len(group["params"]) for group in p.param_groups(model))
+
+
+def test_a_quantized_tensor_beside_trained_ones():
+    """It has no noise added to it where residual branches are looked for."""
+
+    def build(scale):
+        model = Adapted(scale)
+        weight = torch.zeros(scale.width, scale.width, dtype=torch.uint8)
+        model.quantized = nn.Parameter(weight, requires_grad=False)
+        return model
+
+    p = parametrize(build, Scale(width=16, depth=2), Scale(width=32, depth=6))
+
+    assert ("mlp",) == p.residual_branches
+
+
+@pytest.mark.parametrize("axes", [{"width": 16}, {"width": 16, "depth": 2}])
+def test_nothing_but_frozen_tensors(axes):
+    """That is the reason, not that the width changes nothing."""
+    base = Scale(axes)
+
+    with pytest.raises(ParametrizationError, match="frozen"):
+        parametrize(lambda scale: nn.Linear(8, scale.width).requires_grad_(False), base, base)
+
+
+def test_blocks_that_share_their_tensors():
+    """Where depth grows they are refused for that; at one depth they work."""
+
+    def build(scale):
+        block = nn.Sequential(nn.LayerNorm(scale.width), nn.Linear(scale.width, scale.width))
+        blocks = nn.ModuleList([block] * int(scale.get("depth", 2)))
+        return nn.Sequential(nn.Linear(8, scale.width), *blocks, nn.Linear(scale.width, 3))
+
+    with pytest.raises(ParametrizationError, match="share"):
+        parametrize(build, Scale(width=16, depth=2), Scale(width=32, depth=4))
+
+    p = parametrize(build, Scale(width=16), Scale(width=32))
+    model = build(Scale(width=32))
+
+    assert len(list(model.parameters())) == sum(len(group["params"]) for group in p.param_groups(model))

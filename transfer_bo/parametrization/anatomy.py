@@ -97,11 +97,17 @@ def dissect(base: BaseModel, target: Scale, roles: Mapping[str, str] | None = No
             matches nothing.
     """
     base_shapes, shapes = base.shapes(base.scale), base.shapes(target)
+    if not shapes:
+        raise ParametrizationError(
+            "All tensors of the model are frozen, so there is nothing to set; leave requires_grad true for "
+            "those that are trained."
+        )
     growth = _measure_width(base, target)
-    stacks = find_stacks(base.shapes, base.scale, target)
+    stacks = {} if _all_blocks_are_frozen(base) else find_stacks(base.shapes, base.scale, target)
     if base.call.trace is None:
         _refuse_tied(base.meta(target))
-    if target.get("depth") != base.scale.get("depth") and all(stack.depth == 1 for stack in stacks.values()):
+    other_depth = target.get("depth") != base.scale.get("depth")
+    if other_depth and stacks and all(stack.depth == 1 for stack in stacks.values()):
         raise ParametrizationError(
             f"build_model ignores depth: it builds as many blocks at {target} as at {base.scale}; "
             "use scale.depth in it."
@@ -219,6 +225,31 @@ def _refuse_tied(model: nn.Module) -> None:
                 f"Tensors {first!r} and {name!r} are one tied tensor whose use is not known, as "
                 "the model could not be called; give inputs=(tensor, ...) or untie them."
             )
+
+
+def _all_blocks_are_frozen(base: BaseModel) -> bool:
+    """Whether what repeats with the depth is not trained: a new head on a frozen model.
+
+    Raises:
+        ParametrizationError: if more blocks have no more tensors, because they share them.
+    """
+    if "depth" not in base.scale:
+        return False
+    deeper = base.scale.replace(depth=PROBE * base.scale.depth)
+    same_trained = base.shapes(base.scale).keys() == base.shapes(deeper).keys()
+
+    def more(unique: bool) -> bool:
+        before, after = (
+            base.meta(scale).named_parameters("", True, unique) for scale in (base.scale, deeper)
+        )
+        return len(list(before)) < len(list(after))
+
+    if more(unique=False) and not more(unique=True):
+        raise ParametrizationError(
+            "The blocks of the model share their tensors, so depth adds none, and no rule is stated for "
+            "them; leave depth out of the scale, or give each block tensors of its own."
+        )
+    return same_trained and more(unique=True)
 
 
 def _measure_width(base: BaseModel, target: Scale) -> dict[str, tuple[bool, ...]]:

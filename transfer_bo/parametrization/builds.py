@@ -34,6 +34,11 @@ _WRAPPERS = {
 
 
 def _build(build_model: BuildModel, scale: Scale, device: str) -> nn.Module:
+    if isinstance(build_model, nn.Module) or not callable(build_model):
+        raise ParametrizationError(
+            f"build_model is a {type(build_model).__name__}; give a function that builds the model at a "
+            "scale, e.g. lambda scale: Model(scale.width)."
+        )
     try:
         with torch.device(device):
             model = build_model(scale)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 
 from transfer_bo.errors import ParametrizationError, SearchSpaceError
 from transfer_bo.parametrization.rules import scale_one_minus_beta
@@ -58,7 +59,13 @@ def check_hps(
                 f"HP {name!r}: the model has no group {group!r}{why}; "
                 f"use one of {', '.join(known) or 'none'}."
             )
-        if not math.isfinite(value) or value < 0 or (value == 0 and kind not in _MAY_BE_ZERO):
+        is_number = isinstance(value, Real) or hasattr(value, "item")
+        if (
+            not is_number
+            or not math.isfinite(value)
+            or value < 0
+            or (value == 0 and kind not in _MAY_BE_ZERO)
+        ):
             raise SearchSpaceError(f"HP {name!r} is {value!r}; set it to a positive finite number.")
     return hps or {}
 

@@ -129,7 +129,9 @@ def find_branches(
     model.eval()
     noise = torch.Generator().manual_seed(0)
     for parameter in model.parameters():  # a layer that is zero would hide what depends on it
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+        values = torch.randn(parameter.shape, generator=noise)
+        if parameter.is_floating_point() or parameter.is_complex():  # frozen ones may be quantized
+            parameter.add_(0.05 * values)
     for dtype in (torch.float64, torch.float32):
         model.to(dtype)
         try:
