@@ -4,6 +4,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import optuna
 import pytest
@@ -338,3 +339,13 @@ def test_stages_are_kept_with_the_study_and_asked_for_well() -> None:
     for share, budget in ((1.0, 1.0), (-0.1, 1.0), (0.5, None)):
         with pytest.raises(BudgetError, match=f"global_share is {share}"):
             tb.TransferSampler(ladder=ladder, target=TARGET, global_share=share, budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"ladder": RUNGS}, ScaleError), ({"budget": "4h"}, BudgetError), ({"budget": [1]}, BudgetError)],
+)
+def test_options_of_another_type(options: dict[str, Any], error: type[Exception]) -> None:
+    """A list of scales has no `suggest`, a text is no budget."""
+    with pytest.raises(error):
+        tb.TransferSampler(**{"ladder": tb.Ladder(RUNGS), "target": TARGET, **options})

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import re
+from typing import Any
 
 import optuna
 import pytest
@@ -88,6 +89,9 @@ def test_log2_ratio_asks_for_equal_axes() -> None:
         (Scale(width=64, depth=4, batch=32, tokens=1e6), 6 * 64**2 * 4 * 1e6),
         (Scale(n_params=1e9, tokens=2e10, width=64, depth=4), 6 * 1e9 * 2e10),
         (Scale(steps=10), 60.0),
+        (Scale(steps=10, batch=4), 240.0),
+        (Scale(train_iters=10, batch_size=4, tokens=7), 42.0),
+        (Scale(d_model=3, hidden_size=3), 54.0),
     ],
 )
 def test_default_cost_is_six_n_d(scale: Scale, expected: float) -> None:
@@ -153,3 +157,10 @@ def test_suggest_runs_an_enqueued_target() -> None:
 
     assert target == ladder.suggest(study.ask())
     assert target == ladder[2]
+
+
+@pytest.mark.parametrize("proxies", [Scale(width=64), {"width": 64}, 64, [64, 128]])
+def test_a_ladder_is_a_list_of_scales(proxies: Any) -> None:
+    """A single scale is none."""
+    with pytest.raises(ScaleError):
+        Ladder(proxies)

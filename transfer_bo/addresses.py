@@ -20,6 +20,8 @@ _SQLITE = re.compile(
 
 _JOURNAL = "journal:///"
 
+_TWO_SLASHES = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?|journal)://(?P<path>[^/].*)", re.DOTALL)
+
 _PASSWORD = re.compile(r"[A-Za-z][\w+.-]*://[^\s:/?#]*:(?P<password>.*)@[^@]*", re.DOTALL)
 """Up to the last `@`, because a password may hold one by mistake."""
 
@@ -86,4 +88,7 @@ def describe_mistake(url: str) -> str | None:
         return "its password holds an @; write %40 in its place."
     if url == "sqlite://" or ":memory:" in url:
         return "worker processes can't share memory; give a file."
+    two_slashes = _TWO_SLASHES.fullmatch(url)
+    if two_slashes is not None:
+        return f"a slash is missing; write {two_slashes['scheme']}:///{two_slashes['path']}."
     return None

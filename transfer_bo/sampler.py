@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -132,6 +133,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
     ) -> None:
         if (ladder is None) != (target is None):
             raise ScaleError("TransferSampler needs both a ladder and a target, or neither; give the other.")
+        if ladder is not None and not isinstance(ladder, Ladder):
+            raise ScaleError(
+                f"ladder is a {type(ladder).__name__}; give a Ladder, as in Ladder([Scale(...), ...])."
+            )
         if coordinates not in ("base", "raw"):
             raise TransferError(f'coordinates is {coordinates!r}; set it to "base" or "raw".')
         if seed is not None and seed < 0:
@@ -446,7 +451,7 @@ def _check_budget(
     """Refuse a cost, budget or share that is invalid by itself."""
     if isinstance(cost, str) and cost != "seconds":
         raise BudgetError(f'cost is {cost!r}; give a function of a scale, or "seconds".')
-    if budget is not None and not 0 < budget < np.inf:
+    if budget is not None and not (isinstance(budget, Real) and 0 < budget < np.inf):
         raise BudgetError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
     if global_share is not None and not (0 <= global_share < 1 and budget is not None):
         raise BudgetError(

@@ -19,12 +19,15 @@ from transfer_bo.attributes import RUNG, SCALE_ATTR, SETTINGS_ATTR
 from transfer_bo.errors import ScaleError, TransferError
 from transfer_bo.quantities import parse_number
 from transfer_bo.secrets import hide_passwords
-from transfer_bo.synonyms import AXES, axis_kind
+from transfer_bo.synonyms import AXES, axis_kind, plain_name
 
 __all__ = ["Cost", "Ladder", "Scale", "as_scale", "default_cost"]
 
 KNOWN_AXES = frozenset(name for names in AXES.values() for name in names)
 """Names of axes for which a misspelling is looked for."""
+
+STEP_WORDS = frozenset({"steps", "iterations", "iters", "updates"})
+"""Words of a duration that counts steps of the optimizer."""
 
 LIKENESS = 0.8
 """A name is a likely misspelling of a known one from this ratio of `difflib.SequenceMatcher` on."""
@@ -170,18 +173,17 @@ Cost = Callable[[Scale], float]
 def default_cost(scale: Scale) -> float:
     """Training FLOPs up to a constant: 6 N D (arXiv:2001.08361), N from `n_params` or from width² x depth.
 
-    Synonyms of these axes count alike. `batch` does not change the FLOPs of a run of given length; an unknown
-    axis counts linearly.
+    Synonyms of these axes count alike, and of two names of the same thing the first counts, of durations one
+    in tokens. `batch` does not change the FLOPs of a run of so many tokens, but of one of so many steps. An
+    unknown axis counts linearly.
     """
-    kinds = {axis: axis_kind(axis) for axis in scale}
-    power = {"width": 2.0}
-    if "n_params" in kinds.values():
-        power = {"width": 0.0, "depth": 0.0}
-
-    def factor(axis: str, value: float) -> float:
-        return math.pow(value, 0.0 if axis == "batch" else power.get(kinds[axis], 1.0))
-
-    return 6.0 * math.prod(factor(axis, value) for axis, value in scale.items())
+    in_steps = [axis for axis in scale if STEP_WORDS & set(plain_name(axis).split("_"))]
+    axes = {axis_kind(axis): axis for axis in reversed([*sorted(scale, key=in_steps.__contains__)])}
+    power = {"width": 2.0, "batch": 1.0 if axes.get("tokens") in in_steps else 0.0}
+    if "n_params" in axes:
+        power |= {"width": 0.0, "depth": 0.0}
+    counted = [axis for axis in scale if axis in axes.values()]
+    return 6.0 * math.prod(math.pow(scale[axis], power.get(axis_kind(axis), 1.0)) for axis in counted)
 
 
 class Ladder(Sequence[Scale]):
@@ -198,6 +200,8 @@ class Ladder(Sequence[Scale]):
     def __init__(self, proxies: Iterable[Scale | Mapping[str, float]]) -> None:
         self._scales: list[Scale] = []
         self._warned = False
+        if isinstance(proxies, Mapping) or not isinstance(proxies, Iterable):
+            raise ScaleError(f"A ladder cannot be made of {proxies!r}; give a list of scales.")
         for scale in (as_scale(proxy, "A rung") for proxy in proxies):
             if scale in self._scales:
                 raise ScaleError(f"The ladder holds {scale} twice; give each rung once.")

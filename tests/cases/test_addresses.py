@@ -15,6 +15,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from generated_tables import rows_of, understood
 from postgres import Cluster, cluster, free_port, why_not
 from typer.testing import CliRunner
 
@@ -263,3 +264,37 @@ def test_a_read_only_storage_can_be_read(
     assert 4 == len(open_study(study_file).trials)
     with pytest.raises(tb.TransferError):
         create_study(study_file, study_file.definition())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("sqlite://study.db", "journal://study.log", "sqlite+pysqlite://study.db", "journal+redis://host"),
+        *("mysql://host/db", "SQLITE:///study.db", "mongodb://host/db"),
+    ],
+)
+def test_an_address_that_no_storage_has(url: str) -> None:
+    """It is refused in one sentence, without the name of a plug-in, or of an extra that does not help."""
+    with pytest.raises(StorageError) as caught:
+        read_table(url)
+
+    assert not {"plugin", "postgres]"} & set(str(caught.value).replace('"', " ").split())
+
+
+def test_trials_without_their_study(tmp_path: Path) -> None:
+    """A list of them, and the table that Optuna makes of them, also in a file, are as good as the study."""
+    ladder = tb.Ladder([tb.Scale(width=64), tb.Scale(width=128)])
+    sampler = tb.TransferSampler(ladder=ladder, target=tb.Scale(width=256), seed=0)
+    study = optuna.create_study(sampler=sampler, pruner=tb.RungPruner())
+    study.optimize(
+        lambda trial: 8 / ladder.suggest(trial).width + trial.suggest_float("lr", 1e-4, 0.1, log=True),
+        n_trials=4,
+    )
+    study.trials_dataframe().to_csv(tmp_path / "trials.csv")
+
+    expected = understood(study, loss="value")
+    trials = understood(study.trials, loss="value")
+    in_memory = understood(study.trials_dataframe(), hps={"params_lr": "log"}, loss="value")
+    from_file = understood(tmp_path / "trials.csv", hps={"params_lr": "log"}, loss="value")
+
+    assert rows_of(expected) == rows_of(trials) == rows_of(in_memory) == rows_of(from_file)

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import typer.main
+from torch import nn
 from typer.testing import CliRunner
 
 import transfer_bo
+import transfer_bo as tb
 from transfer_bo.cli import app
 from transfer_bo.cli.common import STORAGE
-from transfer_bo.errors import StudyError
+from transfer_bo.errors import ParametrizationError, SearchSpaceError, StudyError
 from transfer_bo.runners.warm_start import refuse_missing_source_runs
 from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import load_study_file
@@ -141,3 +143,19 @@ def test_commands_in_the_manuals_can_be_parsed(manual: str) -> None:
     for line in commands_of(manual):
         if "..." not in line:
             check(line)
+
+
+@pytest.mark.parametrize("build", [nn.Linear(8, 16), None, "model.py:build"])
+def test_a_model_in_the_place_of_its_builder(build: Any) -> None:
+    """It is not called with a scale."""
+    with pytest.raises(ParametrizationError, match="give a function"):
+        tb.parametrize(build, {"width": 16}, {"width": 32})
+
+
+@pytest.mark.parametrize("value", ["1e-2", None, [1e-2]])
+def test_a_value_of_an_hp_that_is_no_number(value: Any) -> None:
+    """As a configuration file may hold it."""
+    p = tb.parametrize(lambda scale: nn.Linear(8, scale.width), {"width": 16}, {"width": 32})
+
+    with pytest.raises(SearchSpaceError, match="'lr'"):
+        p.param_groups(nn.Linear(8, 32), {"lr": value})

@@ -25,7 +25,7 @@ from transfer_bo.records import Outcome, Run, read_runs, read_settings
 from transfer_bo.report.compute import runs_and_compute
 from transfer_bo.report.source_studies import source_studies
 from transfer_bo.report.state import read_state
-from transfer_bo.run_table.warm_start import MAX_SOURCE_RUNS, is_added
+from transfer_bo.run_table.warm_start import MAX_SOURCE_RUNS, is_added, read_source_runs
 from transfer_bo.runners.study_search import search_is_over
 from transfer_bo.runners.task import make_task
 from transfer_bo.runners.warm_start import read_missing_source_runs, refuse_missing_source_runs
@@ -364,3 +364,12 @@ def test_the_first_own_trial_runs_the_defaults_behind_past_runs() -> None:
     )
 
     assert [2] == [trial.number for trial in study.trials if trial.params == {"lr": 0.25}]
+
+
+@pytest.mark.parametrize(
+    ("option", "error"), [({"hps": ["lr"]}, SearchSpaceError), ({"axes": "width"}, RunTableError)]
+)
+def test_options_of_another_type(option: dict[str, Any], error: type[Exception]) -> None:
+    """A list of HPs has no kinds, a text is no list."""
+    with pytest.raises(error):
+        read_source_runs([{"width": 64, "lr": 1e-3, "loss": 3.0}], scales=[tb.Scale(width=64)], **option)

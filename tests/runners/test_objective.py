@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from transfer_bo.attributes import ERROR_ATTR, SECONDS_ATTR
@@ -24,7 +28,7 @@ def _raises(error: BaseException) -> Callable[[optuna.Trial], float]:
     return function
 
 
-def _returns(value: float) -> Callable[[optuna.Trial], float]:
+def _returns(value: Any) -> Callable[[optuna.Trial], float]:
     return lambda trial: value
 
 
@@ -116,3 +120,24 @@ def test_the_wrapped_objective_keeps_its_name() -> None:
         return 0.0
 
     assert ("my_training", "Train.") == (my_training.__name__, my_training.__doc__)
+
+
+@pytest.mark.parametrize(
+    "loss", [np.array([[2.5]]), torch.tensor([2.5], requires_grad=True), Decimal("2.5"), np.float16(2.5)]
+)
+def test_one_number_in_another_form_is_the_loss(loss: Any) -> None:
+    """Without a warning."""
+    study = optuna.create_study()
+    study.optimize(objective(_returns(loss)), n_trials=1)
+
+    assert 2.5 == study.trials[0].value
+
+
+@pytest.mark.parametrize("returned", [None, {"loss": 2.5}, (2.5, 0.1), "diverged", torch.zeros(2)])
+def test_what_is_no_loss_is_named(returned: Any) -> None:
+    """A forgotten `return` above all."""
+    study = optuna.create_study()
+    study.optimize(objective(_returns(returned)), n_trials=1)
+
+    assert [Outcome.ERROR] == [run.outcome for run in read_runs(study)]
+    assert f"the objective returned {returned!r}"[:60] in study.trials[0].user_attrs[ERROR_ATTR]

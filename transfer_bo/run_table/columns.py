@@ -97,8 +97,8 @@ def refuse_other_types(axes: Any, hps: Any) -> None:
         RunTableError: for the axes.
         SearchSpaceError: for the HPs.
     """
-    if isinstance(axes, str):
-        raise RunTableError(f"axes = {axes!r} is a string; give a list, e.g. axes=[{axes!r}].")
+    if isinstance(axes, str) or not isinstance(axes, Iterable):
+        raise RunTableError(f"axes = {axes!r} is no list; give one, e.g. axes=['n_params'].")
     if not isinstance(hps, Mapping):
         raise SearchSpaceError(
             f"hps = {hps!r} is no dictionary; give each HP's kind, e.g. hps={{'lr': 'log'}}."

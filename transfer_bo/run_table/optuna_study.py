@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -13,7 +14,7 @@ from transfer_bo.errors import StudyError
 from transfer_bo.records import read_run
 from transfer_bo.run_table.read import CONSTRAINT_PREFIX
 
-__all__ = ["study_table"]
+__all__ = ["study_table", "trial_table"]
 
 
 def study_table(study: optuna.Study, loss: str, outcome: str) -> pd.DataFrame:
@@ -35,9 +36,25 @@ def study_table(study: optuna.Study, loss: str, outcome: str) -> pd.DataFrame:
     if len(study.directions) > 1:
         raise StudyError(f"Study {study.study_name!r} has {len(study.directions)} objectives; one is needed.")
 
+    table = trial_table(study.get_trials(deepcopy=False), loss, outcome)
+    table.attrs["maximize"] = study.direction.name == "MAXIMIZE"
+    return table
+
+
+def trial_table(trials: Sequence[optuna.trial.FrozenTrial], loss: str, outcome: str) -> pd.DataFrame:
+    """The same of trials without their study, whose direction is not known.
+
+    Args:
+        trials: of one study.
+        loss: column for the trial's value.
+        outcome: column for the trial's outcome, a value of `records.Outcome`.
+
+    Returns:
+        The table. Its `attrs` hold "hps", `{hp: transform}`.
+    """
     rows: list[dict[str, Any]] = []
     hps: dict[str, str] = {}
-    for trial in study.get_trials(deepcopy=False):
+    for trial in trials:
         run = read_run(trial)
         if run.source is not None:
             continue
@@ -52,7 +69,7 @@ def study_table(study: optuna.Study, loss: str, outcome: str) -> pd.DataFrame:
         )
 
     table = pd.DataFrame(rows)
-    table.attrs |= {"maximize": study.direction.name == "MAXIMIZE", "hps": hps}
+    table.attrs["hps"] = hps
     return table
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from transfer_bo.attributes import ATTR_PREFIX, OUTCOME_ATTR, RUNG, SCALE_ATTR
 from transfer_bo.errors import RunTableError
 from transfer_bo.notes import Note
 from transfer_bo.run_table.files import read_file, read_records, storage_in
@@ -33,7 +34,7 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
 
     Args:
         runs: a DataFrame, a list of records, the path of a CSV, JSON or Parquet file (see `files`), an Optuna
-            study, or the address or the file of its storage.
+            study, a list of its trials, or the address or the file of its storage.
         study: name of the Optuna study, if the storage holds several.
         loss: the column that the value of an Optuna trial is put into.
 
@@ -50,17 +51,22 @@ def read_table(runs: Any, study: str | None = None, loss: str = "loss") -> pd.Da
     if study is not None and address is None:
         raise RunTableError(f"{_named(runs)} is no storage, so it holds no study {study!r}; leave that out.")
 
-    if address is not None or hasattr(runs, "get_trials"):
+    trials = isinstance(runs, list) and bool(runs) and all(hasattr(run, "distributions") for run in runs)
+    if address is not None or trials or hasattr(runs, "get_trials"):
         # These take a second to import.
-        from transfer_bo.run_table.optuna_study import study_table
+        from transfer_bo.run_table.optuna_study import study_table, trial_table
         from transfer_bo.store.existing_study import open_existing_study
 
-        opened = runs if address is None else open_existing_study(address, study)
-        table = study_table(opened, loss, STATUS)
+        if trials:
+            table = trial_table(runs, loss, STATUS)
+        else:
+            opened = runs if address is None else open_existing_study(address, study)
+            table = study_table(opened, loss, STATUS)
     elif isinstance(runs, str | Path):
         table = flatten(read_file(_path(runs)))
     else:
         table = flatten(_in_memory(runs))
+    table = _with_axes(table)
 
     table = _with_plain_columns(table, _named(runs))
     if table.empty:
@@ -83,14 +89,28 @@ def column_name(label: Any) -> str:
 def _address(runs: Any) -> str | None:
     """The address of the storage that holds the runs, if it is one."""
     if isinstance(runs, str) and "://" in runs:
+        runs = runs.strip()
         if runs.startswith("file://"):
             return storage_in(_path(runs))
         if runs.partition("://")[0].lower() in ELSEWHERE:
             raise RunTableError(
                 f"{hide_passwords(runs)} is not read over a network; give a file on this machine."
             )
-        return runs
+        return str(runs)
     return storage_in(_path(runs)) if isinstance(runs, str | Path) else None
+
+
+def _with_axes(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of scales in what `study.trials_dataframe()` gives, named as axes where no other column is."""
+    own = [name for name in table.columns if str(name).startswith(f"user_attrs_{ATTR_PREFIX}")]
+    start = f"user_attrs_{SCALE_ATTR}."
+    axes = {name: str(name).removeprefix(start) for name in own if str(name).startswith(start)}
+    axes = {name: axis for name, axis in axes.items() if axis not in table.columns}
+    if not axes:
+        return table
+
+    others = [name for name in own if name not in axes and name != f"user_attrs_{OUTCOME_ATTR}"]
+    return table.drop(columns=[*others, f"params_{RUNG}"], errors="ignore").rename(columns=axes)
 
 
 def _path(runs: str | Path) -> Path:

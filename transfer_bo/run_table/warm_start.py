@@ -35,7 +35,7 @@ from transfer_bo.quantities import parse_number
 from transfer_bo.records import Outcome, Run, StudySettings, read_runs
 from transfer_bo.run_table.cells import is_empty, is_numeric, read_choices
 from transfer_bo.run_table.cleaning import UNIT_HINT, RunTable, read_rows
-from transfer_bo.run_table.columns import name_columns, numbers
+from transfer_bo.run_table.columns import name_columns, numbers, refuse_other_types
 from transfer_bo.run_table.read import STATUS, read_table
 from transfer_bo.run_table.status import is_status
 from transfer_bo.sampler import TransferSampler
@@ -218,6 +218,7 @@ def read_source_runs(
         SearchSpaceError: for an HP whose values cannot be used.
         NoRunsError: if no run has finished.
     """
+    refuse_other_types(() if axes is None else axes, {} if hps is None else hps)
     name = name or study or _name_of(source)
     table = read_table(source, study, loss)
     if table.attrs.get("maximize", maximize) != maximize:
@@ -338,7 +339,7 @@ def _axes(
     if lacking:
         raise RunTableError(
             f"The runs of source study {name!r} lack {' and '.join(lacking)}; tell where they ran, as in "
-            f" scale={{{', '.join(f'{axis!r}: ...' for axis in lacking)}}}."
+            f"scale={{{', '.join(f'{axis!r}: ...' for axis in lacking)}}}."
         )
     return list(needed)
 

@@ -14,6 +14,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 
@@ -32,6 +33,9 @@ MAX_ERRORS_IN_A_ROW = 5
 MAX_ERROR_LENGTH = 2000
 """Characters of an exception's text that are kept with its trial."""
 
+MAX_SHOWN = 60
+"""Characters of a value that is no loss which an error shows."""
+
 _MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory")
 """Parts of a plain RuntimeError's message when memory runs out: on MPS, old CUDA builds, and the CPU."""
 
@@ -43,6 +47,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     message = str(error).lower()
     # By name, so that torch need not be imported.
     return type(error).__name__ == "OutOfMemoryError" or any(words in message for words in _MEMORY_WORDS)
+
+
+def _as_loss(returned: Any) -> float:
+    """What an objective returned as a number; arrays and tensors with one element are one.
+
+    Raises:
+        TypeError: for anything else, such as None where a `return` was forgotten.
+    """
+    if math.prod(getattr(returned, "shape", (0,))) == 1 and hasattr(returned, "item"):
+        returned = returned.item()
+    try:
+        return float(returned)
+    except (TypeError, ValueError):
+        shown = repr(returned)[:MAX_SHOWN]
+        raise TypeError(f"the objective returned {shown}; return the loss, a number") from None
 
 
 def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
@@ -71,7 +90,7 @@ def objective(function: Callable[[optuna.Trial], float]) -> Callable[[optuna.Tri
         value = math.nan
 
         try:
-            value = float(function(trial))
+            value = _as_loss(function(trial))
             outcome = Outcome.FINISHED if math.isfinite(value) else Outcome.DIVERGED
         except optuna.TrialPruned:
             outcome = Outcome.PRUNED

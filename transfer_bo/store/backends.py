@@ -69,6 +69,7 @@ def check_address(url: str, *, writable: bool = False) -> str | None:
 
 def _check_server(url: str) -> str | None:
     extra = "grpc" if url.startswith("grpc://") else "postgres"
+
     try:
         if url.startswith("grpc://"):
             _connect_proxy(url).wait_server_ready(timeout=CONNECT_SECONDS)
@@ -82,7 +83,14 @@ def _check_server(url: str) -> str | None:
     except StorageError as error:
         return str(error)
     except ImportError as error:
-        return f'a library is missing ({_first_line(error)}); pip install "transfer-bo[{extra}]".'
+        known = url.startswith(("grpc://", "postgres"))
+        what = f'pip install "transfer-bo[{extra}]"' if known else "install the driver of this data base"
+        return f"a library is missing ({_first_line(error)}); {what}."
+    except sqlalchemy.exc.NoSuchModuleError:
+        return (
+            f"{url.partition('://')[0]}:// is no kind of storage that is known; write sqlite:///FILE, "
+            "journal:///FILE, postgresql://HOST/DATABASE or grpc://HOST:13000."
+        )
     except Exception as error:  # whatever the driver raises
         reason = _first_line(_cause(error))
         return f"this storage can't be opened ({reason}); give an address such as sqlite:///study.db."
