@@ -17,7 +17,8 @@ from transfer_bo import Diverged, Scale
 from transfer_bo.errors import ScaleError, TrainingError
 from transfer_bo.training import Corpus, TrainResult, Transformer, build_transformer, count_flops, train
 from transfer_bo.training.progress import Progress
-from transfer_bo.training.trainer import evaluate, lr_factor, merge_groups
+from transfer_bo.training.settings import TrainSettings
+from transfer_bo.training.trainer import evaluate, merge_groups
 
 TINY = Scale(width=16, depth=1)
 
@@ -187,14 +188,14 @@ def test_divergence_is_staying_above_the_start_or_not_finite(losses: list[float]
 
 def test_learning_rate_rises_then_falls_to_nearly_zero() -> None:
     """Linear up to exactly 1 at 5% of the steps, then down along a cosine, never to a wasted step at 0."""
-    factors = [lr_factor(step, 200) for step in range(1, 201)]
+    factors = [TrainSettings().lr_factor(step, 200) for step in range(1, 201)]
 
     assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert factors[9] == 1.0
     assert all(later < earlier for earlier, later in itertools.pairwise(factors[9:]))
     assert factors[9 + 95] == pytest.approx(0.5, abs=0.01)
     assert 0 < factors[-1] < 1e-3
-    assert [lr_factor(1, 1), lr_factor(1, 2)] == [1.0, 1.0]
+    assert [TrainSettings().lr_factor(1, 1), TrainSettings().lr_factor(1, 2)] == [1.0, 1.0]
 
 
 def test_schedule_scales_every_group(corpus: Corpus) -> None:

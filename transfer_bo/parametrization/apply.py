@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -35,7 +35,7 @@ from transfer_bo.parametrization.initial_values import copy_buffers, is_constant
 from transfer_bo.parametrization.optimizers import OPTIMIZERS
 from transfer_bo.parametrization.rules import Rule
 from transfer_bo.parametrization.scaled_settings import Options, ScaledSettings
-from transfer_bo.parametrization.sharding import total_norm, write_values
+from transfer_bo.parametrization.sharding import is_sharded, total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEFAULT_RULE
@@ -188,12 +188,13 @@ class Parametrization(ScaledSettings):
         """Give every tensor of the model its initial values, in place, whatever it held before.
 
         A tensor gets what `build_model` draws for it at the target under the seed, scaled so that its root
-        mean square is that of the base model's own draw (deeper blocks: the block at the same relative depth)
-        times the rule's and the HPs' factors. So the model's own way of initialising is kept, at the base bit
-        by bit. Constants (gains of one, biases of zero) stay as they are; `init_std` does not move them.
-        Frozen tensors keep their values, and so do the stored buffers of frozen modules, such as running
-        means; other buffers are recomputed. Draws are made on the CPU, so that they are the same on every
-        device; a model sharded by `fully_shard` gets its shards of the same values, without communication.
+        mean square is that of the base model's own draw (deeper blocks: the block at the same relative
+        depth) times the rule's and the HPs' factors. So the model's own way of initialising is kept, at the
+        base bit by bit. Constants (gains of one, biases of zero) stay as they are; `init_std` does not move
+        them. Frozen tensors keep their values, and so do the stored buffers of frozen modules, such as
+        running means; other buffers are recomputed. Draws are made on the CPU, so that they are the same on
+        every device. A model sharded by `fully_shard` gets its shards of the same values, without
+        communication, and no process holds more than one whole tensor at a time (see `deferred_build`).
 
         Raises:
             ParametrizationError: for a model of another scale or on the meta device.
@@ -205,18 +206,39 @@ class Parametrization(ScaledSettings):
             raise ParametrizationError(
                 "The model is on the meta device and has no memory; call model.to_empty(device=...) first."
             )
-        native = build_real(self.build_model, self.target, seed)
+        native, value = self._native(seed, sharded=any(map(is_sharded, parameters.values())))
         draws = self._base_model.draws(seed)
 
-        for name, drawn in parameters_of(native).items():
+        for name, tensor in parameters_of(native).items():
+            drawn = value(tensor)
             factor = self.init_factor(name, hps, is_constant(drawn))
             if not is_constant(drawn):
                 factor *= draws[self.tensors[name].base_name].rms / rms(drawn)
             write_values(parameters[name], drawn * factor)
 
-        copy_buffers(native, model)
+        copy_buffers(native, model, value)
         self._multipliers.set_hooks(model, hps)
         self._set_up[unwrap(model)] = _SetUp(hps, seed)
+
+    def _native(
+        self, seed: int, *, sharded: bool
+    ) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+        """The model as `build_model` draws it, and the value of each of its tensors.
+
+        For a sharded model tensors have values one at a time, as no process may have room for all of them.
+        """
+        if sharded:
+            from transfer_bo.parametrization.deferred_build import DeferredBuild  # loads PyTorch's compiler
+
+            if self._base_model.is_deferrable:
+                deferred = DeferredBuild(self.build_model, self.target, seed)
+                return deferred.model, deferred.value
+            warnings.warn(
+                "The model's initial values cannot be drawn tensor by tensor, so that each process holds all "
+                "of them for a moment; draw them with torch's random functions only.",
+                stacklevel=3,
+            )
+        return build_real(self.build_model, self.target, seed), lambda tensor: tensor
 
     def param_groups(self, model: nn.Module, hps: HPs | None = None) -> list[dict[str, Any]]:
         """Parameter groups for the rule's optimizer, `torch.optim.AdamW` for most rules.

@@ -88,6 +88,13 @@ class BaseModel:
         return self._draws[seed]
 
     @cached_property
+    def is_deferrable(self) -> bool:
+        """Whether initial values can be drawn tensor by tensor."""
+        from transfer_bo.parametrization.deferred_build import reproduces_builds  # loads PyTorch's compiler
+
+        return reproduces_builds(self.build_model, self.scale, seed=0)
+
+    @cached_property
     def call(self) -> ExampleCall:
         """A call of the base model, traced."""
         model = build_real(self.build_model, self.scale, seed=0).eval()

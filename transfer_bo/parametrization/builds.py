@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transfer_bo.errors import ParametrizationError, TransferError
 from transfer_bo.scale import Scale
 
-__all__ = ["BuildModel", "build_meta", "build_real", "modules_of", "parameters_of", "unwrap"]
+__all__ = ["BuildModel", "build_meta", "build_real", "modules_of", "parameters_of", "unwrap", "within_build"]
 
 BuildModel = Callable[[Scale], nn.Module]
 """Gives a model at a scale."""
@@ -33,7 +33,8 @@ _WRAPPERS = {
 """Classes that wrap a module without changing what it computes, and their name for it."""
 
 
-def _build(build_model: BuildModel, scale: Scale, device: str) -> nn.Module:
+def within_build(build_model: BuildModel, scale: Scale, device: str) -> nn.Module:
+    """The model at a scale on a device, under the random state of the caller, which moves on."""
     if isinstance(build_model, nn.Module) or not callable(build_model):
         raise ParametrizationError(
             f"build_model is a {type(build_model).__name__}; give a function that builds the model at a "
@@ -85,7 +86,7 @@ def build_meta(build_model: BuildModel, scale: Scale) -> nn.Module:
         ParametrizationError: if `build_model` fails, returns no module, or returns a lazy one.
     """
     with torch.random.fork_rng(devices=[]), _WithoutNormalDraws():
-        return _build(build_model, scale, "meta")
+        return within_build(build_model, scale, "meta")
 
 
 def build_real(build_model: BuildModel, scale: Scale, seed: int) -> nn.Module:
@@ -96,7 +97,7 @@ def build_real(build_model: BuildModel, scale: Scale, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return _build(build_model, scale, "cpu")
+        return within_build(build_model, scale, "cpu")
 
 
 def _wrapped_name(module: nn.Module) -> str | None:

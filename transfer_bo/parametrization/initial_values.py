@@ -5,7 +5,7 @@ init = draw at the target · rms(draw at the base) / rms(draw at the target) · 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -34,12 +34,15 @@ def kurtosis(values: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def copy_buffers(source: nn.Module, model: nn.Module) -> None:
+def copy_buffers(
+    source: nn.Module, model: nn.Module, value: Callable[[torch.Tensor], torch.Tensor] = lambda buffer: buffer
+) -> None:
     """Copy buffers, but for the stored ones of frozen modules, such as running means of a frozen norm.
 
     Args:
         source: A fresh build.
         model: Of the same scale; wrapped, sharded or on another device perhaps.
+        value: Gives the value of one of the source's buffers.
     """
     modules = modules_of(model)
     for path, module in modules_of(source).items():
@@ -47,7 +50,7 @@ def copy_buffers(source: nn.Module, model: nn.Module) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             is_stored = name not in module._non_persistent_buffers_set
             if not (is_frozen and is_stored):
-                write_values(modules[path].get_buffer(name), buffer)
+                write_values(modules[path].get_buffer(name), value(buffer))
 
 
 def _is_frozen(path: str, modules: Mapping[str, nn.Module]) -> bool:

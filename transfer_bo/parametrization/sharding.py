@@ -8,10 +8,11 @@ from typing import cast
 import torch
 from torch import nn
 
-__all__ = ["total_norm", "write_values"]
+__all__ = ["is_sharded", "total_norm", "write_values"]
 
 
-def _is_sharded(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether this process holds a part of the tensor only."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor  # slow to import; not in every build of torch
@@ -25,7 +26,7 @@ def write_values(tensor: torch.Tensor, values: torch.Tensor) -> None:
 
     Every process must hold the same values: nothing is sent.
     """
-    if _is_sharded(tensor):
+    if is_sharded(tensor):
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         sharded = cast(DTensor, tensor)
@@ -39,11 +40,11 @@ def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Tensors that are not sharded must be equal on all processes, as DDP's gradients are.
     """
-    parts = [[t for t in tensors if _is_sharded(t) is sharded] for sharded in (False, True)]
+    parts = [[t for t in tensors if is_sharded(t) is sharded] for sharded in (False, True)]
     norms = [nn.utils.get_total_norm(part) for part in parts if part]
 
     full = [
-        cast("torch.distributed.tensor.DTensor", norm).full_tensor() if _is_sharded(norm) else norm
+        cast("torch.distributed.tensor.DTensor", norm).full_tensor() if is_sharded(norm) else norm
         for norm in norms
     ]
     if len(full) == 1:

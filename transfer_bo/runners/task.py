@@ -31,7 +31,7 @@ from transfer_bo.attributes import (
 )
 from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.parametrization import RULES, parametrize
-from transfer_bo.parametrization.builds import BuildModel
+from transfer_bo.parametrization.builds import BuildModel, build_meta
 from transfer_bo.parametrization.model_file import check_logits, load_build_model
 from transfer_bo.runners.external_program import Program
 from transfer_bo.runners.objective import is_out_of_memory
@@ -41,6 +41,7 @@ from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 from transfer_bo.training.checkpoint import remove_checkpoint
 from transfer_bo.training.data import Corpus
+from transfer_bo.training.ranks import Ranks
 
 __all__ = ["Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
 
@@ -317,6 +318,16 @@ class StudyTask(Task):
         """The model at a scale, not yet initialised."""
         return self._build_model(scale)
 
+    def _build_to_train(self, scale: Scale) -> nn.Module:
+        """The model, without values where it is sharded over the ranks of this process's group.
+
+        Frozen tensors keep the values of their build, so that a model with some is built with values.
+        """
+        if not Ranks(self.file.run.parallel).is_sharded:
+            return self.build(scale)
+        model = build_meta(self.build, scale)
+        return model if all(p.requires_grad for p in model.parameters()) else self.build(scale)
+
     def parametrization(self, scale: Scale) -> Any:
         """The settings of every tensor at a scale; kept, because finding them takes several builds."""
         if scale not in self._parametrizations:
@@ -360,7 +371,7 @@ class StudyTask(Task):
     def train_here(self, attempt: Attempt, checkpoint: Path) -> float:
         """Train in this process, as one of a process group if there is one."""
         result = train(
-            self.build(attempt.scale),
+            self._build_to_train(attempt.scale),
             self.parametrization(attempt.scale),
             attempt.hps,
             self.corpus,

@@ -75,7 +75,7 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None
     except Exception as error:  # a damaged file can fail in any way
         logger.warning("The checkpoint %s cannot be read and is not used: %s", path, error)
         return None
-    if stored_run != dict(run):
+    if {key: stored_run.get(key) for key in run} != dict(run):
         logger.warning("The checkpoint %s belongs to another run and is not used.", path)
         return None
     return dict(state)

@@ -9,6 +9,8 @@ Symbols:
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -19,9 +21,28 @@ from torch import Tensor, nn
 
 from transfer_bo.errors import TrainingError
 
-__all__ = ["Parallel", "Ranks"]
+__all__ = ["Parallel", "Ranks", "return_freed_memory"]
 
 Parallel = Literal["ddp", "fsdp2"]
+
+
+LARGE_BLOCK = 1 << 18
+"""Bytes from which a tensor on a CPU gets memory of its own from the system, once `return_freed_memory` was
+called."""
+
+_M_MMAP_THRESHOLD = -3
+"""The number of this option in glibc's malloc.h."""
+
+
+def return_freed_memory() -> None:
+    """Make glibc return the memory of large tensors to the system when they are freed.
+
+    By default it keeps it, in pieces that tensors of other sizes do not fit into: a rank that gathers and
+    frees block after block would soon hold several times what it uses. Does nothing elsewhere than with
+    glibc.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 class Ranks:
@@ -37,10 +58,14 @@ class Ranks:
         self.size = dist.get_world_size() if is_group else 1
         self.is_sharded = parallel == "fsdp2" and self.size > 1
 
-    def spread(self, model: nn.Module) -> nn.Module:
+    def spread(self, model: nn.Module, *, in_bfloat16: bool = False) -> nn.Module:
         """The module to call in training; `model` itself keeps its tensors and their names.
 
         With fsdp2 each block of a `ModuleList` is gathered by itself, and all other tensors together.
+
+        Args:
+            model: May be on the meta device with fsdp2.
+            in_bfloat16: With fsdp2, gather weights and compute in bfloat16; gradients are summed in float32.
         """
         if self.size == 1:
             return model
@@ -49,13 +74,15 @@ class Ranks:
             # order from then on, so that a resumed run, whose first step comes later, differs by rounding.
             warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
             return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-        from torch.distributed.fsdp import fully_shard  # slow to load
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # slow to load
 
+        in_16_bits = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        policy = in_16_bits if in_bfloat16 else MixedPrecisionPolicy()
         for module in model.modules():
             if isinstance(module, nn.ModuleList):
                 for block in module:
-                    fully_shard(block)
-        fully_shard(model)
+                    fully_shard(block, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
         return model
 
     def share(self, batch: Tensor) -> Tensor:

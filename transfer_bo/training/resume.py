@@ -1,9 +1,17 @@
-"""Stop a training run and continue it later; on a CPU the result is bit-identical."""
+"""Stop a training run and continue it later; on a CPU the result is bit-identical.
+
+A model that every rank holds is written to one file, a sharded one to a folder by
+`torch.distributed.checkpoint`, which the file then names, so that a checkpoint is complete or absent. It may
+be continued on another number of ranks, then equal to rounding. The folder's index is a pickle: continue
+only from folders that you trust.
+"""
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +22,11 @@ from transfer_bo.training.checkpoint import load_checkpoint, save_checkpoint
 from transfer_bo.training.ranks import Ranks
 
 __all__ = ["Resume"]
+
+logger = logging.getLogger(__name__)
+
+_SHARDS = "shards"
+"""Key of the name of the folder that holds a sharded model's checkpoint."""
 
 _PROGRESS = "rest"
 """Key of the stored progress, as in checkpoints of earlier versions."""
@@ -32,8 +45,7 @@ class Resume:
     def __init__(self, path: Path | None, every: float, run: Mapping[str, Any], ranks: Ranks) -> None:
         self._path = path
         self._every = every
-        # The checkpoint of a sharded model has other names than that of a whole one.
-        self._run = {**run, "sharded": ranks.is_sharded, "ranks": ranks.size}
+        self._run = dict(run)
         self._ranks = ranks
         self._last = time.monotonic()
 
@@ -46,25 +58,19 @@ class Resume:
         if state is None:
             return None
 
-        if self._ranks.is_sharded:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-
-            options = StateDictOptions(full_state_dict=True)
-            set_state_dict(
-                model,
-                optimizer,
-                model_state_dict=state["model"],
-                optim_state_dict=state["optimizer"],
-                options=options,
-            )
+        if _SHARDS in state:
+            _load_shards(self._path.with_name(state[_SHARDS]), model, optimizer)
+        elif self._ranks.is_sharded:
+            _load_whole(state, model, optimizer)
         else:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
 
-        own = state["random"][self._ranks.rank]
-        torch.set_rng_state(own["cpu"])
-        if own["cuda"] is not None:
-            torch.cuda.set_rng_state(own["cuda"])
+        if self._ranks.rank < len(state["random"]):  # a rank that is new keeps the state of its seed
+            own = state["random"][self._ranks.rank]
+            torch.set_rng_state(own["cpu"])
+            if own["cuda"] is not None:
+                torch.cuda.set_rng_state(own["cuda"])
         return dict(state[_PROGRESS])
 
     def is_due(self) -> bool:
@@ -85,16 +91,68 @@ class Resume:
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
-        random = self._ranks.gather(own)
+        state = {"random": self._ranks.gather(own), _PROGRESS: dict(progress)}
         if self._ranks.is_sharded:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            weights, moments = get_state_dict(model, optimizer, options=options)
-        else:
-            weights, moments = model.state_dict(), optimizer.state_dict()
-
-        if self._ranks.rank == 0:
-            state = {"model": weights, "optimizer": moments, "random": random, _PROGRESS: dict(progress)}
+            self._save_sharded(self._path, model, optimizer, state)
+        elif self._ranks.rank == 0:
+            state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_checkpoint(self._path, self._run, state)
         self._last = time.monotonic()
+
+    def _save_sharded(
+        self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Each rank writes its shards into a folder; then the file names the folder, and older ones go."""
+        folder = path.with_name(f"{path.name}-{state[_PROGRESS]['step']}")
+        if self._ranks.rank == 0:
+            _remove_folders([folder])  # of a process that was killed while it wrote
+        self._ranks.gather(None)
+
+        is_written = _save_shards(folder, model, optimizer)
+        if self._ranks.rank == 0:
+            is_named = is_written and save_checkpoint(path, self._run, {**state, _SHARDS: folder.name})
+            _remove_folders(set(path.parent.glob(f"{path.name}-*")) - {folder} if is_named else [folder])
+
+
+def _save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Write the shards of all ranks; whether that worked. A full disk does not end the run."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    weights, moments = get_state_dict(model, optimizer)
+    try:
+        save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+    except (CheckpointException, OSError, RuntimeError) as error:
+        logger.warning("No checkpoint was written to %s: %s", folder, error)
+        return False
+    return True
+
+
+def _load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read what any number of ranks wrote, sharded or not now."""
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    weights, moments = get_state_dict(model, optimizer)
+    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    load(state, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def _load_whole(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Spread the checkpoint of a model that was not sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=StateDictOptions(full_state_dict=True),
+    )
+
+
+def _remove_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

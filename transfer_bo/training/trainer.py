@@ -27,19 +27,11 @@ from transfer_bo.errors import Preempted, ScaleError, TrainingError
 from transfer_bo.scale import Scale
 from transfer_bo.training.data import Corpus
 from transfer_bo.training.progress import Progress
-from transfer_bo.training.ranks import Parallel, Ranks
+from transfer_bo.training.ranks import Parallel, Ranks, return_freed_memory
 from transfer_bo.training.resume import Resume
+from transfer_bo.training.settings import TrainSettings, checkpoint_activations
 
 __all__ = ["Parametrization", "TrainResult", "count_flops", "merge_groups", "token_loss", "train"]
-
-WARMUP = 0.05
-"""Share of the steps in which the learning rate rises linearly."""
-
-FINAL_LR = 0.0
-"""Factor on the learning rate at the end of the cosine."""
-
-MAX_NORM = 1.0
-"""Gradients are clipped to this global norm."""
 
 FINAL_WINDOWS = 256
 """Held-out windows of the final loss.
@@ -85,6 +77,8 @@ class TrainResult:
     steps: int
     tokens: int
     """steps x batch x context."""
+    tokens_per_second: float = math.nan
+    """Of training in this process, evaluation left out."""
 
 
 def train(
@@ -106,6 +100,8 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     accumulate: int = 1,
     parallel: Parallel = "ddp",
+    settings: TrainSettings = TrainSettings(),  # noqa: B008 - it is immutable
+    speed: Callable[[float], None] | None = None,
     after_step: Callable[[int, nn.Module], None] | None = None,
 ) -> TrainResult:
     """Initialize a model and train it with AdamW; on a CPU the same arguments give the same bits.
@@ -113,11 +109,9 @@ def train(
     In a `torch.distributed` process group every rank calls this with the same arguments and trains on its
     share of each batch; the loss is that of one process, to rounding.
 
-    The learning rate rises linearly over the first 5% of the steps, then follows a cosine to 0: decay to zero
-    makes the final loss less sensitive to the peak than decay to 10% (arXiv:2502.15938).
-
     Args:
-        model: Tokens (B x T) to logits (B x T x V); may be on the meta device. It is trained in place.
+        model: Tokens (B x T) to logits (B x T x V); may be on the meta device. It is trained in place. With
+            fsdp2 a model on the meta device is sharded first, and each rank initializes its own shards.
         parametrization: Gives the initial weights, the parameter groups and the clipping.
         hps: Hyperparameters by name, for the parametrization.
         corpus: Source of batches and held-out windows.
@@ -125,7 +119,7 @@ def train(
         tokens: Tokens to train on; rounded to whole steps of batch x context tokens, at least one.
         context: Tokens per sequence.
         seed: Seed of initial weights and batches.
-        device: Default: cuda, else mps, else cpu. On cuda the model is compiled and runs in bfloat16.
+        device: Default: cuda, else mps, else cpu.
         threads: CPU threads during the run; default: torch's current number.
         reports: Number of reports, evenly spaced over the run, the last at its end.
         report: Called with (progress, held-out loss of the report windows), on the first rank only; an
@@ -137,6 +131,9 @@ def train(
         accumulate: Number of parts in which a rank's share of the batch passes through the model. The
             gradient is the same to rounding; activations take that many times less memory.
         parallel: How ranks share the model: "ddp" or "fsdp2".
+        settings: Schedule, clipping, precision, memory.
+        speed: Called with tokens per second of training, evaluation left out, after each report, on the first
+            rank only.
         after_step: Called with (0, model) before the first step and with (step, model) after each, for
             diagnostics; it must not change the weights.
 
@@ -152,6 +149,7 @@ def train(
     device = _checked_device(device)
     ranks = Ranks(parallel)
     is_cuda = device.type == "cuda"
+    in_bfloat16 = settings.in_bfloat16(device)
     steps = max(1, round(tokens / (batch * context)))
     final_windows = corpus.heldout_windows(FINAL_WINDOWS, context).to(device)
     report_windows = corpus.heldout_windows(REPORT_WINDOWS, context).to(device)
@@ -160,17 +158,11 @@ def train(
         started = time.perf_counter()
         # Only for models that draw numbers as they run, such as dropout: each rank has its own.
         torch.manual_seed(seed + 1_000_003 * ranks.rank)
-        if any(parameter.is_meta for parameter in model.parameters()):
-            _refuse_frozen(model)
-            model.to_empty(device="cpu")
-        # Before the move to the device, so that every device starts from the same weights.
-        parametrization.initialize(model, hps, seed)
-        model.to(device)
-        wrapped = ranks.spread(model)
+        wrapped = _start(model, parametrization, hps, seed, device, ranks, settings)
         optimizer = torch.optim.AdamW(merge_groups(parametrization.param_groups(model, hps)), fused=True)
         peaks = [group["lr"] for group in optimizer.param_groups]
         forward: Callable[[Tensor], Tensor] = wrapped
-        if is_cuda:
+        if settings.is_compiled(device):
             # Residual multipliers are constants to the compiler: each trial is a new program.
             torch.compiler.reset()
             forward = torch.compile(wrapped, dynamic=False)
@@ -186,20 +178,22 @@ def train(
         report_at = {max(1, round(steps * (i + 1) / reports)) for i in range(reports)}
         check_every = 10 if is_cuda else 1  # reading the loss waits for the device
         losses: list[Tensor] = []
+        rate = _Rate(batch * context, first - 1)
 
         def train_step(step: int) -> Tensor:
             """One step of the optimizer; the loss of this rank's share."""
             share = ranks.share(corpus.batch(seed, step, batch, context)).to(device, non_blocking=True)
             parts = []
             for windows, weight in ranks.micro_batches(wrapped, share, accumulate):
-                with torch.autocast(device.type, torch.bfloat16, enabled=is_cuda):
+                with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
                     loss = token_loss(forward, windows) * weight
                 loss.backward()  # type: ignore[no-untyped-call]
                 parts.append(loss.detach())
             total = torch.stack(parts).sum()
 
-            parametrization.clip_grad_norm_(model, MAX_NORM)
-            factor = lr_factor(step, steps)
+            if settings.max_norm < math.inf:
+                parametrization.clip_grad_norm_(model, settings.max_norm)
+            factor = settings.lr_factor(step, steps)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
             optimizer.step()
@@ -208,8 +202,11 @@ def train(
 
         def report_loss(step: int) -> None:
             """Evaluate on the report windows and hand the loss to `report`."""
-            heldout = evaluate(model, forward, report_windows, batch)
+            with rate.paused(step):
+                heldout = evaluate(model, forward, report_windows, batch, in_bfloat16=in_bfloat16)
             progress.curve[step / steps] = progress.check("held-out", heldout)
+            if speed is not None and ranks.rank == 0:
+                speed(rate.tokens_per_second)
             if report is not None and ranks.rank == 0:
                 report(step / steps, heldout)
 
@@ -241,29 +238,87 @@ def train(
         if progress.seconds() > checkpoint_seconds:  # so that a result that is lost costs no training
             resume.save(model, optimizer, progress.state(steps))
         return TrainResult(
-            loss=progress.check("held-out", evaluate(model, forward, final_windows, batch)),
+            loss=progress.check(
+                "held-out", evaluate(model, forward, final_windows, batch, in_bfloat16=in_bfloat16)
+            ),
             curve=progress.curve,
             train_loss=progress.smoothed,
             seconds=progress.seconds(),
             steps=steps,
             tokens=steps * batch * context,
+            tokens_per_second=rate.tokens_per_second,
         )
 
 
-def lr_factor(step: int, steps: int) -> float:
-    """Factor on every learning rate at step 1..n: linear warm-up to 1, cosine to `FINAL_LR` at n + 1."""
-    warmup = max(1, round(WARMUP * steps))
-    if step <= warmup:
-        return step / warmup
-    return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps + 1 - warmup)))
+def _start(
+    model: nn.Module,
+    parametrization: Parametrization,
+    hps: Mapping[str, float],
+    seed: int,
+    device: torch.device,
+    ranks: Ranks,
+    settings: TrainSettings,
+) -> nn.Module:
+    """The initialized model on its device, spread over the ranks: the module to call in training."""
+    is_meta = any(parameter.is_meta for parameter in model.parameters())
+    if is_meta:
+        _refuse_frozen(model)
+    if settings.activation_checkpointing:
+        checkpoint_activations(model)
+
+    if is_meta and ranks.is_sharded:  # no rank has room for the whole model
+        return_freed_memory()
+        wrapped = ranks.spread(model, in_bfloat16=settings.in_bfloat16(device))
+        model.to_empty(device=device)
+        parametrization.initialize(model, hps, seed)
+        return wrapped
+
+    if is_meta:
+        model.to_empty(device="cpu")
+    # Before the move to the device, so that every device starts from the same weights.
+    parametrization.initialize(model, hps, seed)
+    model.to(device)
+    return ranks.spread(model, in_bfloat16=settings.in_bfloat16(device))
+
+
+class _Rate:
+    """Tokens per second of training in this process.
+
+    Args:
+        tokens: Tokens per step.
+        step: The step that training goes on from.
+    """
+
+    def __init__(self, tokens: int, step: int) -> None:
+        self.tokens_per_second = math.nan
+        self._tokens = tokens
+        self._first = step
+        self._started = time.perf_counter()
+        self._paused = 0.0
+
+    @contextlib.contextmanager
+    def paused(self, step: int) -> Iterator[None]:
+        """Take the rate at a step, and do not count the time inside."""
+        now = time.perf_counter()
+        seconds = now - self._started - self._paused
+        self.tokens_per_second = (step - self._first) * self._tokens / max(seconds, 1e-9)
+        yield
+        self._paused += time.perf_counter() - now
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, run: Callable[[Tensor], Tensor], windows: Tensor, batch: int) -> float:
+def evaluate(
+    model: nn.Module,
+    run: Callable[[Tensor], Tensor],
+    windows: Tensor,
+    batch: int,
+    *,
+    in_bfloat16: bool = False,
+) -> float:
     """Mean loss over windows (n x (T + 1)), `batch` at a time; `run` is the model, compiled or not."""
     device_type = windows.device.type
     model.eval()
-    with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
+    with torch.autocast(device_type, torch.bfloat16, enabled=in_bfloat16):
         losses = [token_loss(run, part) * len(part) for part in torch.split(windows, batch)]
     model.train()
     return float(torch.stack(losses).sum()) / len(windows)

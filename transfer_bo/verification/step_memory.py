@@ -20,7 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from transfer_bo.parametrization import Parametrization
 from transfer_bo.training.ranks import Parallel
-from transfer_bo.training.trainer import MAX_NORM, merge_groups
+from transfer_bo.training.settings import TrainSettings
+from transfer_bo.training.trainer import merge_groups
 
 __all__ = ["Loss", "Memory", "step_memory"]
 
@@ -156,7 +157,7 @@ def step_memory(
             value.backward()  # type: ignore[no-untyped-call]
             del value
         storages.temporary_share = 1 / shards  # clipping and optimizer work on shards
-        parametrization.clip_grad_norm_(model, MAX_NORM)
+        parametrization.clip_grad_norm_(model, TrainSettings().max_norm)
         optimizer.step()
         optimizer.zero_grad()
 
