@@ -45,11 +45,28 @@ def worker(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes to start here; default: run.workers.")
     ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Submit a Slurm job that does so, and is queued again if stopped.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="With --slurm: number of such jobs; default: 1.")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(help="With --slurm: an option of sbatch, e.g. --sbatch=--gpus=4.", metavar="OPTION"),
+    ] = None,
 ) -> None:
     """Work on a study together with others.
 
     Any number of workers, on any machine, may join and leave at any time.
     """
+    if slurm:
+        _submit(study_file, storage, study, workers, jobs or 1, sbatch or [])
+        return
+    for flag, value in {"--jobs": jobs, "--sbatch": sbatch}.items():
+        if value is not None:
+            raise TransferError(f"{flag} goes with --slurm.")
+
     again = _command(study_file, storage, study, workers)
     joined = _study_file(study_file, storage, study)
     os.environ.pop(STORAGE, None)  # programs that trials start have no use for its password
@@ -66,18 +83,44 @@ def worker(
             console.print("The budget is spent; there is nothing left to do.")
 
 
+def _submit(
+    path: Path | None,
+    storage: str | None,
+    name: str | None,
+    workers: int | None,
+    jobs: int,
+    options: list[str],
+) -> None:
+    """Submit jobs; sbatch passes the environment on to them, a storage's address there included."""
+    joined = _study_file(path, storage, name)
+    if workers is not None:
+        joined = joined.model_copy(update={"run": joined.run.model_copy(update={"workers": workers})})
+    if storage is not None and storage != os.environ.get(STORAGE) and has_password(storage):
+        raise TransferError(
+            f"The storage's address has a password, which would stand in the script; set {STORAGE} to it."
+        )
+    from transfer_bo.runners.slurm import submit
+
+    typer.echo(submit(joined, _arguments(path, storage, name, workers), jobs, options))
+
+
 def _command(path: Path | None, storage: str | None, name: str | None, workers: int | None) -> str | None:
     """The command that was typed; None if it must not be printed, for a password in it."""
-    arguments: list[object] = [] if path is None else [path]
+    if storage is not None and storage != os.environ.get(STORAGE) and has_password(storage):
+        return None
+    return command_line("worker", *_arguments(path, storage, name, workers))
+
+
+def _arguments(path: Path | None, storage: str | None, name: str | None, workers: int | None) -> list[str]:
+    """What was typed after `worker`; a storage from the environment is left there."""
+    arguments = [] if path is None else [str(path)]
     if storage is not None and storage != os.environ.get(STORAGE):
-        if has_password(storage):
-            return None
         arguments += ["--storage", storage]
     if name is not None:
         arguments += ["--study", name]
     if workers is not None:
-        arguments += ["--workers", workers]
-    return command_line("worker", *arguments)
+        arguments += ["--workers", str(workers)]
+    return arguments
 
 
 def _study_file(path: Path | None, storage: str | None, name: str | None) -> StudyFile:
