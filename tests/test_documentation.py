@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
 
+import transfer_bo as tb
 from transfer_bo.cli import app
 from transfer_bo.study_file import load_study_file
+from transfer_bo.training import build_transformer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -49,10 +55,17 @@ def programs() -> Iterator[tuple[str, str]]:
     """Yield page and code of each example that can be run; parts of one page make one program."""
     parts: dict[str, list[str]] = {}
     for name, mark, code in blocks("python"):
-        if mark is not None:
+        if mark is not None and "given" not in mark:
             page = name.partition(":")[0]
             parts.setdefault(page if mark == "runnable: part" else name, []).append(code)
     yield from ((name, "\n".join(codes)) for name, codes in parts.items())
+
+
+def continuations() -> Iterator[tuple[str, str, str]]:
+    """Yield page and number, mark and code of each example that uses names which it does not define."""
+    for name, mark, code in blocks("python"):
+        if mark is not None and "given" in mark:
+            yield name, mark, code
 
 
 def commands() -> Iterator[tuple[str, str | None, list[str]]]:
@@ -89,6 +102,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in programs()])
 @pytest.mark.usefixtures("folder", "no_open_connections")
+@pytest.mark.filterwarnings("ignore:'pin_memory'")  # of the Trainer, where there is no GPU
 def test_examples_in_python_run(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A runnable example ends without an error and prints something."""
     if "from transformers" in code:
@@ -98,6 +112,53 @@ def test_examples_in_python_run(code: str, capsys: pytest.CaptureFixture[str]) -
     exec(compile(code, "example", "exec"), {"__name__": "__main__"})
 
     assert "" != capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def given_names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the examples of the guides go on from: a study that has trials, and a parametrization."""
+    file = tmp_path_factory.mktemp("given") / "study.db"
+    scales = [(32, 1e5), (64, 1e5), (64, 4e5)]
+    ladder = tb.Ladder(tb.Scale(width=width, depth=2, tokens=tokens) for width, tokens in scales)
+    target = tb.Scale(width=256, depth=2, tokens=1e6)
+
+    @tb.objective
+    def objective(trial: optuna.Trial) -> float:
+        scale = ladder.suggest(trial) if isinstance(trial, optuna.Trial) else target
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        return float(scale.width**-0.3 + 0.01 * np.log2(lr * scale.width**0.5 / 0.05) ** 2)
+
+    study = optuna.create_study(
+        study_name="mine",
+        storage=f"sqlite:///{file}",
+        sampler=tb.TransferSampler(ladder=ladder, target=target, coordinates="raw", seed=0),
+        pruner=tb.RungPruner(),
+    )
+    study.optimize(objective, n_trials=FEW_TRIALS)
+    base = tb.Scale(width=32, depth=2, batch=8, tokens=1e5)
+    build_model = functools.partial(build_transformer, vocab_size=17)
+    return {
+        **{"tb": tb, "ladder": ladder, "target": target, "objective": objective, "study": study},
+        **{"suggestion": tb.suggest(study), "file": file},
+        "p": tb.parametrize(build_model, base=base, target=base.replace(width=64)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # of the few trials, and of the trackers' libraries
+@pytest.mark.parametrize(
+    ("mark", "code"), [pytest.param(mark, code, id=name) for name, mark, code in continuations()]
+)
+def test_examples_that_go_on_run(
+    mark: str, code: str, given_names: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An example that uses a study, an objective or a parametrization from above it ends without an error."""
+    for library in re.findall(r"\w+", mark.partition("needs ")[2]):
+        pytest.importorskip(library, reason=f"needs {library}")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    shutil.copy(given_names["file"], folder / "study.db")
+    code = re.sub(r"n_trials=\d+", "n_trials=1", code).replace("replicate=3", "replicate=1")
+
+    exec(compile(code, "example", "exec"), dict(given_names))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +209,75 @@ def test_runnable_commands_run(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
 
     assert 0 == result.exit_code, result.output
+
+
+STUDY = """
+name = "my_study"
+
+[data]
+source = "text"
+context = 16
+
+[[ladder.rungs]]
+width = 16
+depth = 1
+batch = 2
+tokens = 512
+
+[[ladder.rungs]]
+width = 32
+depth = 1
+batch = 2
+tokens = 512
+
+[ladder.target]
+width = 32
+depth = 1
+batch = 2
+tokens = 1024
+
+[space]
+lr = { low = 0.001, high = 0.1 }
+
+[budget]
+target_runs = 100
+trials = 4
+"""
+
+MY_MODEL = """
+from transfer_bo.training import build_transformer
+
+
+def build_model(scale):
+    return build_transformer(scale, vocab_size=17, head_size=16)
+"""
+
+
+@pytest.mark.slow  # all commands of all pages, one after the other on one study: minutes
+@pytest.mark.filterwarnings("ignore")
+def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of a study's life each ends with exit code 0, or 1 for a check that fails."""
+    monkeypatch.setenv("COLUMNS", "80")
+    table = pd.read_csv(folder / "runs.csv").assign(status="finished")
+    table["width"] = np.sqrt(table["n_params"]).round()
+    table.assign(beta2=np.tile([0.9, 0.95, 0.98, 0.99], 6)).to_csv(folder / "runs.csv", index=False)
+    logged = {name: table[name] for name in ("width", "tokens", "lr")}
+    pd.DataFrame(logged).add_prefix("params.").assign(**{"metrics.loss": table["loss"]}).to_csv(
+        folder / "mlflow.csv", index=False
+    )
+    (folder / "my_model.py").write_text(MY_MODEL)
+
+    order = ("init", "run", "worker", "status", "suggest", "verify", "report", "diagnose", "coord-check")
+    found = {tuple(words) for _, _, words in commands() if not words[0].startswith("-")}
+    for words in sorted(found, key=lambda words: order.index(words[0]) if words[0] in order else len(order)):
+        arguments = list(words)
+        if any("postgresql://" in word for word in arguments) or arguments[:2] == ["worker", "--study"]:
+            continue  # needs a server; tests/runners joins studies on one
+        result = CliRunner().invoke(app, arguments)
+
+        assert result.exit_code in ((0, 1) if words[0] == "coord-check" else (0,)), (words, result.output)
+        if words[0] == "init":
+            (folder / words[1]).write_text(STUDY)
 
 
 @pytest.mark.parametrize("name", re.findall(r"^::: (.*)$", "".join(page.read_text() for page in PAGES), re.M))
