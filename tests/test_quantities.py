@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_bo.errors import TransferError
-from transfer_bo.quantities import SUFFIXES, parse_number
+from transfer_bo.quantities import SUFFIXES, counted, parse_number
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,18 @@ def test_suffixes_in_either_case(count: int, suffix: str) -> None:
         == parse_number(f"{count}{suffix}")
         == parse_number(f"{count}{suffix.upper()}")
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "expected"),
+    [
+        (1, ("row",), "1 row"),
+        (0, ("row",), "0 rows"),
+        (1.0, ("run has", "runs have"), "1 run has"),
+        (123456789, ("run has", "runs have"), "123456789 runs have"),
+        (0.5, ("run",), "0.5 runs"),
+    ],
+)
+def test_what_is_counted(number: float, words: tuple[str, ...], expected: str) -> None:
+    """One is singular, anything else plural."""
+    assert expected == counted(number, *words)

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import BudgetError, ScaleError, SearchSpaceError, TransferError
+from transfer_bo.quantities import counted
 from transfer_bo.records import read_drift_prior
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.surrogate.coordinates import Coordinates
@@ -134,7 +135,7 @@ class Plan:
 
     def _advise_transfer(self, runs: str, transfer: Tuning) -> str:
         rungs = len(transfer.ladder)
-        trials = f"{sum(transfer.trials)} trials on {rungs} {'proxy' if rungs == 1 else 'proxies'}"
+        trials = f"{counted(sum(transfer.trials), 'trial')} on {counted(rungs, 'proxy', 'proxies')}"
         direct = "no run of it is paid for"
         if self.direct:
             direct = f"{self.direct.excess_loss:.2%} when tuning directly"
@@ -146,7 +147,8 @@ class Plan:
     def _advise_direct(self, runs: str, direct: Tuning) -> str:
         proxies = f", proxies {self.transfer.excess_loss:.2%}" if self.transfer else ""
         return (
-            f"Proxies are not worth it: for {runs}, {direct.trials[0]} trials at the target itself "
+            f"Proxies are not worth it: for {runs}, {counted(direct.trials[0], 'trial')} at the target "
+            "itself "
             f"should leave {direct.excess_loss:.2%} of excess loss{proxies}."
         )
 

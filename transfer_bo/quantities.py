@@ -1,4 +1,4 @@
-"""Numbers as people write them: `64`, `1.07e9`, `300k`, `7B`, `20G`, `2T`."""
+"""Numbers as people write them: `64`, `1.07e9`, `300k`, `7B`, `20G`, `2T`; `1 row`, `2 rows`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["SUFFIXES", "parse_number"]
+__all__ = ["SUFFIXES", "counted", "parse_number"]
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
 """Multipliers by suffix, in upper or lower case: `7B` and `7b` are parameters, `20G` and `20g` are tokens."""
@@ -38,3 +38,14 @@ def parse_number(text: str, what: str = "The number") -> float:
     if not math.isfinite(value):
         raise TransferError(f"{what} is {text!r}, which is no number; write e.g. 64, 1.07e9, 300k or 7B.")
     return value
+
+
+def counted(number: float, one: str, several: str = "") -> str:
+    """A number with what it counts: "1 row" and "2 rows", or "1 row has" and "2 rows have".
+
+    Args:
+        number: How many.
+        one: What stands after 1.
+        several: What stands after any other number; by default `one` with an s.
+    """
+    return f"{number:g} {one}" if number == 1 else f"{number:.12g} {several or one + 's'}"

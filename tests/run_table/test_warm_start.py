@@ -173,7 +173,7 @@ def test_only_finished_runs_are_stored_and_the_others_are_counted(caplog: pytest
     added = tb.add_past_runs(study, frame.assign(status=["finished"] * 11 + ["failed"]))
 
     assert 8 == added == len(stored(study))
-    assert "8 of 12 runs are taken; 4 did not finish" in caplog.text
+    assert "8 of 12 runs taken; 4 did not finish" in caplog.text
 
 
 def test_an_hp_that_some_runs_lack_is_left_out_and_a_multiplier_was_one() -> None:

@@ -11,7 +11,7 @@ import typer
 from transfer_bo.cli.common import JsonOption, app, output_console, reports_errors, silence_libraries
 from transfer_bo.cli.parsing import parse_hp_ranges, parse_rates, parse_scale
 from transfer_bo.errors import BudgetError, ScaleError
-from transfer_bo.quantities import parse_number
+from transfer_bo.quantities import counted, parse_number
 from transfer_bo.scale import Scale, default_cost
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _budget_in_flops(budget: float, unit: _Unit | None, target: Scale, flops_per
         unit = _Unit.FLOP if budget >= FEWEST_FLOPS else _Unit.RUNS
         if unit is _Unit.RUNS:
             typer.echo(
-                f"Note: --budget {budget:g} is read as {budget:g} runs at the target; "
+                f"Note: --budget {budget:g} is read as {counted(budget, 'run')} at the target; "
                 "for GPU-hours or FLOPs add --unit.",
                 err=True,
             )

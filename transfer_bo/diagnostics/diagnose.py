@@ -28,6 +28,7 @@ from transfer_bo.diagnostics.metrics import TransferMetrics, transfer_metrics
 from transfer_bo.diagnostics.rates import MIN_SIZES, Rates, transfer_rates
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import DiagnosticError, NoRunsError
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome, Run
 from transfer_bo.scale import Scale, default_cost
 
@@ -110,7 +111,8 @@ def diagnose(
     kept = [run for run in runs if run.scale in sizes]
     if len(sizes) < MIN_SIZES:
         notes.append(
-            f"No rates: there are {len(sizes)} sizes along {axis!r}, {MIN_SIZES} are needed; add scales."
+            f"No rates: the runs have {counted(len(sizes), 'size')} along {axis!r}, {MIN_SIZES} are needed; "
+            "add scales."
         )
         kept = []
 
@@ -211,8 +213,9 @@ def _sweep_of(
     unknowns = len(own) + len(of_others)
     if len(rows) < 2 * unknowns:
         raise DiagnosticError(
-            f"{len(rows)} finished runs are too few for {len(varying) + 1} HPs at "
-            f"{len(set(sizes.values()))} sizes; {2 * unknowns} are needed, or a sweep of {hp.name!r} alone."
+            f"{counted(len(rows), 'finished run is', 'finished runs are')} too few for "
+            f"{counted(len(varying) + 1, 'HP')} at {counted(len(set(sizes.values())), 'size')}; "
+            f"{2 * unknowns} are needed, or a sweep of {hp.name!r} alone."
         )
 
     in_log = bool((losses[used] > 0).all())

@@ -24,6 +24,7 @@ from transfer_bo.diagnostics.intervals import Interval
 from transfer_bo.diagnostics.relief import relief
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import DiagnosticError, NoRunsError
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome, Run
 from transfer_bo.scale import Scale
 
@@ -111,7 +112,7 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
     enough = {scale: of for scale, of in by_scale.items() if len(of) >= MIN_RUNS}
     for scale, of in by_scale.items():
         if scale not in enough:
-            left_out.append(f"{scale} has {len(of)} finished runs, importance needs {MIN_RUNS}.")
+            left_out.append(f"{scale} has {counted(len(of), 'finished run')}, importance needs {MIN_RUNS}.")
     if not enough:
         most = max(map(len, by_scale.values()))
         raise DiagnosticError(

@@ -32,6 +32,7 @@ from transfer_bo.diagnostics.curves import Array, Sweep, read_sweep
 from transfer_bo.diagnostics.intervals import Interval
 from transfer_bo.diagnostics.laws import exponent_interval, fit_law
 from transfer_bo.errors import DiagnosticError
+from transfer_bo.quantities import counted
 
 __all__ = ["TransferMetrics", "compare_parametrizations", "metrics_table", "transfer_metrics"]
 
@@ -91,7 +92,8 @@ def transfer_metrics(
     for name, sweep in sweeps.items():
         if len(sweep.sizes) < MIN_SIZES:
             raise DiagnosticError(
-                f"{name!r} has {len(sweep.sizes)} sizes with a usable curve, but its law has three unknowns; "
+                f"{name!r} has {counted(len(sweep.sizes), 'size')} with a usable curve, but its law has "
+                "three unknowns; "
                 f"sweep {sweep.hp!r} at {MIN_SIZES} or more sizes."
             )
 

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transfer_bo.errors import DiagnosticError
+from transfer_bo.quantities import counted
 
 __all__ = ["Decomposition", "TrajectoryRecorder", "window_losses"]
 
@@ -205,7 +206,8 @@ class TrajectoryRecorder:
         """
         if len(self._recorded) < 2 or not self._spectra:
             raise DiagnosticError(
-                f"The weights of {len(self._recorded)} steps were recorded; give after_step to the trainer "
+                f"The weights of {counted(len(self._recorded), 'step')} were recorded; give after_step "
+                "to the trainer "
                 "and the run's number of steps to the recorder."
             )
         mci = np.zeros(0)

@@ -19,6 +19,7 @@ from transfer_bo.display.text import (
     scale_text,
     share_text,
 )
+from transfer_bo.quantities import counted
 from transfer_bo.run_table.published_laws import LAWS
 from transfer_bo.run_table.suggest import RunsFit, RunsSuggestion
 from transfer_bo.scale import Scale
@@ -124,7 +125,7 @@ def _held_out(evidence: Mapping[str, Any]) -> Table:
     folds = evidence["held_out"]
     quantities: dict[str, Callable[[Any], str]] = {
         "its runs": lambda fold: f"{fold['held_out_runs']}",
-        "fitted to": lambda fold: f"{fold['fitted_runs']} runs",
+        "fitted to": lambda fold: counted(fold["fitted_runs"], "run"),
         "best measured": lambda fold: number_text(fold["measured_best"]["loss"], LOSS_DIGITS),
         "predicted there": lambda fold: _interval(fold["predicted_loss"], LOSS_DIGITS),
         "excess of nearest run": lambda fold: number_text(fold["nearest"]["excess"], 2),

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 from transfer_bo.integrations.plan import DIGITS, Plan, numbered_patterns
+from transfer_bo.quantities import counted
 
 __all__ = ["megatron_config", "megatron_text"]
 
@@ -29,7 +30,8 @@ def megatron_config(plan: Plan, max_norm: float) -> tuple[dict[str, Any], list[s
     for group in plan.groups:
         if group.optimizer != "adamw":
             notes.append(
-                f"Optimizer {group.optimizer!r} of {len(group.tensors)} tensors ({group.name}) has other "
+                f"Optimizer {group.optimizer!r} of {counted(len(group.tensors), 'tensor')} "
+                f"({group.name}) has other "
                 "options in Megatron: set that group by hand."
             )
     largest = max(groups, key=lambda group: len(group.tensors)) if groups else None

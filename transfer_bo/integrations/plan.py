@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization import Parametrization
+from transfer_bo.quantities import counted
 from transfer_bo.run_table.tensor_settings import hps_of_tensors
 from transfer_bo.scale import Scale
 
@@ -106,19 +107,22 @@ def make_plan(suggestion: SuggestionLike, p: Parametrization, context: int | Non
     rescaled = [name for name, of_tensor in settings.items() if not math.isclose(of_tensor.init, 1.0)]
     if rescaled:
         notes.append(
-            f"Initial values of {len(rescaled)} tensors differ in size from the base's (e.g. {rescaled[0]}): "
+            f"Initial values of {counted(len(rescaled), 'tensor')} differ in size from the base's (e.g. "
+            f"{rescaled[0]}): "
             "call p.initialize(model, hps) once the model has memory."
         )
     outputs, inputs = p.hooked_multipliers(hps)
     hooked = [path for path, factor in {**outputs, **inputs}.items() if factor != 1]
     if hooked:
         notes.append(
-            f"{len(hooked)} modules need a multiplier in the forward pass (e.g. {hooked[0]}): "
+            f"{counted(len(hooked), 'module needs', 'modules need')} a multiplier in the forward pass "
+            f"(e.g. {hooked[0]}): "
             "p.initialize and p.param_groups register them."
         )
     if p.folded and any(factor != 1 for factor in p.folded.values()):
         notes.append(
-            f"Gradients of {len(p.folded)} tensors with a folded multiplier count by it in the clipped norm: "
+            f"Gradients of {counted(len(p.folded), 'tensor')} with a folded multiplier count by it in "
+            "the clipped norm: "
             "clip with p.clip_grad_norm_(model, max_norm) instead of the framework's own clipping."
         )
     return Plan(p, hps, tuple(groups), batch, notes)

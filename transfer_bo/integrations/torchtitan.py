@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from transfer_bo.integrations.plan import Group, Plan, numbered_patterns
+from transfer_bo.quantities import counted
 
 __all__ = ["torchtitan_config", "torchtitan_text"]
 
@@ -30,7 +31,8 @@ def torchtitan_config(plan: Plan, max_norm: float) -> tuple[dict[str, Any], list
     for group in plan.groups:
         if group.optimizer not in _NAMES:
             notes.append(
-                f"Optimizer {group.optimizer!r} of {len(group.tensors)} tensors ({group.name}) has other "
+                f"Optimizer {group.optimizer!r} of {counted(len(group.tensors), 'tensor')} "
+                f"({group.name}) has other "
                 "options in torchtitan: write that group by hand."
             )
             continue

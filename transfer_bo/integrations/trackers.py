@@ -24,6 +24,7 @@ from typing import Any
 
 from transfer_bo.attributes import PROGRESS_STEPS
 from transfer_bo.errors import TransferError
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome, Run, read_run
 from transfer_bo.secrets import hide_passwords
 
@@ -125,7 +126,8 @@ class TrialLogger:
                 reason = textwrap.shorten(reason, REASON_LENGTH, placeholder=" ...")
                 warnings.warn(
                     f"{self._tracker} does not take trials ({reason}): the study keeps all of them, and "
-                    f"{len(self._waiting)} wait to be logged with a later one or by .log(study).",
+                    f"{counted(len(self._waiting), 'waits', 'wait')} to be logged with a later one or "
+                    "by .log(study).",
                     stacklevel=3,
                 )
                 return

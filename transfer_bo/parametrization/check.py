@@ -22,6 +22,7 @@ from transfer_bo.parametrization.optimizers import OPTIMIZERS
 from transfer_bo.parametrization.residual import Multiply, MultiplyInput
 from transfer_bo.parametrization.scaled_settings import ScaledSettings, TensorSettings
 from transfer_bo.parametrization.sharding import total_norm
+from transfer_bo.quantities import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +168,9 @@ def _check_groups(
     others = len(counts.keys() - {id(q) for q in parameters.values()})
     if others:
         found.append(
-            Difference("", "group", "no other tensors", f"with {others} tensors of no trainable name")
+            Difference(
+                "", "group", "no other tensors", f"with {counted(others, 'tensor')} of no trainable name"
+            )
         )
     return found
 

@@ -31,6 +31,7 @@ from transfer_bo.parametrization.builds import BuildModel, build_real
 from transfer_bo.parametrization.example_inputs import call_with_example_inputs
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.rules import Rule
+from transfer_bo.quantities import counted
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEFAULT_RULE
 
@@ -169,7 +170,8 @@ def coordinate_check(
     """
     if len(factors) < 2 or len(seeds) < 2:
         raise ParametrizationError(
-            f"A coordinate check with {len(factors)} sizes and {len(seeds)} seeds shows no growth; "
+            f"A coordinate check with {counted(len(factors), 'size')} and {counted(len(seeds), 'seed')} "
+            "shows no growth; "
             "give two or more of each."
         )
     unknown = [axis for axis in axes if axis not in ("width", "depth") or axis not in base]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transfer_bo.attributes import ERROR_ATTR
 from transfer_bo.display.text import duration_text, scale_text
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.report import page
 from transfer_bo.report.state import State
@@ -34,7 +35,7 @@ def runs_and_compute(state: State) -> list[str]:
     hps = list(dict.fromkeys(hp for run in state.own for hp in run.params))
     rows = [[run.number, run.purpose, run.outcome, *row] for run, row in run_rows(state.own, hps)]
     head = ["run", "purpose", "outcome", "scale", "loss", *hps]
-    parts.append(page.details(f"All {len(rows)} runs", page.table(head, rows)))
+    parts.append(page.details(f"All {counted(len(rows), 'run')}", page.table(head, rows)))
 
     trials = state.study.get_trials(deepcopy=False)
     errors = [[t.number, t.user_attrs[ERROR_ATTR]] for t in trials if ERROR_ATTR in t.user_attrs]

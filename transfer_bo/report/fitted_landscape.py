@@ -6,6 +6,7 @@ from transfer_bo.diagnostics.importance import unimportant_hps
 from transfer_bo.display.figure_style import MAX_PANELS
 from transfer_bo.display.figures import draw_divergence, draw_drift, draw_importance, draw_landscape
 from transfer_bo.display.text import LEVEL_SD, octaves_text
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome, read_dimensions
 from transfer_bo.report import page
 from transfer_bo.report.state import State
@@ -47,7 +48,9 @@ def landscape(state: State) -> list[str]:
     parts = []
     hidden = len(state.fit.hps) - MAX_PANELS
     if hidden > 0:
-        words = f"The {MAX_PANELS} most important HPs; {hidden} more are in the tables."
+        words = (
+            f"The {MAX_PANELS} most important HPs; {counted(hidden, 'more is', 'more are')} in the tables."
+        )
         parts.append(page.paragraph(words))
     drawing = draw_landscape(state.fit, chosen=state.chosen, maximize=state.maximize, max_panels=MAX_PANELS)
     alt = "A panel per HP: loss against its value at each scale"

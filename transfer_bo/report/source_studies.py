@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from transfer_bo.quantities import counted
 from transfer_bo.records import Run
 from transfer_bo.report import page
 from transfer_bo.report.compute import run_rows
@@ -33,7 +34,10 @@ def source_studies(state: State) -> list[str]:
         known = fitted.get(name)
         result = [None, None] if known is None else [int(known["runs"]), round(known["shift"], 2)]
         rows.append([name, len(runs), *result])
-    lists = [page.details(f"All {len(runs)} runs of {name}", _runs(runs)) for name, runs in by_name.items()]
+    lists = [
+        page.details(f"All {counted(len(runs), 'run')} of {name}", _runs(runs))
+        for name, runs in by_name.items()
+    ]
     return [
         page.table(["source study", "runs", "fitted", "its optimum lies off by, octaves"], rows),
         page.paragraph(ABOUT, "quiet"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from transfer_bo.quantities import counted
 from transfer_bo.report import page
 from transfer_bo.report.state import State
 
@@ -33,7 +34,7 @@ def tensors(state: State, tensor_table: Callable[[Mapping[str, Any]], pd.DataFra
     rows = table.astype(object).itertuples(index=False)
     return [
         page.paragraph(ABOUT, "quiet"),
-        page.details(f"All {len(table)} tensors", page.table(list(table.columns), rows)),
+        page.details(f"All {counted(len(table), 'tensor')}", page.table(list(table.columns), rows)),
     ]
 
 

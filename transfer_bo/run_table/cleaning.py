@@ -17,6 +17,7 @@ import pandas as pd
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import NoRunsError, RunTableError, SearchSpaceError
 from transfer_bo.notes import Note
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome, Run
 from transfer_bo.run_table.cells import read_choices
 from transfer_bo.run_table.columns import Columns, numbers
@@ -157,7 +158,9 @@ def _without_copies(table: pd.DataFrame, notes: list[Note]) -> pd.DataFrame:
     if copies.any():
         notes.append(
             Note(
-                f"{copies.sum()} rows are exact copies of others and count once (repeats that differ count).",
+                f"Left out: {counted(copies.sum(), 'exact copy', 'exact copies')} of other rows; "
+                "repeats that "
+                "differ count.",
                 "rows_copied",
                 rows=int(copies.sum()),
             )
@@ -198,7 +201,8 @@ def _clean(table: pd.DataFrame, columns: Columns, notes: list[Note]) -> tuple[pd
     if kept.empty:
         reasons = "".join(f" {note}" for note in notes)
         raise NoRunsError(
-            f"None of {len(table)} rows has a value for each of {', '.join(names)} and {columns.loss}; "
+            f"None of {counted(len(table), 'row')} has a value for each of {', '.join(names)} and "
+            f"{columns.loss}; "
             f"fill them in or drop the column.{reasons}"
         )
     return kept, whole
@@ -214,7 +218,7 @@ def _note_rows_left_out(clean: pd.DataFrame, columns: Columns, empty: _Array, no
         rows = int((lacking & telling).sum())
         notes.append(
             Note(
-                f"{rows} rows lack {' or '.join(missing)} and were left out.",
+                f"Left out: {counted(rows, 'row that lacks', 'rows that lack')} {' or '.join(missing)}.",
                 "rows_incomplete",
                 columns=missing,
                 rows=rows,
@@ -226,7 +230,8 @@ def _note_rows_left_out(clean: pd.DataFrame, columns: Columns, empty: _Array, no
     if without_loss:
         notes.append(
             Note(
-                f"{without_loss} rows have no {columns.loss}: they tell nothing about HPs. If they diverged, "
+                f"{counted(without_loss, 'row has', 'rows have')} no {columns.loss}, which tells "
+                "nothing about HPs; if a run diverged, "
                 "write inf, or nan as a word, or a status of diverged.",
                 "rows_without_loss",
                 column=columns.loss,
@@ -236,7 +241,11 @@ def _note_rows_left_out(clean: pd.DataFrame, columns: Columns, empty: _Array, no
     failed = int((silent & ~empty).sum())
     if failed:
         notes.append(
-            Note(f"{failed} rows did not finish: they tell nothing about HPs.", "rows_failed", rows=failed)
+            Note(
+                f"{counted(failed, 'row')} did not finish, which tells nothing about HPs.",
+                "rows_failed",
+                rows=failed,
+            )
         )
 
     diverged = clean["outcome"] == Outcome.DIVERGED
@@ -244,7 +253,7 @@ def _note_rows_left_out(clean: pd.DataFrame, columns: Columns, empty: _Array, no
     if not_finite:
         notes.append(
             Note(
-                f"{not_finite} rows with a loss of nan or inf count as diverged.",
+                f"Counted as diverged: {counted(not_finite, 'row')} with a loss of nan or inf.",
                 "rows_not_finite",
                 column=columns.loss,
                 rows=not_finite,
@@ -286,8 +295,9 @@ def _off_scale(values: _Array, name: str, kind: str, notes: list[Note]) -> _Arra
         )
     notes.append(
         Note(
-            f"{int(wrong.sum())} rows have {name} = {found[0]:g}, which {place}, and were left out; use the "
-            "kind linear to keep them.",
+            f"Left out: {counted(wrong.sum(), 'row')} with {name} = {found[0]:g}, which {place}; use "
+            "the kind "
+            "linear to keep what has such values.",
             "hp_off_scale",
             column=name,
             values=[value if math.isfinite(value) else str(value) for value in found],

@@ -10,6 +10,7 @@ import pandas as pd
 
 from transfer_bo.errors import NoRunsError
 from transfer_bo.notes import Note
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome
 from transfer_bo.run_table.columns import Columns
 from transfer_bo.scale import Scale, default_cost
@@ -51,7 +52,8 @@ def mark_diverged(clean: pd.DataFrame, columns: Columns, above: float | None, no
     where = f"above {above:g}" if above is not None else "far above the others"
     notes.append(
         Note(
-            f"{diverged.sum()} finished rows count as diverged, for their loss is {where} "
+            f"{counted(diverged.sum(), 'finished row counts', 'finished rows count')} as diverged, with "
+            f"a loss {where} "
             f"(from {clean['loss'][diverged].min():.4g}); set diverged_above=... if they did not diverge.",
             "rows_far_above",
             column=columns.loss,

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_bo.notes import Note
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome
 from transfer_bo.run_table.cells import Numbers, is_empty, is_numeric
 from transfer_bo.run_table.columns import Columns
@@ -289,8 +290,9 @@ def _ignored(table: pd.DataFrame, columns: Columns) -> list[str]:
 
 def _unknown_words(status: str, words: list[str], rows: int) -> Note:
     return Note(
-        f"{rows} rows have a status in {status} that is not known ({_listed(words)}): they do not count as "
-        f"finished; use one of {', '.join(words[0] for words in STATUS_WORDS.values())}.",
+        f"{counted(rows, 'row has', 'rows have')} a status in {status} that is not known "
+        f"({_listed(words)}), and so no finished run; "
+        f"use one of {', '.join(words[0] for words in STATUS_WORDS.values())}.",
         "status_unknown",
         column=status,
         words=words,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_bo.notes import Note
+from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome
 
 __all__ = ["thin"]
@@ -55,7 +56,9 @@ def thin(
         if len(finished) < before:
             notes.append(
                 Note(
-                    f"{before} finished rows are {len(finished)} settings; repeats were averaged.",
+                    f"{counted(before, 'finished row')} with {counted(len(finished), 'setting')} "
+                    "between them; "
+                    "repeats were averaged.",
                     "repeats_averaged",
                     rows=before,
                     settings=len(finished),
@@ -67,7 +70,8 @@ def thin(
         finished = _best_and_spread_per_bin(finished, axes, most, maximize)
         notes.append(
             Note(
-                f"Of {n_settings} settings {len(finished)} are fitted: per scale the best and a spread.",
+                f"Of {n_settings} settings {counted(len(finished), 'is', 'are')} fitted: per scale the "
+                "best and a spread.",
                 "settings_selected",
                 settings=n_settings,
                 fitted=len(finished),

@@ -31,7 +31,7 @@ from transfer_bo.attributes import (
 from transfer_bo.deprecation import renamed_argument
 from transfer_bo.errors import RunTableError, ScaleError, SearchSpaceError, StudyError
 from transfer_bo.notes import Note
-from transfer_bo.quantities import parse_number
+from transfer_bo.quantities import counted, parse_number
 from transfer_bo.records import Outcome, Run, StudySettings, read_runs
 from transfer_bo.run_table.cells import is_empty, is_numeric, read_choices
 from transfer_bo.run_table.cleaning import UNIT_HINT, RunTable, read_rows
@@ -420,6 +420,7 @@ def _summary(name: str, n_rows: int, n_kept: int, rows: RunTable) -> str:
         "" if finished == n_kept else f" {finished - n_kept} of the finished ones are repeats or too many."
     )
     return hide_passwords(
-        f"Source study {name!r}: {n_kept} of {n_rows} runs are taken; {n_rows - finished} did not finish, "
+        f"Source study {name!r}: {n_kept} of {counted(n_rows, 'run')} taken; {n_rows - finished} did "
+        "not finish, "
         f"diverged, lack a value or are copies.{thinned}"
     )

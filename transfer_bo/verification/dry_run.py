@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transfer_bo.errors import ScaleError, TrainingError, TransferError
 from transfer_bo.parametrization import Parametrization
+from transfer_bo.quantities import counted
 from transfer_bo.scale import Scale
 from transfer_bo.training.ranks import Parallel
 from transfer_bo.training.trainer import token_loss
@@ -107,7 +108,8 @@ class DryRun:
         ]
         if self.cost is not None:
             sentences.append(
-                f"Verification makes up to {self.runs} run(s), which cost {self.cost:.3g} times the budget "
+                f"Verification makes up to {counted(self.runs, 'run')}, which cost {self.cost:.3g} "
+                "times the budget "
                 "of the search."
             )
         return " ".join([*sentences, *([self.warning] if self.warning else [])])
