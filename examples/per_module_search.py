@@ -26,7 +26,7 @@ def build_model(scale: tb.Scale) -> nn.Module:
 
 
 base = tb.Scale(width=16, depth=2, batch=64, tokens=4e3)
-ladder = tb.Ladder([base, base.replace(width=32), base.replace(width=32, tokens=8e3)])
+ladder = tb.Ladder([base, base.replace(width=32), base.replace(depth=4), base.replace(tokens=12e3)])
 target = tb.Scale(width=256, depth=4, batch=64, tokens=32e3)
 p = tb.parametrize(build_model, base=base)
 space = tb.Space.per_module(p, kinds=["lr"])
@@ -42,7 +42,7 @@ def objective(trial: optuna.Trial) -> float:
     settings.check(model, optimizer).raise_if_wrong()
     for rows in [scale.batch] * (scale.tokens // scale.batch) + [2048]:
         x = torch.randn(rows, 16, generator=data)
-        loss = (model(x).squeeze(-1) - torch.sin(x.sum(-1))).square().mean()
+        loss = (model(x).squeeze(-1) - torch.sin(6 * x.mean(-1))).square().mean()
         optimizer.zero_grad()
         loss.backward()
         settings.clip_grad_norm_(model, 1.0)
@@ -55,5 +55,4 @@ if __name__ == "__main__":
     study.optimize(objective, n_trials=16)
     suggestion = tb.suggest(study)
     print(tb.verify(study, objective, suggestion).text)
-    for group in p.at(target).param_groups(build_model(target), suggestion.params):
-        print(group["name"], {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")})
+    print(suggestion.export(p, "torch"))  # or "hf", "torchtitan", "megatron", "json"

@@ -233,7 +233,7 @@ tokens = 512
 [ladder.target]
 width = 32
 depth = 1
-batch = 2
+batch = 8
 tokens = 1024
 
 [space]

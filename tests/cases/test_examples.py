@@ -48,7 +48,7 @@ def test_per_module_search() -> None:
     printed = run(sys.executable, "-W", "error::UserWarning", str(EXAMPLES / "per_module_search.py"))
 
     assert "predicted" in printed
-    assert 8 == len(re.findall("'weight_decay': [0-9.e-]+", printed))
+    assert 8 == len(re.findall('"weight_decay": [0-9.e-]+', printed))
     assert lines("per_module_search.py") < 60
 
 
