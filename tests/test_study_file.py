@@ -179,3 +179,17 @@ def test_a_study_file_survives_json(write_study: WriteStudy) -> None:
     study = load_study_file(write_study())
 
     assert study == StudyFile.model_validate_json(study.model_dump_json())
+
+
+def test_how_a_study_trains_must_not_change(write_study: WriteStudy) -> None:
+    """Schedule and clipping are part of the definition; memory and speed are not."""
+    default = load_study_file(write_study()).definition()
+    same, other = (
+        load_study_file(write_study(("[budget]", f"[training]\n{lines}\n[budget]"))).definition()
+        for lines in ("accumulate = 2\nactivation_checkpointing = true", 'schedule = "wsd"\nmax_norm = 0.5')
+    )
+
+    assert default == same
+    assert {"training.schedule", "training.max_norm"} == {
+        key for key in default if other[key] != default[key]
+    }

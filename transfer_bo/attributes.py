@@ -34,6 +34,7 @@ __all__ = [
     "SECONDS_ATTR",
     "SETTINGS_ATTR",
     "SOURCE_ATTR",
+    "SPEED_ATTR",
     "STUDY_FILE_ATTR",
     "TOKEN_ATTR",
     "WORKER_ATTR",
@@ -106,6 +107,10 @@ BEAT_ATTR = "transfer_bo:beat"
 
 OWNER_LOSSES_ATTR = "transfer_bo:deaths"
 """Trial attribute: how many owners died while running it."""
+
+SPEED_ATTR = "transfer_bo:speed"
+"""Trial attribute: `{"tokens_per_second", "utilisation"}` of its training; utilisation is the share of the
+GPUs' peak FLOP/s, None where the peak is not known."""
 
 ACCUMULATE_ATTR = "transfer_bo:accumulate"
 """Trial attribute: in how many parts a batch goes through the model, once memory has run out."""

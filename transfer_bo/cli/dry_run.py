@@ -42,7 +42,13 @@ def print_dry_run(
             f"{study_file.path}: command: --dry-run does not know the model of a program of your own; "
             "call transfer_bo.verification.dry_run.dry_run with the model's parametrization."
         )
-    needs = {"parallel": study_file.run.parallel, "ranks": study_file.run.ranks, **options}
+    needs = {
+        "parallel": study_file.run.parallel,
+        "ranks": study_file.run.ranks,
+        "accumulate": study_file.training.accumulate,
+        "activation_checkpointing": study_file.training.activation_checkpointing,
+        **options,
+    }
     if needs["parallel"] not in PARALLEL:
         raise TransferError(f"--parallel {needs['parallel']}: use one of {', '.join(PARALLEL)}.")
 

@@ -78,7 +78,8 @@ def verify(
         typer.Option(help="With --dry-run: ddp or fsdp2; default: as in the study file.", metavar="NAME"),
     ] = None,
     accumulate: Annotated[
-        int | None, typer.Option(help="With --dry-run: parts in which a batch passes the model; default: 1.")
+        int | None,
+        typer.Option(help="With --dry-run: parts in which a batch passes the model."),
     ] = None,
     utilisation: Annotated[
         float | None,
@@ -177,7 +178,7 @@ def status(
     """Show trials and best loss per rung, and compute spent."""
     source = find_study(study_file, storage, study, "status --storage sqlite:///study.db")
     silence_libraries()
-    from transfer_bo.display.tables import rung_table, spent_text, summarise
+    from transfer_bo.display.tables import rung_table, speed_lines, spent_text, summarise
     from transfer_bo.records import read_runs
     from transfer_bo.store.heartbeat import dead_trials
 
@@ -186,6 +187,8 @@ def status(
     console = output_console()
     console.print(rung_table(summarise(runs, maximize=opened.direction.name == "MAXIMIZE")))
     console.print(spent_text(opened, runs))
+    for line in speed_lines(opened, runs):
+        console.print(line, soft_wrap=True, markup=False)
     n_dead = len(dead_trials(opened))
     if n_dead:
         console.print(

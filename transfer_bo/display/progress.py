@@ -17,9 +17,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from transfer_bo.attributes import ERROR_ATTR
+from transfer_bo.attributes import ERROR_ATTR, SPEED_ATTR
 from transfer_bo.display.tables import rung_table, suggestion_table, summarise
-from transfer_bo.display.text import LOSS_DIGITS, duration_text, number_text, scale_text
+from transfer_bo.display.text import LOSS_DIGITS, duration_text, number_text, scale_text, speed_text
 from transfer_bo.records import Outcome, Run, read_runs
 from transfer_bo.search.budget import spent_so_far
 
@@ -152,9 +152,10 @@ class Progress:
             if self._budget is not None:
                 spent = f"; {spent_so_far(self._study, runs) / self._budget:.0%} of the budget"
             error = self._error_text(run)
+            speed = speed_text(self._study.get_trials(deepcopy=False)[run.number].user_attrs.get(SPEED_ATTR))
             self.note(
                 f"trial {run.number}{purpose} at {scale_text(run.scale)}: "
-                f"{run.outcome}{loss}{seconds}{spent}{error}"
+                f"{run.outcome}{loss}{seconds}{f', {speed}' if speed else ''}{spent}{error}"
             )
 
     def _announce_verdicts(self) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from transfer_bo.attributes import SETTINGS_ATTR
+from transfer_bo.attributes import SETTINGS_ATTR, SPEED_ATTR
 from transfer_bo.display.text import (
     LOSS_DIGITS,
     MISSING,
@@ -24,6 +24,7 @@ from transfer_bo.display.text import (
     interval_text,
     number_text,
     scale_text,
+    speed_text,
 )
 from transfer_bo.records import Outcome, Run, read_settings
 from transfer_bo.scale import Scale, default_cost
@@ -35,6 +36,7 @@ __all__ = [
     "is_numeric",
     "make_table",
     "rung_table",
+    "speed_lines",
     "spent_text",
     "suggestion_rows",
     "suggestion_table",
@@ -191,6 +193,22 @@ def spent_text(study: Any, runs: Sequence[Run]) -> str:
     target = settings.cost(settings.target)
     budget = "" if settings.budget is None else f" of {settings.budget / target:.2f}"
     return f"{spent(settings, runs) / target:.2f}{budget} target runs spent."
+
+
+def speed_lines(study: Any, runs: Sequence[Run]) -> list[str]:
+    """For each scale whose runs reported it, the median speed of training."""
+    trials = study.get_trials(deepcopy=False)
+    speeds: dict[Scale, list[Mapping[str, float | None]]] = {}
+    for run in runs:
+        speed = trials[run.number].user_attrs.get(SPEED_ATTR)
+        if speed and run.scale is not None:
+            speeds.setdefault(run.scale, []).append(speed)
+
+    middles = {
+        scale: sorted(found, key=lambda speed: speed["tokens_per_second"] or 0.0)[len(found) // 2]
+        for scale, found in speeds.items()
+    }
+    return [f"{scale_text(scale)}: {speed_text(middle)}" for scale, middle in middles.items()]
 
 
 def suggestion_table(

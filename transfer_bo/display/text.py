@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import SupportsFloat
 
 from transfer_bo.scale import Scale
@@ -19,6 +19,7 @@ __all__ = [
     "octaves_text",
     "scale_text",
     "share_text",
+    "speed_text",
     "varying_axes",
 ]
 
@@ -111,3 +112,12 @@ def scale_text(scale: Scale | None, among: Sequence[Scale] = ()) -> str:
         return "no scale"
     axes = varying_axes([scale, *among]) if among else list(scale)
     return ", ".join(f"{axis} {number_text(scale[axis])}" for axis in axes)
+
+
+def speed_text(speed: Mapping[str, float | None] | None) -> str:
+    """Tokens per second, and the share of the GPUs' peak where it is known; "" for a run without."""
+    if not speed or speed["tokens_per_second"] is None:
+        return ""
+    utilisation = speed.get("utilisation")
+    share = "" if utilisation is None else f" ({utilisation:.0%} of the GPU's peak)"
+    return f"{number_text(speed['tokens_per_second'], 3)} tokens/s{share}"

@@ -81,6 +81,7 @@ def tell(
     progress: float | None = None,
     outcome: str | None = None,
     message: str | None = None,
+    tokens_per_second: float | None = None,
 ) -> None:
     """Report to the study from inside a program that a study runs; without a study it does nothing.
 
@@ -89,12 +90,13 @@ def tell(
         progress: Share of the run that is done, in (0, 1].
         outcome: "diverged", "out_of_memory", "preempted" or "error", for an end without a result.
         message: What happened, beside `outcome`.
+        tokens_per_second: Speed of training, beside `loss`.
     """
     path = os.environ.get(OUTPUT)
     if path is None:
         return
 
-    numbers = {"loss": loss, "progress": progress}
+    numbers = {"loss": loss, "progress": progress, "tokens_per_second": tokens_per_second}
     line: dict[str, Any] = {key: float(value) for key, value in numbers.items() if value is not None}
     words = {"outcome": outcome, "message": message}
     line |= {key: str(value) for key, value in words.items() if value is not None}
@@ -138,6 +140,7 @@ class _Output:
     loss: float | None = None
     outcome: str | None = None
     message: str = ""
+    tokens_per_second: float | None = None
     reports: list[tuple[float, float]] = field(default_factory=list)
     """Progress and loss of the reports that were not passed on yet."""
 
@@ -149,6 +152,10 @@ class _Output:
         """
         try:
             content = json.loads(line)
+            if "tokens_per_second" in content:
+                self.tokens_per_second = float(content["tokens_per_second"])
+                if len(content) == 1:
+                    return
             if "outcome" in content:
                 # Of several processes the first to fail knows the reason; that another is lost is no reason.
                 if self.outcome in (None, LOST):
@@ -228,6 +235,7 @@ class Program:
         report: Callable[[float, float], None],
         should_stop: Callable[[], bool],
         checkpoint: Path,
+        speed: Callable[[float], None] = lambda tokens_per_second: None,
     ) -> float:
         """Run the program once.
 
@@ -237,6 +245,7 @@ class Program:
             report: Called with (progress, loss); an exception that it raises ends the program.
             should_stop: Whether this process was asked to end.
             checkpoint: Folder that the program may use, kept from one attempt to the next.
+            speed: Called with the tokens per second that the program reports.
 
         Returns:
             The program's loss.
@@ -268,7 +277,7 @@ class Program:
                 CHECKPOINT: paths["checkpoint"],
             }
             with errors.open("w") as stderr, self._started(values, environment, stderr) as process:
-                reported = _follow(process, output, report, should_stop)
+                reported = _follow(process, output, report, should_stop, speed)
                 code = process.wait()
 
             written = errors.read_text(errors="replace").strip()
@@ -318,6 +327,7 @@ def _follow(
     output: Path,
     report: Callable[[float, float], None],
     should_stop: Callable[[], bool],
+    speed: Callable[[float], None],
 ) -> _Output:
     """Read a program's output until it has ended, and pass its reports on."""
     reported = _Output()
@@ -330,6 +340,9 @@ def _follow(
                     break
                 reported.read(line)
 
+            if reported.tokens_per_second is not None:
+                speed(reported.tokens_per_second)
+                reported.tokens_per_second = None
             for progress, loss in reported.reports:
                 report(progress, loss)
             reported.reports.clear()

@@ -28,6 +28,7 @@ from transfer_bo.attributes import (
     PROGRESS_STEPS,
     PURPOSE_ATTR,
     REPLICA_ATTR,
+    SPEED_ATTR,
 )
 from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.parametrization import RULES, parametrize
@@ -42,6 +43,8 @@ from transfer_bo.training import build_transformer, count_flops, load_text, trai
 from transfer_bo.training.checkpoint import remove_checkpoint
 from transfer_bo.training.data import Corpus
 from transfer_bo.training.ranks import Ranks
+from transfer_bo.training.settings import TrainSettings
+from transfer_bo.verification.gpus import gpu_of_device
 
 __all__ = ["Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
 
@@ -88,6 +91,9 @@ class Attempt:
 
     report: Callable[[float, float], None]
     """Called with (progress, loss)."""
+
+    speed: Callable[[float], None] = lambda tokens_per_second: None
+    """Called with tokens per second of training."""
 
     reports: int = PROXY_REPORTS
     """Number of reports over the run; a program of the user's own reports as often as it likes."""
@@ -136,7 +142,7 @@ class Task(ABC):
     def __call__(self, trial: optuna.Trial) -> float:
         """Run one trial.
 
-        If memory runs out, it is run once more with the same global batch in two parts.
+        If memory runs out, it is run once more with the same global batch in twice as many parts.
 
         Args:
             trial: Optuna's trial, which proposes scale and HPs.
@@ -157,8 +163,17 @@ class Task(ABC):
             if trial.should_prune():
                 raise optuna.TrialPruned
 
+        latest: dict[str, float | None] = {}
+
+        def speed(tokens_per_second: float) -> None:
+            latest["tokens_per_second"] = tokens_per_second
+            latest["utilisation"] = self.utilisation(scale, tokens_per_second)
+            if is_at_target:
+                trial.set_user_attr(SPEED_ATTR, dict(latest))
+
         attrs = trial.user_attrs
-        parts = attrs.get(ACCUMULATE_ATTR, 1)
+        is_at_target = PURPOSE_ATTR in attrs
+        parts = attrs.get(ACCUMULATE_ATTR, self.file.training.accumulate)
         attempt = Attempt(
             number=trial.number,
             scale=scale,
@@ -167,18 +182,33 @@ class Task(ABC):
             accumulate=parts,
             owner_losses=attrs.get(OWNER_LOSSES_ATTR, 0),
             report=report,
-            reports=TARGET_REPORTS if PURPOSE_ATTR in attrs else PROXY_REPORTS,
+            speed=speed,
+            reports=TARGET_REPORTS if is_at_target else PROXY_REPORTS,
         )
         try:
-            return self.run(attempt)
+            return self._run_and_note(trial, attempt, latest)
         except Exception as error:
-            if parts > 1 or not is_out_of_memory(error):
+            if ACCUMULATE_ATTR in attrs or not is_out_of_memory(error):
                 raise
 
         # Only here, after the exception, are the tensors free that its traceback held.
         _free_memory()
-        trial.set_user_attr(ACCUMULATE_ATTR, 2)
-        return self.run(replace(attempt, accumulate=2))
+        trial.set_user_attr(ACCUMULATE_ATTR, 2 * parts)
+        return self._run_and_note(trial, replace(attempt, accumulate=2 * parts), latest)
+
+    def _run_and_note(
+        self, trial: optuna.Trial, attempt: Attempt, speed: Mapping[str, float | None]
+    ) -> float:
+        """Run, and store the last speed with the trial: a write per report would slow down small models."""
+        try:
+            return self.run(attempt)
+        finally:
+            if speed:
+                trial.set_user_attr(SPEED_ATTR, dict(speed))
+
+    def utilisation(self, scale: Scale, tokens_per_second: float) -> float | None:
+        """Share of the GPUs' peak FLOP/s that training achieves; None where the peak is not known."""
+        return None
 
     def _seed(self, trial: optuna.Trial) -> int:
         """The seed of weights and data order.
@@ -226,6 +256,7 @@ class Task(ABC):
             report=attempt.report,
             should_stop=self.should_stop,
             checkpoint=folder,
+            speed=attempt.speed,
         )
 
 
@@ -350,6 +381,16 @@ class StudyTask(Task):
             self._costs[scale] = count_flops(self.build, scale, self.file.data.context)
         return self._costs[scale]
 
+    def utilisation(self, scale: Scale, tokens_per_second: float) -> float | None:
+        """Share of the GPUs' peak FLOP/s that training achieves; None where the peak is not known."""
+        import torch
+
+        gpu = gpu_of_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        if gpu is None:
+            return None
+        flops = tokens_per_second * self.cost(scale) / float(scale.tokens)
+        return flops / (gpu.flops_per_second * self.file.run.ranks)
+
     def definition(self) -> dict[str, Any]:
         """What identifies the study: the study file's definition and a fingerprint of the text."""
         digest = hashlib.sha256()
@@ -387,6 +428,8 @@ class StudyTask(Task):
             stop=self.should_stop,
             accumulate=attempt.accumulate,
             parallel=self.file.run.parallel,
+            settings=TrainSettings(**self.file.training.settings()),
+            speed=attempt.speed,
         )
         return float(result.loss)
 

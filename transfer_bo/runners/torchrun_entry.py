@@ -113,6 +113,7 @@ def _train() -> float:
         owner_losses=content["attempt"] - 1,
         report=lambda progress, loss: tell(progress=progress, loss=loss),
         reports=content["reports"],
+        speed=lambda tokens_per_second: tell(tokens_per_second=tokens_per_second),
     )
     return task.train_here(attempt, Path(content["checkpoint"]) / "state.pt")
 

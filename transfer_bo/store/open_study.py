@@ -27,7 +27,7 @@ from transfer_bo.store.backends import (
 )
 from transfer_bo.store.owner import Owner
 from transfer_bo.study_file import StudyFile
-from transfer_bo.study_file.schema import CommandSection
+from transfer_bo.study_file.schema import CommandSection, TrainingSection
 
 __all__ = ["check_storage", "create_study", "find_study", "keep_definition", "open_study", "with_stored_rule"]
 
@@ -239,7 +239,13 @@ def _compare(study_file: StudyFile, study: optuna.Study, definition: dict[str, A
     Raises:
         StudyError: Naming the first key that changed, its value in the study and its value now.
     """
-    for key, kept in study.user_attrs.get(DEFINITION_ATTR, {}).items():
+    kept_definition = study.user_attrs.get(DEFINITION_ATTR, {})
+    if kept_definition:  # a study without these keys was made when there was no choice
+        kept_definition = {
+            **{f"training.{key}": value for key, value in TrainingSection().definition().items()},
+            **kept_definition,
+        }
+    for key, kept in kept_definition.items():
         stored = _without_secrets(key, kept)
         value = definition.get(key, stored)  # the text's fingerprint is not known without reading the text
         same = value[: len(stored)] == stored if key == "ladder.rungs" else value == stored

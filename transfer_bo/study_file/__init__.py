@@ -36,6 +36,16 @@ A study file in full (every section and key; those with a value after `#` may be
     rule = "complete_d_p"             # "complete_d_p_token_half_life"; a study with trials keeps theirs
     alpha = 1.0                       # 1.0
 
+    [training]                        # how the reference trainer trains
+    warmup = 0.05                     # 0.05; share of the steps in which the learning rate rises
+    schedule = "cosine"               # "cosine", "linear": to 0; or "wsd": constant, with a decay at the end
+    decay = 0.2                       # 0.2; share of the steps in which "wsd" decays
+    max_norm = 1.0                    # 1.0; gradients are clipped to this global norm
+    precision = "auto"                # "auto": bfloat16 on cuda; or "float32", "bfloat16"
+    compile = true                    # (on cuda); whether torch.compile is used
+    activation_checkpointing = false  # true: less memory for a third more compute
+    accumulate = 1                    # 1; parts in which a batch goes through the model
+
     [space]                           # name -> low, high, default; what is not given: the table of kinds
     lr = { low = 0.0005, high = 0.03, default = 0.004 }
     "lr.embedding" = {}

@@ -107,6 +107,10 @@ def _check_command(study_file: StudyFile) -> None:
             if command.shell
             else "give a list of arguments, or shell = true if the shell is meant to read it.",
         )
+    if study_file.training.model_fields_set:
+        raise study_file.error(
+            "training", "this is of the reference trainer, which [command] replaces; leave it out."
+        )
     if not command.run:
         raise study_file.error("command.run", "it is empty; give a program and its arguments.")
 

@@ -16,7 +16,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.secrets import MASK, hide_passwords, is_secret
 from transfer_bo.space import DEFAULT_RULE, HP, Space
 
-__all__ = ["CommandSection", "SourceStudySection", "StudyFile"]
+__all__ = ["CommandSection", "SourceStudySection", "StudyFile", "TrainingSection"]
 
 
 def _whole(value: Any) -> Any:
@@ -84,6 +84,27 @@ class ParametrizationSection(_Section):
 
     rule: str = DEFAULT_RULE
     alpha: Annotated[float, Field(ge=0.5, le=1.0)] = 1.0
+
+
+class TrainingSection(_Section):
+    """How the reference trainer trains, see `transfer_bo.training.settings`."""
+
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    max_norm: Positive = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool | None = None
+    activation_checkpointing: bool = False
+    accumulate: Whole = 1
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `TrainSettings`."""
+        return self.model_dump(exclude={"accumulate"})
+
+    def definition(self) -> dict[str, Any]:
+        """What changes results, by key."""
+        return self.model_dump(include={"warmup", "schedule", "decay", "max_norm", "precision"})
 
 
 class Bounds(_Section):
@@ -185,6 +206,7 @@ class StudyFile(_Section):
     model: ModelSection = ModelSection()
     ladder: LadderSection
     parametrization: ParametrizationSection = ParametrizationSection()
+    training: TrainingSection = TrainingSection()
     space: dict[str, Bounds]
     per_module: PerModuleSection | None = None
     past: list[SourceStudySection] = []
@@ -288,6 +310,8 @@ class StudyFile(_Section):
             for name, section in sections.items()
             for key, value in section.model_dump().items()
         }
+        if self.command is None:
+            flat |= {f"training.{key}": value for key, value in self.training.definition().items()}
         return {
             "seed": self.seed,
             **flat,

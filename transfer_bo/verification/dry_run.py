@@ -31,6 +31,7 @@ from transfer_bo.parametrization import Parametrization
 from transfer_bo.quantities import counted
 from transfer_bo.scale import Scale
 from transfer_bo.training.ranks import Parallel
+from transfer_bo.training.settings import checkpoint_activations
 from transfer_bo.training.trainer import token_loss
 from transfer_bo.verification.gpus import GPUS, Gpu
 from transfer_bo.verification.step_memory import Loss, Memory, step_memory
@@ -160,6 +161,7 @@ def dry_run(
     parallel: Parallel = "ddp",
     accumulate: int = 1,
     utilisation: float = 0.4,
+    activation_checkpointing: bool = False,
     autocast: bool = True,
     budget: float | None = None,
     runs: int = 1,
@@ -176,6 +178,7 @@ def dry_run(
         parallel: "ddp" or "fsdp2", as `train` shares the model.
         accumulate: Parts in which a rank's share of the batch passes through the model.
         utilisation: Share of a GPU's peak FLOP/s that training achieves, in (0, 1].
+        activation_checkpointing: Whether blocks keep only their inputs for the backward pass.
         autocast: Whether matrix products run in bfloat16, as the trainer's do on cuda.
         budget: FLOPs that the search may spend.
         runs: Number of runs at the target that are planned.
@@ -202,6 +205,8 @@ def dry_run(
             # Of the kernels of attention on a CPU, torch counts only this one.
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 loss(model, 1).backward()  # type: ignore[no-untyped-call]
+            if activation_checkpointing:
+                checkpoint_activations(model)
             memory = step_memory(
                 parametrization, model, hps, loss, rows, accumulate, ranks, parallel, autocast=autocast
             )

@@ -8,6 +8,8 @@ from typing import Any
 
 import optuna
 
+from transfer_bo.attributes import SPEED_ATTR
+from transfer_bo.display.text import speed_text
 from transfer_bo.errors import StudyError
 from transfer_bo.scale import Scale
 from transfer_bo.verification.early_verdict import EarlyVerdict, verdict_changes
@@ -49,6 +51,9 @@ class Verification:
     early: tuple[EarlyVerdict, ...] = ()
     """Verdicts that the suggestion's run got while it ran, each at its first report; none without a curve."""
 
+    speed: str = ""
+    """How fast the suggestion's run trained, in words; empty if it did not report it."""
+
     next_params: dict[str, Any] | None = None
     """The next safest setting, if the suggestion's run diverged."""
 
@@ -84,6 +89,8 @@ class Verification:
         if self.early:
             steps = [f"{verdict.track} from {verdict.progress:.0%}" for verdict in self.early]
             sentences.append(f"While it ran it was {', then '.join(steps)} of the run on.")
+        if self.speed:
+            sentences.append(f"It trained at {self.speed}.")
         if self.next_params is not None:
             setting = ", ".join(f"{name} {_short(value)}" for name, value in self.next_params.items())
             sentences.append(f"The next safest setting is {setting}; verify again to run it.")
@@ -137,6 +144,7 @@ def judge(
         maximize=maximize,
         comparisons=tuple(comparisons),
         early=_early(study, jobs[0]),
+        speed=_speed(study, jobs[0]),
         next_params=next_params,
     )
 
@@ -148,6 +156,13 @@ def _short(value: Any) -> str:
 def _early(study: optuna.Study, job: Job) -> tuple[EarlyVerdict, ...]:
     run, predicted = job.find(study), stored_curve(job.prediction)
     return () if run is None or predicted is None else verdict_changes(predicted, run.curve)
+
+
+def _speed(study: optuna.Study, job: Job) -> str:
+    run = job.find(study)
+    if run is None:
+        return ""
+    return speed_text(study.get_trials(deepcopy=False)[run.number].user_attrs.get(SPEED_ATTR))
 
 
 def _loss(study: optuna.Study, job: Job) -> float | None:
