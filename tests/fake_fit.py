@@ -122,6 +122,8 @@ class FakeFit:
                 }
                 for hp in self.hps
             },
+            divergence_probability=0.02,
+            stability_edges={},
             warnings=["lr.embedding: the interval spans most of its range."],
             to_json=lambda: {"params": {hp: best for hp, (best, _, _) in optimum.items()}},
         )

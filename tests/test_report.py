@@ -407,5 +407,6 @@ def test_unimportant_hps_are_named_and_the_cliff_is_drawn(
 
     assert "Unimportant, and so not worth searching further: lr.embedding." in named
     assert "crosses runs that diverged" in named
+    assert "Probability that a run with the suggestion diverges:" in named
     assert "No HP is found to be unimportant." in unnamed
     assert "No run has diverged." in unnamed

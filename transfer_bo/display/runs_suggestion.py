@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from transfer_bo.display.suggestion_text import stability_sentences
 from transfer_bo.display.tables import make_table, suggestion_table
 from transfer_bo.display.text import (
     LEVEL_SD,
@@ -68,6 +69,8 @@ def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
             console.print(table)
 
     console.print()
+    for sentence in [_left_out(evidence), *stability_sentences(suggestion)]:
+        console.print(sentence, soft_wrap=True, markup=False)
     for warning in suggestion.warnings:
         console.print(f"Note: {warning}", soft_wrap=True, markup=False)
 
@@ -137,6 +140,17 @@ def _held_out(evidence: Mapping[str, Any]) -> Table:
     head = ["left out", *(scale_text(Scale(fold["scale"])) for fold in folds)]
     title = "Largest scales left out in turn: predicted from cheaper runs alone, then compared"
     return make_table(head, rows, title=title)
+
+
+def _left_out(evidence: Mapping[str, Any]) -> str:
+    """Whether each run, predicted from all others, ended as far off as predicted."""
+    error = evidence["leave_one_out"]
+    low, high = error["interval"]
+    verdict = "below 1, so intervals are too narrow" if high < 1 else "1 is right, below 1 overconfident"
+    return (
+        f"Each of {error['runs']} runs predicted from all others: the predicted error is "
+        f"{error['factor']:.2f} times the actual one (90% interval {low:.2f} to {high:.2f}; {verdict})."
+    )
 
 
 def _ranks(evidence: Mapping[str, Any]) -> Table:

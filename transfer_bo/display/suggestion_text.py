@@ -10,13 +10,13 @@ from rich.console import Console, RenderableType
 
 from transfer_bo.display.html import escape, html_table
 from transfer_bo.display.tables import Ranges, suggestion_rows, suggestion_table
-from transfer_bo.display.text import number_text, scale_text, share_text
+from transfer_bo.display.text import interval_text, number_text, scale_text, share_text
 from transfer_bo.records import read_dimensions
 
 if TYPE_CHECKING:
     from transfer_bo.projection import Suggestion
 
-__all__ = ["searched_ranges", "suggestion_html", "suggestion_parts", "suggestion_text"]
+__all__ = ["searched_ranges", "stability_sentences", "suggestion_html", "suggestion_parts", "suggestion_text"]
 
 WIDTH = 80
 """Columns of the text."""
@@ -65,10 +65,8 @@ def suggestion_html(suggestion: Suggestion, level: float = 0.9) -> str:
 
 
 def _sentences(suggestion: Suggestion) -> list[str]:
-    sentences = []
-    probability = getattr(suggestion, "divergence_probability", None)
-    if probability is not None:
-        sentences.append(f"Probability that a run with it diverges: {share_text(probability)}.")
+    sentences: list[str] = []
+    sentences += stability_sentences(suggestion)
     undetermined = _undetermined(suggestion)
     if undetermined:
         sentences.append(f"The runs do not determine {', '.join(undetermined)}; see the notes.")
@@ -76,6 +74,20 @@ def _sentences(suggestion: Suggestion) -> list[str]:
     if compared:
         sentences.append(f"Expected excess loss at the target: {', '.join(compared)}.")
     return [*sentences, *(f"Note: {warning}" for warning in suggestion.warnings)]
+
+
+def stability_sentences(suggestion: Suggestion) -> list[str]:
+    """How likely a run diverges, and where along each HP half of the runs do."""
+    probability = suggestion.divergence_probability
+    if probability is None:
+        return []
+    sentences = [f"Probability that a run with the suggestion diverges: {share_text(probability)}."]
+    for name, edge in suggestion.stability_edges.items():
+        sentences.append(
+            f"Half of the runs at the target diverge with {name} at {number_text(edge.value, 3)} (90% "
+            f"interval {interval_text(*edge.interval, 2)}), more of them {edge.diverges} it."
+        )
+    return sentences
 
 
 def _undetermined(suggestion: Suggestion) -> Sequence[str]:

@@ -34,6 +34,7 @@ from transfer_bo.errors import ScaleError
 from transfer_bo.projection.activity import active_params
 from transfer_bo.projection.caveats import caveats
 from transfer_bo.projection.relevance import effect_p_values
+from transfer_bo.projection.stability import divergence_probability, stability_edges
 from transfer_bo.projection.suggestion import Drift, PredictedLoss, Suggestion, central_interval
 from transfer_bo.records import Run, StudySettings, count_outcomes, finished_runs
 from transfer_bo.scale import Ladder, Scale, as_scale
@@ -135,6 +136,8 @@ class Projection:
             predicted_loss=self.predict(scale, v, flags),
             drift={name: drift for name, drift in self.drift().items() if name in params},
             undetermined=tuple(name for name in unvaried if name in params),
+            divergence_probability=divergence_probability(surrogate, params, scale),
+            stability_edges=stability_edges(surrogate, params, scale, self.settings.seed),
             warnings=[],
             provenance=self._provenance(),
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transfer_bo.errors import TransferError
+from transfer_bo.projection.stability import StabilityEdge
 from transfer_bo.scale import Scale
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class Suggestion:
         warnings: plain sentences about what the answer rests on.
         provenance: versions, seed, numbers of runs.
         undetermined: HPs that had the same value in all runs; they keep it.
+        divergence_probability: probability that a run with `params` diverges; None if no run has so far.
+        stability_edges: where along an HP half of the runs at the target diverge, the other HPs as suggested;
+            only HPs on a log scale of which the runs tell on which side they diverge.
     """
 
     target: Scale
@@ -91,6 +95,8 @@ class Suggestion:
     warnings: list[str]
     provenance: dict[str, Any] = field(repr=False)
     undetermined: tuple[str, ...] = ()
+    divergence_probability: float | None = None
+    stability_edges: dict[str, StabilityEdge] = field(default_factory=dict, repr=False)
 
     def interval(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
         """`{hp: (low, high)}`: where the optimum at the target lies with the given probability, HP by HP."""
@@ -109,6 +115,8 @@ class Suggestion:
             "drift": self.drift,
             "level": LEVEL,
             "undetermined": list(self.undetermined),
+            "divergence_probability": self.divergence_probability,
+            "stability_edges": {name: asdict(edge) for name, edge in self.stability_edges.items()},
             "warnings": self.warnings,
             "provenance": self.provenance,
         }

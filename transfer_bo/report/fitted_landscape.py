@@ -5,6 +5,7 @@ from __future__ import annotations
 from transfer_bo.diagnostics.importance import unimportant_hps
 from transfer_bo.display.figure_style import MAX_PANELS
 from transfer_bo.display.figures import draw_divergence, draw_drift, draw_importance, draw_landscape
+from transfer_bo.display.suggestion_text import stability_sentences
 from transfer_bo.display.text import LEVEL_SD, octaves_text
 from transfer_bo.quantities import counted
 from transfer_bo.records import Outcome, read_dimensions
@@ -119,7 +120,11 @@ def divergence(state: State) -> list[str]:
 
     hps = {hp for run in state.own for hp, value in run.params.items() if _is_positive(value)}
     drawing = draw_divergence(state.own, sorted(hps))
-    return [page.figure(drawing, "Which runs diverged, along each HP", ABOUT_DIVERGENCE)]
+    sentences = [] if state.suggestion is None else stability_sentences(state.suggestion)
+    return [
+        page.figure(drawing, "Which runs diverged, along each HP", ABOUT_DIVERGENCE),
+        *map(page.paragraph, sentences),
+    ]
 
 
 def _is_positive(value: object) -> bool:

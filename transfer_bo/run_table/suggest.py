@@ -28,6 +28,7 @@ from transfer_bo.run_table.read import read_table
 from transfer_bo.run_table.tensor_settings import ModelSpec
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEFAULT_RULE
+from transfer_bo.surrogate.leave_one_out import error_factor
 from transfer_bo.surrogate.threads import one_thread
 
 __all__ = ["RunsFit", "RunsSuggestion", "fit_runs", "suggest_from_runs"]
@@ -126,6 +127,7 @@ class RunsFit:
             "excess": uncorrected(projection, plain),
             "cliff_shift": cliff_shift(projection, plain),
             "held_out": leave_largest_out(rows, self.options) if held_out else [],
+            "leave_one_out": dataclasses.asdict(error_factor(projection.surrogate.model)),
             "rank_preservation": ranks,
             "reference_laws": laws,
         }

@@ -55,15 +55,22 @@ class FeasibilityModel:
     ) -> None:
         self._columns = coordinates.d + coordinates.k + coordinates.a
         mean, sd = _prior(coordinates, prior)
-        self.w, self.covariance = _laplace(self._features(X), infeasible.double(), mean, sd)
+        self.w, self.covariance = _laplace(self.features(X), infeasible.double(), mean, sd)
         self.any_infeasible = bool(infeasible.any())
 
-    def _features(self, X: Tensor) -> Tensor:
+    def features(self, X: Float[Tensor, "*m row"]) -> Float[Tensor, "*m coefficients"]:
+        """Φ: what the coefficients multiply."""
         return torch.cat([torch.ones_like(X[..., :1]), X[..., : self._columns]], -1)
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count coefficients"]:
+        """Draws of the coefficients from their posterior."""
+        standard = torch.randn(count, len(self.w), dtype=torch.double, generator=generator)
+        draws: Tensor = self.w + standard @ torch.linalg.cholesky(self.covariance).T
+        return draws
 
     def probability(self, X: Float[Tensor, "m row"]) -> Float[Tensor, " m"]:
         """P(infeasible) of each row, its uncertainty averaged out (MacKay's approximation)."""
-        features = self._features(X)
+        features = self.features(X)
         variance = ((features @ self.covariance) * features).sum(-1)
         return torch.sigmoid((features @ self.w) / torch.sqrt(1 + math.pi * variance / 8))
 
