@@ -11,7 +11,7 @@ Symbols: count = DRAWS; v, z, d, mix as in `surrogate.coordinates`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ class StabilityEdge:
     value: float
     interval: tuple[float, float]
     diverges: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"interval": list(self.interval)}
 
 
 def divergence_probability(surrogate: Surrogate, params: Mapping[str, Any], scale: Scale) -> float | None:

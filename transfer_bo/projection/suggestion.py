@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +116,7 @@ class Suggestion:
             "level": LEVEL,
             "undetermined": list(self.undetermined),
             "divergence_probability": self.divergence_probability,
-            "stability_edges": {name: asdict(edge) for name, edge in self.stability_edges.items()},
+            "stability_edges": {name: edge.to_json() for name, edge in self.stability_edges.items()},
             "warnings": self.warnings,
             "provenance": self.provenance,
         }

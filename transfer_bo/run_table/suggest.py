@@ -127,7 +127,7 @@ class RunsFit:
             "excess": uncorrected(projection, plain),
             "cliff_shift": cliff_shift(projection, plain),
             "held_out": leave_largest_out(rows, self.options) if held_out else [],
-            "leave_one_out": dataclasses.asdict(error_factor(projection.surrogate.model)),
+            "leave_one_out": error_factor(projection.surrogate.model).to_json(),
             "rank_preservation": ranks,
             "reference_laws": laws,
         }

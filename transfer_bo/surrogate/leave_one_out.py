@@ -9,7 +9,8 @@ prediction would ever fail. θ̂ and the hyperparameters stay as fitted to all r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,10 @@ class ErrorFactor:
     runs: int
     factor: float
     interval: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"interval": list(self.interval)}
 
 
 @torch.no_grad()
