@@ -256,7 +256,7 @@ def build_model(scale):
 @pytest.mark.slow  # all commands of all pages, one after the other on one study: minutes
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of a study's life each ends with exit code 0, or 1 for a check that fails."""
+    """In the order of a study's life each ends with the exit code that it should."""
     monkeypatch.setenv("COLUMNS", "80")
     table = pd.read_csv(folder / "runs.csv").assign(status="finished")
     table["width"] = np.sqrt(table["n_params"]).round()
@@ -271,11 +271,15 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     found = {tuple(words) for _, _, words in commands() if not words[0].startswith("-")}
     for words in sorted(found, key=lambda words: order.index(words[0]) if words[0] in order else len(order)):
         arguments = list(words)
-        if any("postgresql://" in word for word in arguments) or arguments[:2] == ["worker", "--study"]:
+        needs_server = any(word.startswith("postgresql:") or word == "--slurm" for word in arguments)
+        if needs_server or arguments[:2] == ["worker", "--study"]:
             continue  # needs a server; tests/runners joins studies on one
         result = CliRunner().invoke(app, arguments)
 
-        assert result.exit_code in ((0, 1) if words[0] == "coord-check" else (0,)), (words, result.output)
+        # The check of so small a model may fail, and four runs are too few to diagnose.
+        allowed = {"coord-check": (0, 1), "diagnose": (0, 2)}.get(words[0], (0,))
+        assert result.exit_code in allowed, (words, result.output)
+        assert not isinstance(result.exception, ValueError), (words, result.exception)
         if words[0] == "init":
             (folder / words[1]).write_text(STUDY)
 

@@ -228,7 +228,9 @@ def _draw_runs(
 
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: number_text(value, 3) if value >= 1 else f"1/{1 / value:.3g}")
+        FuncFormatter(
+            lambda value, _: number_text(value, 3) if value >= 1 else f"1/{number_text(1 / value, 3)}"
+        )
     )
     axes.set_xlabel("cost of one run, in runs at the target", fontsize=9)
     axes.set_ylabel("final loss", fontsize=9)
