@@ -78,7 +78,7 @@ class TrainResult:
     tokens: int
     """steps x batch x context."""
     tokens_per_second: float = math.nan
-    """Of training in this process, evaluation left out."""
+    """Of training in this process since the report before the last, evaluation left out."""
 
 
 def train(
@@ -282,7 +282,7 @@ def _start(
 
 
 class _Rate:
-    """Tokens per second of training in this process.
+    """Tokens per second of training in this process, from one report to the next: the first one compiles.
 
     Args:
         tokens: Tokens per step.
@@ -292,18 +292,16 @@ class _Rate:
     def __init__(self, tokens: int, step: int) -> None:
         self.tokens_per_second = math.nan
         self._tokens = tokens
-        self._first = step
-        self._started = time.perf_counter()
-        self._paused = 0.0
+        self._last = step
+        self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self, step: int) -> Iterator[None]:
         """Take the rate at a step, and do not count the time inside."""
-        now = time.perf_counter()
-        seconds = now - self._started - self._paused
-        self.tokens_per_second = (step - self._first) * self._tokens / max(seconds, 1e-9)
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        self.tokens_per_second = (step - self._last) * self._tokens / seconds
         yield
-        self._paused += time.perf_counter() - now
+        self._last, self._since = step, time.perf_counter()
 
 
 @torch.no_grad()
