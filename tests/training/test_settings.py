@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,17 @@ import pytest
 from stand_in import StandIn
 
 from transfer_bo import Scale
-from transfer_bo.errors import TrainingError
+from transfer_bo.errors import Preempted, TrainingError
 from transfer_bo.training import Corpus, TrainResult, build_transformer, train
 from transfer_bo.training.settings import TrainSettings
 
 
-def run(settings: TrainSettings, **more: Any) -> TrainResult:
+def run(settings: TrainSettings, width: int = 16, **more: Any) -> TrainResult:
     """Twelve steps of a small model."""
     tokens = (np.arange(5_000) % 10).astype(np.uint8)
     corpus = Corpus(tokens[:4_000], tokens[4_000:], 256, "digits")
     arguments: dict[str, Any] = {"batch": 4, "tokens": 4 * 16 * 12, "context": 16, "seed": 0, "device": "cpu"}
-    model = build_transformer(Scale(width=16, depth=2))
+    model = build_transformer(Scale(width=width, depth=2))
     return train(
         model, StandIn(), {"lr": 0.01}, corpus, threads=1, settings=settings, **{**arguments, **more}
     )
@@ -92,3 +93,18 @@ def test_speed_is_reported() -> None:
     assert 3 == len(speeds)
     assert result.tokens_per_second == speeds[-1] > 0
     assert math.isfinite(result.tokens_per_second)
+
+
+def test_a_checkpoint_of_another_shape_is_refused_and_kept(tmp_path: Path) -> None:
+    """In one sentence that names the file."""
+    path = tmp_path / "trial-0.pt"
+    with pytest.raises(Preempted):
+        run(TrainSettings(), checkpoint=path, stop=lambda: True)
+    before = path.read_bytes()
+
+    with pytest.raises(TrainingError) as error:
+        run(TrainSettings(), width=32, checkpoint=path)
+
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert before == path.read_bytes()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transfer_bo.errors import TrainingError
 from transfer_bo.training.checkpoint import load_checkpoint, save_checkpoint
 from transfer_bo.training.ranks import Ranks
 
@@ -50,7 +51,11 @@ class Resume:
         self._last = time.monotonic()
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Restore model, optimizer and random state; the stored progress, None without a checkpoint."""
+        """Restore model, optimizer and random state; the stored progress, None without a checkpoint.
+
+        Raises:
+            TrainingError: If the checkpoint is that of a model with other tensors; it stays as it is.
+        """
         if self._path is None:
             return None
         state = load_checkpoint(self._path, self._run) if self._ranks.rank == 0 else None
@@ -58,13 +63,20 @@ class Resume:
         if state is None:
             return None
 
-        if _SHARDS in state:
-            _load_shards(self._path.with_name(state[_SHARDS]), model, optimizer)
-        elif self._ranks.is_sharded:
-            _load_whole(state, model, optimizer)
-        else:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+        try:
+            if _SHARDS in state:
+                _load_shards(self._path.with_name(state[_SHARDS]), model, optimizer)
+            elif self._ranks.is_sharded:
+                _load_whole(state, model, optimizer)
+            else:
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise TrainingError(
+                f"The checkpoint {self._path} cannot be continued from: it is that of another model, or not "
+                f"complete ({reason}); move it away to begin anew."
+            ) from error
 
         if self._ranks.rank < len(state["random"]):  # a rank that is new keeps the state of its seed
             own = state["random"][self._ranks.rank]
@@ -131,12 +143,16 @@ def _save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 def _load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Read what any number of ranks wrote, sharded or not now."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
     weights, moments = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
-    load(state, checkpoint_id=folder)
+    try:
+        load(state, checkpoint_id=folder)
+    except CheckpointException as error:  # derives from BaseException
+        raise RuntimeError(str(next(iter(error.failures.values()), (error,))[0])) from error
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
