@@ -144,6 +144,8 @@ def test_suggest_prints_a_table_or_json(write_study: WriteStudy, monkeypatch: py
         target = Scale(width=32)
         params = {"lr": 0.02}  # noqa: RUF012
         predicted_loss = Loss()
+        undetermined = ()
+        baselines = {}  # noqa: RUF012
         warnings = ["The target is far."]  # noqa: RUF012
 
         def interval(self, level: float) -> dict[str, tuple[float, float]]:

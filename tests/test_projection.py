@@ -16,7 +16,7 @@ from transfer_bo.attributes import OUTCOME_ATTR
 from transfer_bo.errors import ScaleError, StudyError
 from transfer_bo.projection import PredictedLoss, Projection, fit_study
 from transfer_bo.records import Outcome
-from transfer_bo.surrogate.recommendation import excess_loss
+from transfer_bo.surrogate.expected_loss import excess_loss
 
 RUNGS = [tb.Scale(width=w, tokens=t) for w, t in [(32, 1e5), (64, 1e5), (128, 1e5), (64, 4e5), (128, 4e5)]]
 TARGET = tb.Scale(width=512, tokens=1.6e6)

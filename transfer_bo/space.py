@@ -25,7 +25,18 @@ from typing import Any, Protocol
 
 from transfer_bo.errors import SearchSpaceError
 
-__all__ = ["DEFAULT_RULE", "DEPTH", "HP", "KINDS", "PRIORS", "Kind", "Space", "is_multiplier", "split_name"]
+__all__ = [
+    "DEFAULT_RULE",
+    "DEPTH",
+    "HP",
+    "KINDS",
+    "PRIORS",
+    "Kind",
+    "Space",
+    "complete_families",
+    "is_multiplier",
+    "split_name",
+]
 
 DEPTH = "@"
 """Begins the group of a knot of a depth profile, e.g. "@0.5"."""
@@ -65,6 +76,10 @@ the inverse length of the average."""
 
 GROUP_KIND = Kind(1.0, 2**-3, 2**3, "multiplier for one module group")
 """The kind of every multiplier."""
+
+MIN_COMPLETE = 4
+"""So many multipliers of module types are taken to cover all tensors. If they do not, the mean of their
+optima is wrongly held at 1; with half an octave of spread it lies a quarter of an octave off."""
 
 LARGEST_ONE_MINUS_BETA = 0.98
 """Multipliers of 1-β are searched so far that β stays above 0 with all of them at their highest."""
@@ -107,6 +122,27 @@ def is_multiplier(name: str) -> bool:
     """Whether an HP multiplies a known kind for a group of tensors; a run that does not have it had 1."""
     kind, _, group = name.partition(".")
     return bool(group) and kind in KINDS
+
+
+def complete_families(names: Iterable[str]) -> list[list[str]]:
+    """Groups of multipliers that together cover all tensors of a kind whose common value is among the names.
+
+    The knots of a depth profile always do; multipliers of module types do if there are `MIN_COMPLETE`.
+
+    Args:
+        names: the searched HPs.
+    """
+    names = list(names)
+    families: dict[tuple[str, bool], list[str]] = {}
+    for name in names:
+        kind, _, group = name.partition(".")
+        if is_multiplier(name) and kind in names:
+            families.setdefault((kind, group.startswith(DEPTH)), []).append(name)
+    return [
+        members
+        for (_, is_profile), members in families.items()
+        if len(members) >= (2 if is_profile else MIN_COMPLETE)
+    ]
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,11 @@ def suggested(target: Scale, *, with_rungs: bool) -> dict[str, float]:
     """What is suggested for a scale."""
     import torch
 
-    from transfer_bo.surrogate.recommendation import minimize_expected_loss
+    from transfer_bo.surrogate.expected_loss import linearised_expected_loss, minimize_expected_loss
 
     surrogate = fit(with_rungs=with_rungs)
-    v, flags = minimize_expected_loss(surrogate, target, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    v, flags = minimize_expected_loss(linearised_expected_loss(surrogate, target, generator), generator)
     return dict(surrogate.coordinates.params(v, flags))
 
 

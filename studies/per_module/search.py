@@ -211,10 +211,11 @@ def suggestion(arm: str, rows: Sequence[RunRow], seed: int) -> dict[str, float]:
     """What `transfer-bo suggest` would answer at the proxy: the least expected loss, wherever it lies."""
     import torch
 
-    from transfer_bo.surrogate.recommendation import minimize_expected_loss
+    from transfer_bo.surrogate.expected_loss import linearised_expected_loss, minimize_expected_loss
 
     surrogate = fit(arm, rows, seed)
-    v, flags = minimize_expected_loss(surrogate, BASE, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    v, flags = minimize_expected_loss(linearised_expected_loss(surrogate, BASE, generator), generator)
     return dict(surrogate.coordinates.params(v, flags))
 
 

@@ -24,7 +24,7 @@ from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.surrogate import surrogate as surrogate_module
-from transfer_bo.surrogate.recommendation import minimize_expected_loss
+from transfer_bo.surrogate.expected_loss import linearised_expected_loss, minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 from transfer_bo.verification.paired_test import compare_paired
 
@@ -114,7 +114,8 @@ class Problem:
 
 def setting(surrogate: Surrogate, scale: Scale) -> Array:
     """The setting of least expected loss, in octaves."""
-    v, _ = minimize_expected_loss(surrogate, scale, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    v, _ = minimize_expected_loss(linearised_expected_loss(surrogate, scale, generator), generator)
     return np.asarray((surrogate.coordinates.unmix @ v).numpy())
 
 

@@ -191,7 +191,7 @@ def test_a_projection_never_breaks_the_display(fails: bool, monkeypatch: pytest.
             return 1.5, 2.5
 
     class Suggestion:
-        target, params, predicted_loss = TARGET, {"lr": 0.02}, Loss()
+        target, params, predicted_loss, undetermined = TARGET, {"lr": 0.02}, Loss(), ()
 
         def interval(self, level: float) -> dict[str, tuple[float, float]]:
             return {"lr": (0.01, 0.04)}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from transfer_bo import Scale, Suggestion
 from transfer_bo.display.suggestion_text import searched_ranges, suggestion_parts
-from transfer_bo.projection import PredictedLoss
+from transfer_bo.projection import Baseline, PredictedLoss
 
 
 @pytest.fixture
@@ -52,17 +52,34 @@ def test_print_shows_what_to_set_and_how_sure(suggestion: Suggestion) -> None:
 def test_what_is_known_beyond_the_values_is_said(suggestion: Suggestion) -> None:
     """HPs that the runs do not determine, the chance to diverge, and the settings it was compared with."""
     known = {
-        "undetermined": ["lr"],
+        "undetermined": ("lr",),
         "divergence_probability": 0.02,
-        "baselines": {"the suggestion": 0.001, "defaults": {"mean": 0.123456}},
+        "baselines": {
+            "defaults": Baseline({"lr": 0.1}, 0.2, 0.123456, 0.9, False),
+            "best run copied": Baseline({"lr": 0.01}, 0.01, 0.001, 0.6, True),
+        },
     }
     for name, value in known.items():
         object.__setattr__(suggestion, name, value)
     text = str(suggestion)
+    prose = " ".join(text.split())
 
     assert ["lr", "0.0123", "undetermined"] == text.splitlines()[2].split()
     assert "diverges: 2%" in text
-    assert "0.001 with the suggestion, 0.12 with defaults" in " ".join(text.split())
+    assert "defaults +0.12 (worse with a probability of 90%), best run copied +0.001" in prose
+    assert "within the noise of one run" in prose
+
+
+def test_a_copy_of_the_best_run_is_called_one(suggestion: Suggestion) -> None:
+    """Nothing is compared with itself."""
+    copied = Baseline(suggestion.params, 0.01, 0.0, 0.5, True)
+    object.__setattr__(suggestion, "baselines", {"best run copied": copied})
+
+    prose = " ".join(str(suggestion).split())
+
+    assert "This is a copy of the best run" in prose
+    assert "within the noise" not in prose
+    assert "beside the suggestion" not in prose
 
 
 def test_notebooks_show_a_table(suggestion: Suggestion) -> None:

@@ -1,104 +1,110 @@
-"""The setting of least expected loss."""
+"""What is recommended where runs determine some HPs and not others, and what it is compared with."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Scale
+from transfer_bo.surrogate.posterior_sampling import sample_posterior
 from transfer_bo.surrogate.recommendation import (
-    excess_loss,
-    minimize_expected_loss,
-    optimum_candidates,
-    random_categories,
+    BEST_RUN,
+    DEFAULTS,
+    GLOBAL,
+    Recommendation,
+    incumbent,
+    optimum_draws,
+    recommend,
 )
 from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
 BASE, LARGE, TARGET = Scale(width=32), Scale(width=64), Scale(width=256)
-SETTINGS = StudySettings((BASE, LARGE, TARGET), (0, 1), TARGET, (1.0, 4.0, 64.0))
 LR = Dimension("lr", "log", 2.0**-12, 2.0**-2)
-KIND = Dimension("kind", "categorical", choices=("good", "bad", "worse"))
+LOPSIDED = Dimension("eps", "log", 2.0**-4, 2.0, default=1.0)
+MULTIPLIERS = [Dimension(f"lr.{name}", "log", 0.125, 8.0, default=1.0) for name in ("q", "k", "v", "o")]
 
 
-def fitted(cliff: float = math.inf) -> Surrogate:
-    """40 runs around lr = 2^-7, a penalty on two categories, divergence above a learning rate."""
-    rng, runs = np.random.default_rng(0), []
-    for number in range(40):
-        scale, z, kind = (BASE, LARGE)[number % 2], rng.uniform(-10, -4), int(rng.integers(3))
-        loss = (1 + (scale.width / 32) ** -0.4) * math.exp(0.02 * (z + 7) ** 2 + 0.05 * kind)
-        outcome = Outcome.DIVERGED if z > cliff else Outcome.FINISHED
-        params = {"lr": 2.0**z, "kind": KIND.choices[kind]}
-        runs.append(Run(number, params, scale, outcome, loss if outcome is Outcome.FINISHED else None))
-    return fit_surrogate(runs, [LR, KIND], SETTINGS)
+def fitted(dimensions: list[Dimension], n_runs: int = 30, noise: float = 0.002, seed: int = 0) -> Surrogate:
+    """Runs around lr = 2^-7; no other HP has any effect."""
+    rng, runs = np.random.default_rng(seed), []
+    for number in range(n_runs):
+        scale = (BASE, LARGE)[number % 2]
+        z = {dim.name: rng.uniform(math.log2(dim.low), math.log2(dim.high)) for dim in dimensions}
+        loss = (1 + (scale.width / 32) ** -0.4) * math.exp(0.01 * (z["lr"] + 7) ** 2 + noise * rng.normal())
+        runs.append(Run(number, {name: 2.0**at for name, at in z.items()}, scale, Outcome.FINISHED, loss))
+    defaults = {dim.name: dim.default for dim in dimensions if dim.default is not None} | {"lr": 2.0**-9}
+    study = StudySettings((BASE, LARGE, TARGET), (0, 1), TARGET, (1.0, 4.0, 64.0), defaults=defaults)
+    return fit_surrogate(runs, dimensions, study)
 
 
-def setting(surrogate: Surrogate, seed: int = 0) -> dict[str, object]:
+def recommended(surrogate: Surrogate) -> Recommendation:
     """The recommendation at the target."""
-    found = minimize_expected_loss(surrogate, TARGET, torch.Generator().manual_seed(seed))
-    return surrogate.coordinates.params(*found)
+    samples = sample_posterior(surrogate.model, seed=0)
+    return recommend(surrogate, TARGET, samples, torch.Generator().manual_seed(0))
 
 
-def test_the_best_category_and_the_optimum_are_found() -> None:
-    """Whatever the seed: within a quarter of an octave, and the category that cost least."""
-    surrogate = fitted()
+def test_an_hp_without_effect_keeps_the_value_of_the_best_run() -> None:
+    """Exactly, and in four of five searches or so; the learning rate is set all the same."""
+    kept = 0
+    for seed in range(6):
+        surrogate = fitted([LR, LOPSIDED], n_runs=16, seed=seed)
+        found = recommended(surrogate)
 
-    for seed in range(3):
-        params = setting(surrogate, seed)
-
-        assert params["kind"] == "good"
-        assert abs(math.log2(params["lr"]) + 7) < 0.25
-
-
-def test_divergence_has_a_price() -> None:
-    """With a cliff just above the optimum the learning rate is lower than without."""
-    assert setting(fitted(cliff=-6.8))["lr"] < setting(fitted())["lr"]
+        kept += ("eps",) == found.undetermined
+        assert (incumbent(surrogate).params["eps"] == found.params["eps"]) == ("eps" in found.undetermined)
+        assert abs(math.log2(found.params["lr"]) + 7) < 0.5
+    assert kept >= 3
 
 
-def test_with_known_optima_it_is_their_centre() -> None:
-    """The bowl without asymmetry and with a residual that is far smaller: the mean of the draws."""
-    surrogate = fitted()
-    optima = torch.tensor([[-1.0], [0.0], [4.0]], dtype=torch.double) / 10
-    v = torch.linspace(-1, 1, 2001, dtype=torch.double)
+def test_draws_of_an_undetermined_optimum_are_not_cut_at_the_ends_of_its_range() -> None:
+    """Cut, they would pile up at the closer end and move the mean."""
+    surrogate = fitted([LR, LOPSIDED], n_runs=12)
+    samples = sample_posterior(surrogate.model, seed=0)
 
-    expected = excess_loss(surrogate, v[:, None, None], TARGET, optima).mean(-1)
+    coordinates = surrogate.coordinates
+    z = optimum_draws(surrogate, samples.at(coordinates.s(TARGET)))[:, 1]
 
-    assert abs(float(v[expected.argmin()]) - 0.1) < 0.002
-    assert float(excess_loss(surrogate, optima[:1, None], TARGET, optima[:1])) == 0.0
-
-
-def test_candidates_lie_in_the_box_at_the_scale() -> None:
-    """Each row holds the target's doublings, HPs within the ranges and one choice."""
-    surrogate = fitted()
-    posterior, generator = surrogate.optimum_posterior(TARGET), torch.Generator().manual_seed(0)
-
-    rows = optimum_candidates(surrogate, posterior, TARGET, generator)
-    v, flags, s = surrogate.landscape.split(rows)
-
-    assert torch.allclose(surrogate.coordinates.clip(v), v)
-    assert bool((flags.sum(-1) == 1).all())
-    assert bool((s == 3.0).all())
+    assert len(z) == len(z.unique())
+    assert float(z.max()) > float(coordinates.z_high[1])
 
 
-def test_some_candidates_have_another_category() -> None:
-    """About a quarter of them, of which a third draws the best one again."""
-    flags = random_categories(fitted(), 3000, torch.Generator().manual_seed(0))
+def test_multipliers_without_effect_have_been_run() -> None:
+    """They are those of the best run, or all 1, in runs that hold only noise about them."""
+    surrogate = fitted([LR, *MULTIPLIERS])
+    found, best_run = recommended(surrogate), incumbent(surrogate)
 
-    share = float(flags[:, 0].mean())
-
-    assert abs(share - (1 - 0.25 * 2 / 3)) < 0.03
-    assert bool((flags.sum(-1) == 1).all())
+    names = [dim.name for dim in MULTIPLIERS]
+    assert [found.params[name] for name in names] in ([best_run.params[name] for name in names], [1.0] * 4)
 
 
-def test_without_numeric_hps_the_best_category_is_returned() -> None:
-    """There is nothing to descend along."""
-    runs = [
-        Run(number, {"kind": KIND.choices[number % 3]}, BASE, Outcome.FINISHED, 2.0 + 0.1 * (number % 3))
-        for number in range(9)
-    ]
-    surrogate = fit_surrogate(runs, [KIND], SETTINGS)
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_it_was_compared_with_is_expected_to_be_better(seed: int) -> None:
+    """The defaults, the best setting without multipliers and the best run copied; the last as it was run."""
+    surrogate = fitted([LR, *MULTIPLIERS], n_runs=16, noise=0.02, seed=seed)
+    found = recommended(surrogate)
 
-    assert {"kind": "good"} == setting(surrogate)
+    assert [BEST_RUN, GLOBAL, DEFAULTS] == list(found.baselines)
+    assert all(baseline.difference >= 0 for baseline in found.baselines.values())
+    assert all(0 <= baseline.probability <= 1 for baseline in found.baselines.values())
+    assert incumbent(surrogate).params == found.baselines[BEST_RUN].params
+    assert {1.0} == {found.baselines[GLOBAL].params[dim.name] for dim in MULTIPLIERS}
+    assert found.baselines[DEFAULTS].params["lr"] == 2.0**-9
+
+
+def test_multipliers_of_all_tensors_average_to_one() -> None:
+    """In the logarithm, at every scale: their common value is not distinct from the learning rate's."""
+    surrogate = fitted([LR, *MULTIPLIERS], n_runs=16)
+    coordinates = surrogate.coordinates
+
+    for scale in (BASE, TARGET):
+        centre, covariance = surrogate.optimum_posterior(scale).optimum()
+        z = coordinates.unmix @ centre
+        of_mean = coordinates.unmix[1:].mean(0)
+
+        assert float(z[1:].mean()) == pytest.approx(0.0, abs=1e-6)
+        assert float(of_mean @ covariance @ of_mean) == pytest.approx(0.0, abs=1e-6)

@@ -13,7 +13,7 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.projection import Projection
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.surrogate import priors, surrogate
-from transfer_bo.surrogate.recommendation import minimize_expected_loss
+from transfer_bo.surrogate.expected_loss import linearised_expected_loss, minimize_expected_loss
 from transfer_bo.surrogate.shrinkage import estimate_shrinkage
 from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
@@ -56,7 +56,8 @@ def made_up_runs(kept: float, larger: int = 10) -> list[Run]:
 
 def excess(model: Surrogate, kept: float) -> float:
     """What the setting of least expected loss costs at the target, in ln loss."""
-    v, _ = minimize_expected_loss(model, TARGET, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    v, _ = minimize_expected_loss(linearised_expected_loss(model, TARGET, generator), generator)
     z = (model.coordinates.unmix @ v).numpy()
     return math.log(loss(z, TARGET, kept) / loss(np.r_[0, BEST * kept**4], TARGET, kept))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -12,6 +11,7 @@ from transfer_bo.display.html import escape, html_table
 from transfer_bo.display.tables import Ranges, suggestion_rows, suggestion_table
 from transfer_bo.display.text import interval_text, number_text, scale_text, share_text
 from transfer_bo.records import read_dimensions
+from transfer_bo.surrogate.recommendation import BEST_RUN
 
 if TYPE_CHECKING:
     from transfer_bo.projection import Suggestion
@@ -65,15 +65,10 @@ def suggestion_html(suggestion: Suggestion, level: float = 0.9) -> str:
 
 
 def _sentences(suggestion: Suggestion) -> list[str]:
-    sentences: list[str] = []
-    sentences += stability_sentences(suggestion)
-    undetermined = _undetermined(suggestion)
-    if undetermined:
-        sentences.append(f"The runs do not determine {', '.join(undetermined)}; see the notes.")
-    compared = _baselines(suggestion)
-    if compared:
-        sentences.append(f"Expected excess loss at the target: {', '.join(compared)}.")
-    return [*sentences, *(f"Note: {warning}" for warning in suggestion.warnings)]
+    sentences = stability_sentences(suggestion)
+    if suggestion.undetermined:
+        sentences.append(f"The runs do not determine {', '.join(suggestion.undetermined)}; see the notes.")
+    return [*sentences, *_comparison(suggestion), *(f"Note: {warning}" for warning in suggestion.warnings)]
 
 
 def stability_sentences(suggestion: Suggestion) -> list[str]:
@@ -90,15 +85,22 @@ def stability_sentences(suggestion: Suggestion) -> list[str]:
     return sentences
 
 
-def _undetermined(suggestion: Suggestion) -> Sequence[str]:
-    names: Sequence[str] = getattr(suggestion, "undetermined", ())
-    return list(names)
-
-
-def _baselines(suggestion: Suggestion) -> list[str]:
-    """The expected excess loss of the settings that the suggestion was compared with."""
-    baselines: Mapping[str, Any] = getattr(suggestion, "baselines", None) or {}
-    return [
-        f"{number_text(loss['mean'] if isinstance(loss, Mapping) else loss, 2)} with {name}"
-        for name, loss in baselines.items()
+def _comparison(suggestion: Suggestion) -> list[str]:
+    """The expected losses of other settings, and whether copying the best run is as good."""
+    others = [
+        f"{name} +{number_text(baseline.difference, 2)} (worse with a probability of "
+        f"{share_text(baseline.probability)})"
+        for name, baseline in suggestion.baselines.items()
+        if baseline.params != suggestion.params
     ]
+    sentences = [f"Expected loss beside the suggestion: {', '.join(others)}."] if others else []
+
+    best_run = suggestion.baselines.get(BEST_RUN)
+    if best_run is not None and best_run.params == suggestion.params:
+        sentences.append("This is a copy of the best run: no other setting is expected to be better.")
+    elif best_run is not None and best_run.is_within_noise:
+        sentences.append(
+            "The gain over a copy of the best run is within the noise of one run, so the copy, a setting "
+            "that has been run, is the safe choice."
+        )
+    return sentences

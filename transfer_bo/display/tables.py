@@ -231,13 +231,12 @@ def suggestion_rows(
 ) -> tuple[list[str], list[list[object]]]:
     """Head and rows of the table of a suggestion; a categorical HP has no interval."""
     intervals = suggestion.interval(level)
-    undetermined = getattr(suggestion, "undetermined", ())
     ranges = ranges or {}
 
     rows: list[list[object]] = []
     for name, value in suggestion.params.items():
         interval = interval_text(*intervals[name]) if name in intervals else ""
-        shown = UNDETERMINED if name in undetermined else interval
+        shown = UNDETERMINED if name in suggestion.undetermined else interval
         rows.append([name, value, shown, interval_text(*ranges[name]) if name in ranges else ""])
     low, high = suggestion.predicted_loss.interval(level)
     mean = number_text(suggestion.predicted_loss.mean, LOSS_DIGITS)

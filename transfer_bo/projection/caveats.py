@@ -6,7 +6,6 @@ suggestion, and yields no sentence, one, or several.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +32,6 @@ of learning rates kept their worth (`studies/per_module`)."""
 
 NOTABLE = 0.1
 """Octaves; multipliers that are set closer to their defaults by more are named."""
-
-MAX_SHARE = 0.6
-"""The runs do not determine an HP if the 90% interval of its optimum, at the scale that was run most, spans
-at least this share of the searched range (that of the prior alone spans about three quarters) ..."""
-
-MAX_P_VALUE = 0.2
-"""... or if an HP without any effect would seem to have as much as this one at least this often."""
 
 AT_END = 1e-6
 """A value is at the end of its range if it is closer to it than this share of the range, in its natural
@@ -138,11 +130,10 @@ def violated_constraints(projection: Projection, suggestion: Suggestion) -> Iter
 
 def undetermined_hps(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
     """Which HPs the runs say next to nothing about."""
-    names = _undetermined(projection, suggestion)
-    if names:
+    if suggestion.undetermined:
         yield (
-            f"The runs do not determine {', '.join(names)}: they show no clear effect, so it matters little "
-            "or needs more runs."
+            f"The runs do not determine {', '.join(suggestion.undetermined)}: they were not varied, or show "
+            "no clear effect; they keep the value of the best run."
         )
 
 
@@ -150,12 +141,11 @@ def edge_of_range(projection: Projection, suggestion: Suggestion) -> Iterator[st
     """Which optima lie at the edge of the searched range, at the base or at the target."""
     at_base = projection.is_at_edge(projection.settings.base)
     at_target = projection.is_at_edge(suggestion.target)
-    undetermined = _undetermined(projection, suggestion)
     names = [
         dim.name
         for dim in projection.surrogate.coordinates.numeric
         if dim.name in suggestion.params
-        and dim.name not in undetermined
+        and dim.name not in suggestion.undetermined
         and (at_base[dim.name] or at_target[dim.name] or _is_at_end(dim, suggestion.params[dim.name]))
     ]
     if names:
@@ -163,20 +153,6 @@ def edge_of_range(projection: Projection, suggestion: Suggestion) -> Iterator[st
             f"The optimum of {', '.join(names)} lies at the edge of the searched range, where intervals "
             "are too narrow; widen it."
         )
-
-
-def _undetermined(projection: Projection, suggestion: Suggestion) -> list[str]:
-    """HPs of a suggestion that the runs do not determine."""
-    runs = [run for run in finished_runs(projection.surrogate.runs) if run.source is None]
-    counts = Counter(run.scale for run in runs)
-    scale = max(counts, key=lambda scale: counts[scale]) if counts else projection.settings.base
-    shares = projection.range_share(scale)
-    p_values = projection.effect_p_values()
-    return [
-        name
-        for name in projection.hps
-        if name in suggestion.params and (shares[name] >= MAX_SHARE or p_values.get(name, 0.0) >= MAX_P_VALUE)
-    ]
 
 
 def _is_at_end(dim: Dimension, value: Any) -> bool:

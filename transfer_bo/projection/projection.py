@@ -19,7 +19,6 @@ Symbols:
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,15 +32,18 @@ from torch import Tensor
 from transfer_bo.errors import ScaleError
 from transfer_bo.projection.activity import active_params
 from transfer_bo.projection.caveats import caveats
-from transfer_bo.projection.relevance import effect_p_values
 from transfer_bo.projection.stability import divergence_probability, stability_edges
-from transfer_bo.projection.suggestion import Drift, PredictedLoss, Suggestion, central_interval
+from transfer_bo.projection.suggestion import Baseline, Drift, PredictedLoss, Suggestion, central_interval
 from transfer_bo.records import Run, StudySettings, count_outcomes, finished_runs
 from transfer_bo.scale import Ladder, Scale, as_scale
-from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.gp import TOLERANCE
 from transfer_bo.surrogate.posterior_sampling import PosteriorSamples, sample_posterior
-from transfer_bo.surrogate.recommendation import minimize_expected_loss
+from transfer_bo.surrogate.recommendation import (
+    Recommendation,
+    expected_optimum,
+    optimum_draws,
+    recommend,
+)
 from transfer_bo.surrogate.surrogate import Surrogate
 from transfer_bo.surrogate.threads import one_thread
 
@@ -86,7 +88,6 @@ class Projection:
         self.target = settings.target
         self.hps = [dim.name for dim in surrogate.coordinates.numeric]
         self._samples: PosteriorSamples | None = None
-        self._p_values: dict[str, float] | None = None
 
     @property
     def samples(self) -> PosteriorSamples:
@@ -118,24 +119,16 @@ class Projection:
 
         generator = torch.Generator().manual_seed(self.settings.seed)
         z = self._optima(scale)
-        unvaried = self._unvaried()
-        is_unvaried = torch.tensor([name in unvaried for name in self.hps], dtype=torch.bool)
-        frozen = torch.where(is_unvaried, surrogate.coordinates.z(unvaried), math.nan)
-        v, flags = minimize_expected_loss(
-            surrogate, scale, generator, optima=z @ surrogate.coordinates.mix.T, frozen=frozen
-        )
-        params = active_params(
-            {**surrogate.coordinates.params(v, flags), **unvaried, **self.constants},
-            finished_runs(run for run in surrogate.runs if run.source is None),
-            scale,
-        )
+        found = recommend(surrogate, scale, self.samples, generator)
+        params = self._active(found.params, scale)
         suggestion = Suggestion(
             target=scale,
             params=params,
             optimum={name: draws for name, draws in self._values(z).items() if name in params},
-            predicted_loss=self.predict(scale, v, flags),
+            predicted_loss=self.predict(scale, found.v, found.flags),
             drift={name: drift for name, drift in self.drift().items() if name in params},
-            undetermined=tuple(name for name in unvaried if name in params),
+            undetermined=tuple(name for name in found.undetermined if name in params),
+            baselines=self._baselines(found, scale),
             divergence_probability=divergence_probability(surrogate, params, scale),
             stability_edges=stability_edges(surrogate, params, scale, self.settings.seed),
             warnings=[],
@@ -263,73 +256,47 @@ class Projection:
         shares = cut.double().mean(0).tolist()
         return {name: share >= 0.5 for name, share in zip(self.hps, shares, strict=True)}
 
-    def range_share(self, scale: Scale, level: float = 0.9) -> dict[str, float]:
-        """Share of each HP's range, in its natural coordinate, that the interval of its optimum spans."""
-        if not self.hps:
-            return {}
-        coordinates = self.surrogate.coordinates
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
-        low, high = torch.quantile(self._optima(scale), tails, dim=0)
-        shares = ((high - low) / (coordinates.z_high - coordinates.z_low)).tolist()
-        return dict(zip(self.hps, shares, strict=True))
-
     def violation_risk(self, suggestion: Suggestion) -> float:
         """Probability that a suggestion violates one of Optuna's constraints."""
         row = self.surrogate.coordinates.row(suggestion.params, suggestion.target)
         return float(self.surrogate.constraints.probability(row[None]))
 
-    def effect_p_values(self) -> dict[str, float]:
-        """For each HP, how often one without effect would seem to have as much; empty with too few runs."""
-        if self._p_values is None:
-            self._p_values = self._find_p_values()
-        return self._p_values
+    def _active(self, params: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+        """A setting with the HPs that were never searched, without those that are inactive in it."""
+        own = finished_runs(run for run in self.surrogate.runs if run.source is None)
+        return active_params({**params, **self.constants}, own, scale)
 
-    def _find_p_values(self) -> dict[str, float]:
+    def _baselines(self, found: Recommendation, scale: Scale) -> dict[str, Baseline]:
+        """The settings that a recommendation was compared with, in the study's own unit."""
         surrogate = self.surrogate
-        runs = [
-            run
-            for run in finished_runs(surrogate.runs)
-            if run.source is None and surrogate.outcome_transform.takes(run.loss)
-        ]
-        if not runs:
-            return {}
+        level = float(surrogate.landscape.law(surrogate.theta, surrogate.coordinates.s(scale)))
+        backward = surrogate.outcome_transform.backward
 
-        optima = {scale: self._expected_optimum(scale) for scale in {run.scale for run in runs}}
-        t = np.array([(surrogate.coordinates.z(run.params) - optima[run.scale]).tolist() for run in runs])
-        y = np.array([surrogate.outcome_transform.forward(run.loss) for run in runs])
-        p_values = effect_p_values(t, y, [run.scale for run in runs])
-        return {} if p_values is None else dict(zip(self.hps, p_values.tolist(), strict=True))
+        def price(excess_loss: float) -> float:
+            return abs(backward(level + excess_loss) - backward(level))
 
-    def _unvaried(self) -> dict[str, Any]:
-        """Value of each numeric HP that all fitted runs had in common, of which they determine nothing."""
-        rows = [run.params for run in finished_runs(self.surrogate.runs)]
-        common = {}
-        for name in self.hps:
-            absent = 1.0 if is_multiplier(name) else None
-            values = {params.get(name, absent) for params in rows}
-            if len(values) == 1 and len(rows) > 1 and None not in values:
-                common[name] = values.pop()
-        return common
-
-    def _expected_optimum(self, scale: Scale) -> Tensor:
-        """The expected optimum at a scale in z (shape d), inside the ranges."""
-        coordinates = self.surrogate.coordinates
-        centre, _ = self.surrogate.optimum_posterior(scale).optimum()
-        z: Tensor = coordinates.clip(centre) @ coordinates.unmix.T
-        return z.detach()
+        noise_sd = float(surrogate.model.hyperparameters.noise_sd)
+        return {
+            name: Baseline(
+                params=self._active(candidate.params, scale),
+                excess_loss=price(found.excess_loss + candidate.difference),
+                difference=price(found.excess_loss + candidate.difference) - price(found.excess_loss),
+                probability=candidate.probability,
+                is_within_noise=candidate.difference < noise_sd,
+            )
+            for name, candidate in found.baselines.items()
+        }
 
     def _line(self, i: int, scale: Scale, n: int) -> Tensor:
         """Points in z (shape n x d): the i-th HP over its range, the others at their optimum."""
         coordinates = self.surrogate.coordinates
-        z = self._expected_optimum(scale).repeat(n, 1)
+        z = expected_optimum(self.surrogate, scale).repeat(n, 1)
         z[:, i] = torch.linspace(float(coordinates.z_low[i]), float(coordinates.z_high[i]), n)
         return z
 
     def _optima(self, scale: Scale) -> Tensor:
         """Draws of the optimum in z (shape draws x d), the same ones at every call."""
-        coordinates = self.surrogate.coordinates
-        draws = self.samples.at(coordinates.s(scale))
-        return coordinates.clip_z(draws.optimum @ coordinates.unmix.T + draws.residual_offset)
+        return optimum_draws(self.surrogate, self.samples.at(self.surrogate.coordinates.s(scale)))
 
     def _values(self, z: Tensor) -> dict[str, Array]:
         """Sorted values of each HP at points in z (shape draws x d)."""

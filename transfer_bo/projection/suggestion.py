@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transfer_bo.integrations.formats import Export
     from transfer_bo.parametrization import Parametrization
 
-__all__ = ["PredictedLoss", "Suggestion", "central_interval"]
+__all__ = ["Baseline", "PredictedLoss", "Suggestion", "central_interval"]
 
 LEVEL = 0.9
 """Probability of the intervals in the JSON output."""
@@ -70,6 +70,25 @@ class PredictedLoss:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A setting that a suggestion was compared with, over the same posterior draws.
+
+    Attributes:
+        params: its HPs.
+        excess_loss: its expected loss above the best one at the target, in the study's unit.
+        difference: by how much that is more than the suggestion's, 0 at least.
+        probability: probability that the suggestion is better.
+        is_within_noise: whether the difference is smaller than the noise of one run.
+    """
+
+    params: dict[str, Any]
+    excess_loss: float
+    difference: float
+    probability: float
+    is_within_noise: bool
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """What to set at the target.
 
@@ -81,7 +100,11 @@ class Suggestion:
         drift: `{hp: {axis: {"mean", "sd", "prior_mean", "prior_sd"}}}`, octaves per doubling of the axis.
         warnings: plain sentences about what the answer rests on.
         provenance: versions, seed, numbers of runs.
-        undetermined: HPs that had the same value in all runs; they keep it.
+        undetermined: HPs that the runs do not determine: they keep the value that all runs had, or that of
+            the best run.
+        baselines: settings that the suggestion was compared with: "best run copied", "best global setting"
+            (all multipliers at 1, if there are any) and "defaults" (if any are documented). The suggestion is
+            the best of them all.
         divergence_probability: probability that a run with `params` diverges; None if no run has so far.
         stability_edges: where along an HP half of the runs at the target diverge, the other HPs as suggested;
             only HPs on a log scale of which the runs tell on which side they diverge.
@@ -97,6 +120,7 @@ class Suggestion:
     undetermined: tuple[str, ...] = ()
     divergence_probability: float | None = None
     stability_edges: dict[str, StabilityEdge] = field(default_factory=dict, repr=False)
+    baselines: dict[str, Baseline] = field(default_factory=dict, repr=False)
 
     def interval(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
         """`{hp: (low, high)}`: where the optimum at the target lies with the given probability, HP by HP."""
@@ -117,6 +141,7 @@ class Suggestion:
             "undetermined": list(self.undetermined),
             "divergence_probability": self.divergence_probability,
             "stability_edges": {name: edge.to_json() for name, edge in self.stability_edges.items()},
+            "baselines": {name: asdict(baseline) for name, baseline in self.baselines.items()},
             "warnings": self.warnings,
             "provenance": self.provenance,
         }

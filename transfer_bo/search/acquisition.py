@@ -21,9 +21,9 @@ from torch import Tensor
 
 from transfer_bo.scale import Scale
 from transfer_bo.surrogate.constraints import ConstraintModel
+from transfer_bo.surrogate.expected_loss import optimum_candidates, random_categories
 from transfer_bo.surrogate.feasibility import FeasibilityModel
 from transfer_bo.surrogate.posterior import OptimumPosterior, normal_draws
-from transfer_bo.surrogate.recommendation import optimum_candidates, random_categories
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = ["RISK", "plan_runs", "propose"]

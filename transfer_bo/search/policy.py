@@ -27,7 +27,7 @@ from transfer_bo.search.trust_region import (
     without_multipliers,
 )
 from transfer_bo.space import is_multiplier
-from transfer_bo.surrogate.recommendation import minimize_expected_loss
+from transfer_bo.surrogate.expected_loss import linearised_expected_loss, minimize_expected_loss
 from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
 __all__ = ["choose_run", "propose", "usable_rungs"]
@@ -173,7 +173,8 @@ def _run_of_acquisition(
 
     if state.number % CHECK_EVERY == 0:
         scale = _scale_to_check(state, costs)
-        v, flags = minimize_expected_loss(surrogate, scale, generator, caution=0.0)
+        expected = linearised_expected_loss(surrogate, scale, generator, caution=0.0)
+        v, flags = minimize_expected_loss(expected, generator)
         row = surrogate.rows(v[None], scale, flags)
         if all(
             not feasibility.any_infeasible or float(feasibility.probability(row)) <= acquisition.RISK

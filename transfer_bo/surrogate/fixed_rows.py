@@ -42,7 +42,7 @@ class FixedRows:
             self._s, landscape.drift_mixing.numpy(), ([-1], [1])
         )  # ∂(B s)_i/∂β_i, u x d x a
         self._slopes = slopes.transpose(1, 2, 0)  # d x a x u
-        self._mix = landscape.coordinates.mix.numpy()
+        self._map = landscape.optimum_map.numpy()
         self._upper = np.triu_indices(landscape.d, 1)
 
     def values(self, theta: Float[Array, "count p"]) -> Float[Array, "count n"]:
@@ -81,10 +81,10 @@ class FixedRows:
     def _unscaled_bowl(self, theta: Array) -> Array:
         """Σ_i c_i q(t_i; κ_i) of each row (count x n)."""
         d, count = self._landscape.d, len(theta)
-        beta = self._get(theta, "beta").reshape(count, d, -1)
+        beta = self._get(theta, "beta").reshape(count, d, self._landscape.a)
         moved = (beta.transpose(1, 0, 2) @ self._slopes).transpose(1, 0, 2)  # B s, count x d x u
         z = self._get(theta, "u")[..., None] + moved
-        off = self._vT - (self._mix @ z)[..., self._scale_of_row]  # v - ψ(s), count x d x n
+        off = self._vT - (self._map @ z)[..., self._scale_of_row]  # v - ψ(s), count x d x n
 
         lnc, kappa = self._get(theta, "lnc")[..., None], self._get(theta, "kappa")[..., None]
         t = self._coupling(theta, lnc) @ off

@@ -3,7 +3,7 @@
     f(x; θ) = L(s) + A ln(1 + b / A) + w·onehot
     b       = e^{g + γ·s} Σ_i c_i q(t_i; κ_i)                      the bowl; far out the loss grows slowly
     L(s)    = l0 + ln( e + (1-e) Σ_a ω_a 2^(-α_a s_a) )            the loss law, in ln loss
-    ψ(s)    = M (u + B s)                                          the optimum's path, octaves
+    ψ(s)    = M P (u + B s)                                        the optimum's path, octaves
     t       = D^(-1/2) (I + N) D^(1/2) (v - ψ(s)),  D = diag(c)    HPs as seen from the optimum
     q(t; κ) = 2 (e^{κt} - κt - 1) / κ²  ->  t² for small κt        steeper above the optimum for κ > 0;
                                                                    above κt = 3 on as a straight line
@@ -14,8 +14,10 @@ asymmetry, N = strictly upper triangular coupling of HPs; u, B = optimum at the 
 prior of a multiplier does not depend on what it multiplies, though the loss does (v = M z); w = effect of
 each category.
 
-θ (p) stacks all of them, each with an independent normal prior; for B these are β, B_i = C_i β_i for HP i,
-with C_i unit lower triangular, so that the drifts of an HP along several axes may be correlated.
+P makes the multipliers of a kind average to 0 where they cover all tensors, see `Landscape.optimum_map`; with
+any other HPs it is the identity. θ (p) stacks all parameters, each with an independent normal prior; for B
+these are β, B_i = C_i β_i for HP i, with C_i unit lower triangular, so that the drifts of an HP along several
+axes may be correlated.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfer_bo.scale import Scale
+from transfer_bo.space import complete_families
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.synonyms import axis_kind, hp_kind
@@ -126,6 +129,10 @@ class Landscape:
     Attributes:
         mean, sd: of the prior of θ (p).
         drift_mixing: C (d x a x a), so that B_i = C_i β_i.
+        gauge: P (d x d).
+        optimum_map: M P (d x d). Where every tensor has a multiplier of its kind, the kind's common value is
+            not identifiable: twice as much of it is the same as twice as much of each multiplier. So such
+            multipliers average to 0 (in log2, from their defaults) under the prior, at every scale.
     """
 
     def __init__(
@@ -135,6 +142,8 @@ class Landscape:
         d, k, a = coordinates.d, coordinates.k, coordinates.a
         self.d, self.k, self.a = d, k, a
         self.drift_mixing, beta_mean, beta_sd = drift_prior.independent()
+        self.gauge = _gauge([dim.name for dim in coordinates.numeric])
+        self.optimum_map = coordinates.mix @ self.gauge
 
         kinds = [hp_kind(name) for name in coordinates.hps_as_known]
         axis_kinds = [axis_kind(axis) for axis in coordinates.axes_as_known]
@@ -192,8 +201,9 @@ class Landscape:
         return self.get(theta, "l0").squeeze(-1) + torch.logsumexp(self._log_shares(theta, s), -1)
 
     def drift(self, theta: Float[Tensor, "*b p"]) -> Float[Tensor, "*b d a"]:
-        """B: octaves per doubling."""
-        return (self.drift_mixing @ self.get(theta, "beta").unsqueeze(-1)).squeeze(-1)
+        """P B: octaves per doubling."""
+        B = (self.drift_mixing @ self.get(theta, "beta").unsqueeze(-1)).squeeze(-1)
+        return self.gauge @ B
 
     def drift_slopes(self, s: Float[Tensor, "*b a"]) -> Float[Tensor, "*b d a"]:
         """∂(B s)_i/∂β_i = C_iᵀ s."""
@@ -203,7 +213,7 @@ class Landscape:
     def path(self, theta: Float[Tensor, "*#b p"], s: Float[Tensor, "*#b a"]) -> Float[Tensor, "*b d"]:
         """ψ(s): the optimum in v."""
         moved = torch.einsum("...da,...da->...d", self.get(theta, "beta"), self.drift_slopes(s))
-        return (self.get(theta, "u") + moved) @ self.coordinates.mix.T
+        return (self.get(theta, "u") + moved) @ self.optimum_map.T
 
     def curvature(self, theta: Float[Tensor, " p"], s: Float[Tensor, " a"]) -> Float[Tensor, "d d"]:
         """H(s): the bowl near its optimum is (v - ψ)ᵀ H (v - ψ), ln loss per octave²."""
@@ -264,7 +274,7 @@ class Landscape:
         scale = scale / (1 + (scale * c * q).sum(-1, keepdim=True) / FLATTEN)
         by_b = scale * root * q_t
         by_a = by_b @ coupling
-        by_u = -(by_a * root) @ self.coordinates.mix
+        by_u = -(by_a * root) @ self.optimum_map
 
         parts |= {
             "g": scale * (c * q).sum(-1, keepdim=True),
@@ -311,6 +321,15 @@ class Landscape:
         coupling = coupling.clone()
         coupling[..., self._upper[0], self._upper[1]] = self.get(theta, "N")
         return coupling
+
+
+def _gauge(names: Sequence[str]) -> Tensor:
+    """P (d x d): subtracts the mean of the multipliers of each kind that cover all tensors."""
+    P = torch.eye(len(names), dtype=torch.double)
+    for members in complete_families(names):
+        index = torch.tensor([names.index(name) for name in members])
+        P[index[:, None], index] -= 1 / len(members)
+    return P
 
 
 def _normal(mean: Tensor, sd: float) -> tuple[Tensor, Tensor]:

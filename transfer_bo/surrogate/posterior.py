@@ -127,7 +127,7 @@ class OptimumPosterior:
         T[:, self.landscape.part("u")] = identity
         T[:, self.landscape.part("beta")] = _block_diagonal(self.landscape.drift_slopes(self.s).unsqueeze(-2))
         T[:, p : p + d] = identity
-        return self.landscape.coordinates.mix @ T
+        return self.landscape.optimum_map @ T
 
     def optimum(self) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
         """Posterior mean and covariance of the optimum v* at the scale."""
@@ -137,7 +137,9 @@ class OptimumPosterior:
     def drift(self) -> tuple[Float[Tensor, "d a"], Float[Tensor, "d a"]]:
         """Posterior mean and sd of the optimum's drift along each axis, octaves per doubling."""
         part, d, a = self.landscape.part("beta"), self.landscape.d, self.landscape.a
-        rows = _block_diagonal(self.landscape.drift_mixing)
+        rows = torch.kron(self.landscape.gauge, torch.eye(a, dtype=torch.double)) @ _block_diagonal(
+            self.landscape.drift_mixing
+        )
         variance = torch.einsum("ij,jk,ik->i", rows, self.covariance[part, part], rows).clamp(min=0)
         return (rows @ self.mean[part]).reshape(d, a), variance.sqrt().reshape(d, a)
 

@@ -157,7 +157,7 @@ class PosteriorSamples:
             offset.append(sd[group] * standard)
 
         jitter_and_error = torch.cat(draws)
-        jitter = jitter_and_error[:, : landscape.d] @ landscape.coordinates.mix.T
+        jitter = jitter_and_error[:, : landscape.d] @ landscape.optimum_map.T
         noise_sd = torch.stack([one.noise_sd for one in self.hyperparameters])
         return Draws(
             theta=self.theta,

@@ -1,200 +1,416 @@
-"""The best setting at a scale: the one with the least expected loss over all that is not known.
+"""What to set at a scale, and how much better that is expected to be than what anybody would take.
 
-    E[bowl] + E[e] + CAUTION sd(e) + C P(diverges) - D ln P(constraints hold)
+The setting minimizes the expected loss over draws of the optimum (`expected_loss`), but for HPs about which
+the runs say nothing:
 
-Symbols: v, z, flags, d, k as in `coordinates`; bowl, θ as in `landscape`; ξ as in `posterior`; e = residual +
-effects of categories; C = DIVERGENCE_COST, D = CONSTRAINT_COST; count = draws of the optimum; m points.
+1. An HP that no finished run varied keeps the value that it had.
+2. An HP that the runs do not determine keeps the value of the incumbent, the best run, unless its optimum is
+   known to move with scale. It has no clear effect (`relevance`), or, where there are too few runs for that
+   test, the posterior of its optimum is wide or hardly narrower than the prior.
+3. Multipliers keep those of the best run, unless others are better with a high probability: with almost as
+   many HPs as runs the posterior is approximate, and its optimum is mostly no better than the best run.
+
+Where every tensor has a multiplier of its kind, these average to 1 (`Landscape.optimum_map`), and the normal
+prior shrinks each of them towards its default where evidence is weak. A prior that shrinks more, with a spike
+at the default or with local scales, was tried and set multipliers worse (`studies/LOG.md`, 2026-11-27).
+
+The result is compared, over the same draws, with the documented defaults, with the best setting without
+multipliers and with a copy of the incumbent; the best of the four is what is recommended.
+
+Symbols: v, z, flags, d, k as in `coordinates`; e as in `expected_loss`; count = draws; m settings.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from scipy.optimize import minimize
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transfer_bo.records import FinishedRun, finished_runs
 from transfer_bo.scale import Scale
-from transfer_bo.surrogate.posterior import OptimumPosterior
+from transfer_bo.space import is_multiplier
+from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.expected_loss import ExpectedLoss, excess_loss, minimize_expected_loss
+from transfer_bo.surrogate.posterior_sampling import Draws, PosteriorSamples
+from transfer_bo.surrogate.relevance import effect_p_values
 from transfer_bo.surrogate.surrogate import Surrogate
 
-__all__ = ["excess_loss", "minimize_expected_loss", "optimum_candidates", "random_categories"]
+__all__ = [
+    "BEST_RUN",
+    "DEFAULTS",
+    "GLOBAL",
+    "Candidate",
+    "Recommendation",
+    "expected_optimum",
+    "incumbent",
+    "optimum_draws",
+    "recommend",
+]
 
-DRAWS = 256
-"""Draws of the optimum that the expected loss is averaged over."""
+DEFAULTS = "defaults"
+"""The documented defaults; the middle of the range of an HP without one."""
 
-DIVERGENCE_COST = 0.035
-"""C, in y: a run that diverged is made again, and twice the compute is worth 3.5% of loss (its exponent in
-compute is .05: Kaplan et al. 2001.08361, equation 1.3)."""
+GLOBAL = "best global setting"
+"""The least expected loss with all multipliers at 1."""
 
-CONSTRAINT_COST = 1.0
-"""D, in y: a setting whose constraints hold with chance 1 in e is worth no more than a loss e times as high,
-which is nothing. Where every setting is all but sure to violate one, the most likely to hold it is taken."""
+BEST_RUN = "best run copied"
+"""The HPs of the incumbent."""
 
-CAUTION = 1.0
-"""Of what the bowl does not say, the upper end of so many sd is taken: among many settings that nobody ran,
-the one that looks best is mostly the one that is known least."""
+MAX_P_VALUE = 0.2
+"""An HP has no clear effect if one without any effect would seem to have as much at least this often."""
 
-CANDIDATES = 64
-"""Draws of the optimum among the candidates, and as many points of low predicted loss."""
+CLEAR_P_VALUE = 0.01
+"""The effect is clear below this: the optimum may be known only to lie towards one end of the range."""
 
-SCREENED = 512
-"""Points all over the box among which those of low predicted loss are found."""
+MAX_SHARE = 0.6
+"""The runs do not determine an HP without a clear effect if the 90% interval of its optimum, at the scale
+with most runs, spans at least this share of the searched range."""
 
-OTHER_CATEGORY = 0.25
-"""Chance that a candidate has another category than the one with the best main effect, for each such HP."""
+MAX_DRIFT = 0.25
+"""Octaves. An HP whose optimum is expected to move by more between the best run and the target is not kept:
+how it moves is known from elsewhere, even where the runs do not say where it lies."""
 
-MAX_ITERATIONS = 30
-"""Steps of L-BFGS-B from the best candidate."""
+HALF_WIDTH = 1.645
+"""Half the width of a central 90% interval of a normal distribution, in standard deviations."""
+
+HARDLY_NARROWER = 0.95
+"""The runs hardly narrow the optimum of an HP if its posterior sd is at least this share of the prior's at
+the scale with the most runs: they say less of it than a tenth of what the prior says."""
 
 
-@torch.no_grad()
-def optimum_candidates(
-    surrogate: Surrogate, posterior: OptimumPosterior, scale: Scale, generator: torch.Generator
-) -> Float[Tensor, "m row"]:
-    """2 CANDIDATES rows at a scale that may be the best there.
+MIN_PROBABILITY = 0.9
+"""Multipliers move off those of the best run only if others are better at least this likely. In nine searches
+of `benchmarks/sparse_multipliers.py` the optimum was expected to be better by .02 in ln loss, with
+probabilities of .6 to .8, and was worse by .004 on average (`studies/LOG.md`, 2026-11-27)."""
 
-    Half are draws of the bowl's optimum, half the best by posterior mean among points all over the box.
+MIN_VARIANCE = 1e-12
+"""Variances of differences of e are cut here; two settings that are the same have a difference of 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A setting that was compared, with the recommended one as the reference.
+
+    Attributes:
+        params: its HPs.
+        difference: its expected loss minus that of the recommended setting, in y; at least 0.
+        probability: that it is worse than the recommended setting.
     """
-    coordinates = surrogate.coordinates
-    draws = posterior.draw(CANDIDATES, generator) @ posterior.path_map().T
 
-    # Points between a draw of the optimum and a uniform point of the box
-    z = coordinates.z_low + (coordinates.z_high - coordinates.z_low) * torch.rand(
-        SCREENED, coordinates.d, dtype=torch.double, generator=generator
-    )
-    share = torch.rand(SCREENED, 1, dtype=torch.double, generator=generator)
-    centres = draws[torch.randint(CANDIDATES, (SCREENED,), generator=generator)]
-    anywhere = (1 - share) * centres + share * (z @ coordinates.mix.T)
-
-    v = coordinates.clip(torch.cat([draws, anywhere]))
-    X = surrogate.rows(v, scale, random_categories(surrogate, len(v), generator))
-    mean, _ = posterior.values(X[CANDIDATES:])
-    return torch.cat([X[:CANDIDATES], X[CANDIDATES:][mean.argsort()[:CANDIDATES]]])
+    params: dict[str, Any]
+    difference: float
+    probability: float
 
 
-@torch.no_grad()
-def feasible_candidates(
-    surrogate: Surrogate, scale: Scale, generator: torch.Generator
-) -> Float[Tensor, "m row"]:
-    """CANDIDATES rows at a scale where constraints are most likely to hold, among points all over the box.
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """What to set at a scale.
 
-    Args:
-        surrogate: a fit with runs that violated a constraint.
-        scale: where.
-        generator: source of randomness.
+    Attributes:
+        params: HPs as searched.
+        v, flags: the same in the coordinates of the landscape, and the categories.
+        undetermined: HPs that keep the value of the runs, because these do not determine them.
+        excess_loss: expected excess loss over the bowl's optimum, in y.
+        baselines: what it was compared with, by name.
+        incumbent: the best run.
     """
-    coordinates = surrogate.coordinates
-    z = coordinates.z_low + (coordinates.z_high - coordinates.z_low) * torch.rand(
-        SCREENED, coordinates.d, dtype=torch.double, generator=generator
-    )
-    flags = random_categories(surrogate, SCREENED, generator)
-    X = surrogate.rows(coordinates.clip(z @ coordinates.mix.T), scale, flags)
-    return X[surrogate.constraints.log_holding(X).argsort(descending=True)[:CANDIDATES]]
+
+    params: dict[str, Any]
+    v: Float[Tensor, " d"]
+    flags: Float[Tensor, " k"]
+    undetermined: tuple[str, ...]
+    excess_loss: float
+    baselines: dict[str, Candidate]
+    incumbent: FinishedRun
 
 
-def excess_loss(
-    surrogate: Surrogate, v: Float[Tensor, "*m 1 d"], scale: Scale, optima: Float[Tensor, "count d"]
-) -> Float[Tensor, "*m count"]:
-    """The bowl at each v for each draw of its optimum, in y.
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """A setting in the coordinates of the landscape, with the values that it has exactly."""
 
-    The bowl keeps its most probable curvature and is taken as symmetric. With its asymmetry, and the more
-    with draws of its shape, the least expected loss lies well below the middle of what the optimum may be,
-    and on every real table looked at the lower learning rates cost more than they saved.
-    """
-    s = surrogate.coordinates.s(scale)
-    landscape, theta = surrogate.landscape, surrogate.theta.clone()
-    theta[landscape.part("kappa")] = 0.0
-    return landscape.bowl(theta, v - optima + landscape.path(theta, s), s)
+    v: Tensor
+    flags: Tensor
+    exact: Mapping[str, Any]
+
+    def params(self, coordinates: Coordinates) -> dict[str, Any]:
+        return {**coordinates.params(self.v, self.flags), **self.exact}
 
 
-def minimize_expected_loss(
-    surrogate: Surrogate,
-    scale: Scale,
-    generator: torch.Generator,
-    caution: float = CAUTION,
-    optima: Float[Tensor, "count d"] | None = None,
-    frozen: Float[Tensor, " d"] | None = None,
-) -> tuple[Float[Tensor, " d"], Float[Tensor, " k"]]:
-    """The v and category flags with the least expected loss, in the sense above, at a scale.
-
-    The best of many candidates, then descent from there.
+def recommend(
+    surrogate: Surrogate, scale: Scale, samples: PosteriorSamples, generator: torch.Generator
+) -> Recommendation:
+    """The setting with the least expected loss at a scale, and its baselines.
 
     Args:
         surrogate: a fit.
         scale: where.
+        samples: posterior draws of the landscape.
         generator: source of randomness.
-        caution: sd of e by which the expected loss is raised.
-        optima: draws of the optimum in v that know more than the linearised landscape does, as
-            `posterior_sampling` makes them.
-        frozen: z of the HPs that are not set anew; nan for the others.
     """
     coordinates = surrogate.coordinates
-    posterior = surrogate.optimum_posterior(scale)
-    frozen = torch.full_like(coordinates.z_low, math.nan) if frozen is None else frozen
-    is_free = frozen.isnan()
-    if optima is None:
-        optima = posterior.draw(DRAWS, generator) @ posterior.path_map().T
+    runs = _own_finished(surrogate)
+    best_run = incumbent(surrogate)
+    unvaried = _unvaried(coordinates, runs)
+    frozen, frozen_flags = _frozen(coordinates, unvaried)
 
-    def expected(v: Tensor, flags: Tensor) -> Tensor:
-        """Expected loss of each v (m x d) with flags (m x k), but for a constant (m)."""
-        rows = surrogate.rows(v, scale, flags)
-        bowl = excess_loss(surrogate, v.unsqueeze(-2), scale, optima).mean(-1)
-        mean, sd = posterior.residual_and_category(rows)
-        value = bowl + mean + caution * sd
-        if surrogate.divergence.any_infeasible:
-            value = value + DIVERGENCE_COST * surrogate.divergence.probability(rows)
-        if surrogate.constraints.any_infeasible:
-            value = value - CONSTRAINT_COST * surrogate.constraints.log_holding(rows)
-        return value
+    z = optimum_draws(surrogate, samples.at(coordinates.s(scale)))
+    expected = ExpectedLoss(surrogate, scale, z @ coordinates.mix.T)
 
-    middle = surrogate.rows(coordinates.clip(posterior.optimum()[0])[None], scale)
-    candidates = torch.cat([middle, optimum_candidates(surrogate, posterior, scale, generator)])
-    if surrogate.constraints.any_infeasible:
-        candidates = torch.cat([candidates, feasible_candidates(surrogate, scale, generator)])
-    starts, flags, _ = surrogate.landscape.split(candidates)
-    if not bool(is_free.all()):
-        starts = torch.where(is_free, starts @ coordinates.unmix.T, frozen) @ coordinates.mix.T
+    v, flags = minimize_expected_loss(expected, generator, frozen, frozen_flags)
+    undetermined = _undetermined(surrogate, runs) & frozen.isnan()
+    undetermined &= _expected_drift(surrogate, best_run.scale, scale).abs() <= MAX_DRIFT
+    kept = [dim.name for dim, keep in zip(coordinates.numeric, undetermined.tolist(), strict=True) if keep]
+    kept = [name for name in kept if _value(best_run, name) is not None]
+    if kept:
+        exact = {**unvaried, **{name: _value(best_run, name) for name in kept}}
+        frozen, frozen_flags = _frozen(coordinates, exact)
+        v, flags = minimize_expected_loss(expected, generator, frozen, frozen_flags)
+
+    own = _Setting(v, flags, {**unvaried, **{name: _value(best_run, name) for name in kept}})
+    cautious = _with_multipliers_of(best_run, expected, generator, frozen, frozen_flags, own.exact)
+    if cautious is not None:
+        _, probability = _compare(expected, [own, cautious], reference=0)
+        if float(probability[1]) < MIN_PROBABILITY:
+            own = cautious
+
+    baselines = {
+        BEST_RUN: _copy(coordinates, best_run.params, scale),
+        **_global(expected, generator, frozen, frozen_flags, unvaried),
+        **_defaults(surrogate, scale),
+    }
+    return _choose(expected, own, baselines, (*unvaried, *kept), best_run)
+
+
+def incumbent(surrogate: Surrogate) -> FinishedRun:
+    """The best run: of the study's own finished ones that with the least posterior mean of its excess loss.
+
+    Runs of different scales are compared by how far they lie above the optimum of their own scale. One that
+    violates a constraint is the best only where all do.
+    """
+    runs = _allowed(_own_finished(surrogate))
+    scores: dict[int, float] = {}
     with torch.no_grad():
-        best = int(expected(starts, flags).argmin())
-    start, chosen = coordinates.unmix @ starts[best], flags[[best]]
-    if not coordinates.d:
-        return starts[best], chosen[0]
+        for scale in {run.scale for run in runs}:
+            at_scale = [i for i, run in enumerate(runs) if run.scale == scale]
+            X = torch.stack([surrogate.row(runs[i]) for i in at_scale])
+            v, _, _ = surrogate.landscape.split(X)
 
-    def value_and_gradient(
-        at: np.ndarray[tuple[int], np.dtype[np.float64]],
-    ) -> tuple[float, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        z = torch.tensor(at, dtype=torch.double, requires_grad=True)
-        value = expected((coordinates.mix @ z)[None], chosen).sum()
-        (gradient,) = torch.autograd.grad(value, z)
-        return float(value.detach()), gradient.numpy()
+            posterior = surrogate.optimum_posterior(scale)
+            optimum, _ = posterior.optimum()
+            bowl = excess_loss(surrogate, v[:, None], scale, optimum[None])[:, 0]
+            error, _ = posterior.residual_and_category(X)
+            scores |= dict(zip(at_scale, (bowl + error).tolist(), strict=True))
+    return runs[min(scores, key=lambda i: (scores[i], i))]
 
-    low = torch.where(is_free, coordinates.z_low, frozen)
-    high = torch.where(is_free, coordinates.z_high, frozen)
-    found = minimize(
-        value_and_gradient,
-        start.numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=list(zip(low.tolist(), high.tolist(), strict=True)),
-        options={"maxiter": MAX_ITERATIONS},
+
+def expected_optimum(surrogate: Surrogate, scale: Scale) -> Tensor:
+    """The expected optimum at a scale in z (d), inside the ranges."""
+    coordinates = surrogate.coordinates
+    centre, _ = surrogate.optimum_posterior(scale).optimum()
+    z: Tensor = coordinates.clip(centre) @ coordinates.unmix.T
+    return z.detach()
+
+
+def optimum_draws(surrogate: Surrogate, draws: Draws) -> Float[Tensor, "count d"]:
+    """Draws of the best setting in z: the bowl's optimum, moved by the residual.
+
+    They may lie outside the searched ranges. If they were cut there, those of an HP that the runs do not
+    determine would pile up at both ends, more of them at the closer one, and move its mean.
+    """
+    z: Tensor = draws.optimum @ surrogate.coordinates.unmix.T + draws.residual_offset
+    return z
+
+
+def _own_finished(surrogate: Surrogate) -> list[FinishedRun]:
+    """Finished runs of the study itself, or of source studies where it has none."""
+    finished = finished_runs(surrogate.runs)
+    return [run for run in finished if run.source is None] or finished
+
+
+def _allowed(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """Those that violate no constraint, if there are any."""
+    return [run for run in runs if run.is_feasible] or runs
+
+
+def _value(run: FinishedRun, name: str) -> Any:
+    """The value of an HP in a run, 1 of a multiplier that it did not have; None if there was none."""
+    return run.params.get(name, 1.0 if is_multiplier(name) else None)
+
+
+def _unvaried(coordinates: Coordinates, runs: list[FinishedRun]) -> dict[str, Any]:
+    """HPs that had one value in all runs that had them, with that value."""
+    unvaried = {}
+    for name in coordinates.names:
+        values = [value for run in runs if (value := _value(run, name)) is not None]
+        if values and all(value == values[0] for value in values):
+            unvaried[name] = values[0]
+    return unvaried
+
+
+def _frozen(coordinates: Coordinates, exact: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Values of HPs as z (d) and flags (k), nan for HPs that are not among them."""
+    is_frozen = torch.tensor([dim.name in exact for dim in coordinates.numeric], dtype=torch.bool)
+    z = torch.where(is_frozen, coordinates.z(exact), torch.nan)
+    has_choice = torch.tensor(
+        [dim.name in exact for dim in coordinates.categorical for _ in dim.choices], dtype=torch.bool
     )
-    return coordinates.mix @ torch.tensor(found.x, dtype=torch.double), chosen[0]
+    return z, torch.where(has_choice, coordinates.one_hot(exact), torch.nan)
 
 
-def random_categories(
-    surrogate: Surrogate, count: int, generator: torch.Generator
-) -> Float[Tensor, "count k"]:
-    """Flags: for each categorical HP the choice of best main effect, at times a random one."""
-    best = surrogate.best_flags()
-    columns, position = [torch.zeros(count, 0, dtype=torch.double)], 0
-    for dim in surrogate.coordinates.categorical:
-        width = len(dim.choices)
-        choice = best[position : position + width].argmax().expand(count).clone()
-        other = torch.rand(count, generator=generator) < OTHER_CATEGORY
-        choice[other] = torch.randint(width, (int(other.sum()),), generator=generator)
-        columns.append(torch.nn.functional.one_hot(choice, width).double())
-        position += width
-    return torch.cat(columns, -1)
+def _undetermined(surrogate: Surrogate, runs: list[FinishedRun]) -> Bool[Tensor, " d"]:
+    """Which HPs the runs say too little about: no clear effect, an optimum that may be almost anywhere."""
+    transform = surrogate.outcome_transform
+    tested = [run for run in runs if transform.takes(run.loss)]
+    optima = {scale: expected_optimum(surrogate, scale) for scale in {run.scale for run in tested}}
+    t = np.array([(surrogate.coordinates.z(run.params) - optima[run.scale]).tolist() for run in tested])
+    y = np.array([transform.forward(run.loss) for run in tested])
+    p_values = effect_p_values(t, y, [run.scale for run in tested])
+    variance, prior = _variances_of_optimum(surrogate, runs)
+    ranges = surrogate.coordinates.z_high - surrogate.coordinates.z_low
+    is_wide = torch.ge(2 * HALF_WIDTH * variance.sqrt(), MAX_SHARE * ranges)
+    if p_values is None:
+        return is_wide | torch.ge(variance, HARDLY_NARROWER**2 * prior)
+    p = torch.tensor(p_values)
+    return torch.ge(p, MAX_P_VALUE) | (is_wide & torch.ge(p, CLEAR_P_VALUE))
+
+
+@torch.no_grad()
+def _variances_of_optimum(
+    surrogate: Surrogate, runs: list[FinishedRun]
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Posterior and prior variance of the optimum in z, at the scale that has most of the runs."""
+    counts = Counter(run.scale for run in runs)
+    posterior = surrogate.optimum_posterior(max(counts, key=lambda scale: counts[scale]))
+    T = surrogate.coordinates.unmix @ posterior.path_map()
+    return (T @ posterior.covariance @ T.T).diagonal().clamp(min=0), (
+        T @ posterior.prior_covariance() @ T.T
+    ).diagonal()
+
+
+def _expected_drift(surrogate: Surrogate, start: Scale, end: Scale) -> Float[Tensor, " d"]:
+    """By how much the optimum is expected to move between two scales, in z."""
+    return expected_optimum(surrogate, end) - expected_optimum(surrogate, start)
+
+
+def _copy(coordinates: Coordinates, params: Mapping[str, Any], scale: Scale) -> _Setting:
+    """A setting of given values; where one is missing, the prior guess."""
+    row = coordinates.row(params, scale)
+    exact = {name: params[name] for name in coordinates.names if name in params}
+    return _Setting(row[: coordinates.d], row[coordinates.d : coordinates.d + coordinates.k], exact)
+
+
+def _global(
+    expected: ExpectedLoss,
+    generator: torch.Generator,
+    frozen: Tensor,
+    frozen_flags: Tensor,
+    unvaried: Mapping[str, Any],
+) -> dict[str, _Setting]:
+    """The best setting without multipliers, if there are any."""
+    coordinates = expected.surrogate.coordinates
+    at_one = {dim.name: 1.0 for dim in coordinates.numeric if is_multiplier(dim.name)}
+    if not at_one:
+        return {}
+    z, _ = _frozen(coordinates, at_one)
+    found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
+    return {GLOBAL: _Setting(*found, {**unvaried, **at_one})}
+
+
+def _defaults(surrogate: Surrogate, scale: Scale) -> dict[str, _Setting]:
+    """The documented defaults, if there are any."""
+    coordinates, defaults = surrogate.coordinates, surrogate.settings.defaults
+    known = {name: defaults[name] for name in coordinates.names if defaults.get(name) is not None}
+    if not known:
+        return {}
+    setting = _copy(coordinates, known, scale)
+    has_choice = torch.tensor(
+        [dim.name in known for dim in coordinates.categorical for _ in dim.choices], dtype=torch.bool
+    )
+    flags = torch.where(has_choice, setting.flags, surrogate.best_flags())
+    return {DEFAULTS: _Setting(setting.v, flags, known)}
+
+
+def _with_multipliers_of(
+    best_run: FinishedRun,
+    expected: ExpectedLoss,
+    generator: torch.Generator,
+    frozen: Tensor,
+    frozen_flags: Tensor,
+    exact: Mapping[str, Any],
+) -> _Setting | None:
+    """The best setting with the multipliers of the best run; None where there are none."""
+    coordinates = expected.surrogate.coordinates
+    multipliers = {
+        dim.name: _value(best_run, dim.name) for dim in coordinates.numeric if is_multiplier(dim.name)
+    }
+    if not multipliers:
+        return None
+    z, _ = _frozen(coordinates, multipliers)
+    found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
+    return _Setting(*found, {**exact, **multipliers})
+
+
+@torch.no_grad()
+def _compare(
+    expected: ExpectedLoss, settings: Sequence[_Setting], reference: int | None = None
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """The expected loss of each setting, and its probability to be worse than the one named by `reference`.
+
+    By default that is the one with the least expected loss.
+    """
+    v = torch.stack([setting.v for setting in settings])
+    flags = torch.stack([setting.flags for setting in settings])
+    losses = expected(v, flags)
+    i = _least(losses) if reference is None else reference
+
+    X = expected.surrogate.rows(v, expected.scale, flags)
+    bowl = expected.excess_losses(v)
+    error, _ = expected.posterior.residual_and_category(X)
+    covariance = expected.posterior.joint(X, X).residual
+    variance = covariance.diagonal() + covariance[i, i] - 2 * covariance[i]
+    worse = bowl - bowl[i] + (error - error[i])[:, None]
+    return losses, torch.special.ndtr(worse / variance.clamp(min=MIN_VARIANCE).sqrt()[:, None]).mean(-1)
+
+
+def _least(losses: Tensor) -> int:
+    """Index of the least, the first one of equal ones."""
+    return min(range(len(losses)), key=lambda i: (float(losses[i]), i))
+
+
+def _choose(
+    expected: ExpectedLoss,
+    own: _Setting,
+    baselines: Mapping[str, _Setting],
+    undetermined: tuple[str, ...],
+    best_run: FinishedRun,
+) -> Recommendation:
+    """Of a setting and its baselines the one with the least expected loss."""
+    settings, coordinates = [own, *baselines.values()], expected.surrogate.coordinates
+    losses, probability = _compare(expected, settings)
+    best = _least(losses)
+    chosen = settings[best]
+
+    with torch.no_grad():
+        bowl = float(expected.excess_losses(chosen.v[None]).mean())
+    return Recommendation(
+        params=chosen.params(coordinates),
+        v=chosen.v,
+        flags=chosen.flags,
+        undetermined=undetermined,
+        excess_loss=bowl,
+        baselines={
+            name: Candidate(
+                params=setting.params(coordinates),
+                difference=float(losses[i] - losses[best]),
+                probability=float(probability[i]),
+            )
+            for i, (name, setting) in enumerate(baselines.items(), start=1)
+        },
+        incumbent=best_run,
+    )

@@ -57,7 +57,7 @@ def estimate_shrinkage(posterior: OptimumPosterior) -> Shrinkage:
     coordinates = landscape.coordinates
     d, a = coordinates.d, coordinates.a
     of_group = torch.tensor([is_multiplier(dim.name) for dim in coordinates.numeric], dtype=torch.double)
-    u = posterior.mean[landscape.part("u")] * of_group
+    u = (landscape.gauge @ posterior.mean[landscape.part("u")]) * of_group
 
     W = torch.zeros(len(posterior.mean), a, dtype=torch.double)
     unmixing = torch.linalg.inv(landscape.drift_mixing)  # β_i = C_i⁻¹ B_i

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer_bo.projection.relevance import effect_p_values
+from transfer_bo.surrogate.relevance import effect_p_values
 
 SCALES = ["small", "large"] * 12
 
