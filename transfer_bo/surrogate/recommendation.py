@@ -84,6 +84,9 @@ HARDLY_NARROWER = 0.95
 the scale with the most runs: they say less of it than a tenth of what the prior says."""
 
 
+MAX_RISK = 0.5
+"""A run that is likelier than this to violate a constraint is not the best run, if others are not."""
+
 MIN_PROBABILITY = 0.9
 """Multipliers move off those of the best run only if others are better at least this likely. In nine searches
 of `benchmarks/sparse_multipliers.py` the optimum was expected to be better by .02 in ln loss, with
@@ -193,7 +196,7 @@ def incumbent(surrogate: Surrogate) -> FinishedRun:
     Runs of different scales are compared by how far they lie above the optimum of their own scale. One that
     violates a constraint is the best only where all do.
     """
-    runs = _allowed(_own_finished(surrogate))
+    runs = _allowed(surrogate, _own_finished(surrogate))
     scores: dict[int, float] = {}
     with torch.no_grad():
         for scale in {run.scale for run in runs}:
@@ -233,9 +236,14 @@ def _own_finished(surrogate: Surrogate) -> list[FinishedRun]:
     return [run for run in finished if run.source is None] or finished
 
 
-def _allowed(runs: list[FinishedRun]) -> list[FinishedRun]:
-    """Those that violate no constraint, if there are any."""
-    return [run for run in runs if run.is_feasible] or runs
+@torch.no_grad()
+def _allowed(surrogate: Surrogate, runs: list[FinishedRun]) -> list[FinishedRun]:
+    """Those that violate no constraint, nor are likely to by those of source studies, if there are any."""
+    runs = [run for run in runs if run.is_feasible] or runs
+    if not surrogate.constraints.any_infeasible:
+        return runs
+    risk = surrogate.constraints.probability(torch.stack([surrogate.row(run) for run in runs]))
+    return [run for run, p in zip(runs, risk.tolist(), strict=True) if p <= MAX_RISK] or runs
 
 
 def _value(run: FinishedRun, name: str) -> Any:
