@@ -145,6 +145,7 @@ def test_suggest_prints_a_table_or_json(write_study: WriteStudy, monkeypatch: py
         params = {"lr": 0.02}  # noqa: RUF012
         predicted_loss = Loss()
         undetermined = ()
+        divergence_probability = None
         baselines = {}  # noqa: RUF012
         warnings = ["The target is far."]  # noqa: RUF012
 

@@ -38,6 +38,8 @@ def check(hint: str) -> list[str]:
     found = HINT.search(hint)
     assert found is not None, hint
     arguments = shlex.split(found["arguments"])
+    if arguments[0] in {option for param in PROGRAM.params for option in param.opts}:
+        return arguments
     name, command, rest = PROGRAM.resolve_command(PROGRAM.context_class(PROGRAM), arguments)
     command.make_context(name, rest)
     return arguments
@@ -97,6 +99,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     for name in ("run_search", "join_search", "run_verification"):
         monkeypatch.setattr(f"transfer_bo.runners.study_runner.{name}", interrupt)
     monkeypatch.setattr("transfer_bo.runners.forkserver.prepare", lambda: None)
+    monkeypatch.setattr("transfer_bo.cli.opened.as_stored", lambda study_file: study_file)  # no server here
     arguments = [word.replace("{path}", str(spaced)) for word in typed]
 
     result = CliRunner().invoke(app, arguments, env={"TRANSFER_BO_STORAGE": None, **environment})

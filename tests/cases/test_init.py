@@ -70,7 +70,7 @@ def test_comments_hold_the_defaults(tmp_path: Path) -> None:
     path = init(tmp_path, "text")
     lines = path.read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("name"))
-    is_key = re.compile(r"# (\w+ = |\[(model|parametrization|verify)\])")
+    is_key = re.compile(r"# (\w+ = |\[(model|training|parametrization|verify)\])")
     is_skipped = re.compile(r"# (types|depth|depth_knots|global_share|prior|loss) = ")  # of sections left out
     full = tmp_path / "full.toml"
     full.write_text(

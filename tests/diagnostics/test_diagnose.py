@@ -212,7 +212,7 @@ def test_command_on_a_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
                 user_attrs={SCALE_ATTR: {"width": n}},
             )
             study.add_trial(trial)
-    monkeypatch.setattr("transfer_bo.cli.opened.load_study_file", lambda path: SimpleNamespace(out=tmp_path))
+    monkeypatch.setattr("transfer_bo.study_file.load_study_file", lambda path: SimpleNamespace(out=tmp_path))
     monkeypatch.setattr("transfer_bo.cli.opened.as_stored", lambda study_file: study_file)
     monkeypatch.setattr("transfer_bo.store.open_study.open_study", lambda study_file: study)
     result = CliRunner().invoke(app, ["diagnose", "study.toml"])

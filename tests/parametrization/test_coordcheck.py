@@ -118,7 +118,7 @@ def test_table_and_plot(tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"factors": (1,)}, "1 sizes"),
+        ({"factors": (1,)}, "1 size "),
         ({"axes": ("batch",)}, "'batch'"),
         ({"inputs": (torch.ones(2, 3),)}, "inputs="),
     ],
