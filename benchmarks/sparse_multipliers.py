@@ -1,6 +1,6 @@
 """Are per-module suggestions worth it where few of many multipliers matter? Problems whose truth is known.
 
-    OMP_NUM_THREADS=1 python benchmarks/sparse_multipliers.py --seeds 10 --out studies/sparse_multipliers.csv
+    OMP_NUM_THREADS=1 python benchmarks/sparse_multipliers.py --out benchmarks/results/sparse_multipliers.csv
 
 Each seed is a problem with 4 global HPs and 36 to 96 multipliers of them, in base coordinates (no drift). The
 loss is a law over width times a bowl in the logarithm of what each tensor gets (global value x multiplier):

@@ -21,6 +21,7 @@ from transfer_bo.attributes import (
     SECONDS_ATTR,
     SETTINGS_ATTR,
 )
+from transfer_bo.projection import Baseline
 from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Ladder, Scale, default_cost
 
@@ -122,6 +123,13 @@ class FakeFit:
                 }
                 for hp in self.hps
             },
+            undetermined=(),
+            baselines={
+                "best run copied": Baseline(
+                    params={}, excess_loss=0.1, difference=0.05, probability=0.8, is_within_noise=False
+                )
+            },
+            provenance={},
             divergence_probability=0.02,
             stability_edges={},
             warnings=["lr.embedding: the interval spans most of its range."],

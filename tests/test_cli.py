@@ -146,6 +146,7 @@ def test_suggest_prints_a_table_or_json(write_study: WriteStudy, monkeypatch: py
         predicted_loss = Loss()
         undetermined = ()
         divergence_probability = None
+        provenance = {}  # noqa: RUF012
         baselines = {}  # noqa: RUF012
         warnings = ["The target is far."]  # noqa: RUF012
 

@@ -113,6 +113,13 @@ def test_a_verified_study_shows_everything(verified: str) -> None:
     assert "lr.embedding: the interval spans most of its range." in page.words
 
 
+def test_the_suggestion_is_compared_with_other_settings(verified: str) -> None:
+    """With the best run copied, at least."""
+    settings = verified.partition('id="settings"')[2].partition("</section>")[0]
+
+    assert "best run" in settings.partition("<details")[0]
+
+
 def test_the_file_needs_nothing_else(verified: str) -> None:
     """No script, no link out, no style sheet, no picture from elsewhere."""
     page = _Parsed(verified)

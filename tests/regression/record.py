@@ -423,10 +423,14 @@ def command_coord_check() -> Answer:
         return printed(invoke("coord-check", str(path)))
 
 
+NOT_RECORDED = re.compile("^Passed|^Failed|tokens/s$")
+"""Lines with verdicts in words, and with speeds."""
+
+
 def printed(text: str, columns: int | None = None) -> Answer:
     """The cells of a printed table, line by line, without frames and paths, up to a number of columns."""
     lines = [re.split(r"\s{2,}", re.sub(r"[^\x00-\x7f]", "  ", line).strip()) for line in text.splitlines()]
-    kept = [line for line in lines if any(line) and not line[0].startswith(("Passed", "Failed"))]
+    kept = [line for line in lines if any(line) and not NOT_RECORDED.search(line[0])]
     return {PRINTED: [line[:columns] or line for line in kept]}
 
 

@@ -46,8 +46,8 @@ def test_an_effect_is_found_whether_it_is_a_slope_or_a_bowl() -> None:
 
 
 def test_too_few_runs_give_no_test() -> None:
-    """Two levels, and two terms for each HP: three runs more are needed."""
+    """Two levels, and two terms for each HP: as many runs again as the HPs have terms are needed."""
     t = np.random.default_rng(0).normal(size=(24, 2))
 
-    assert effect_p_values(t[:8], t[:8, 0], SCALES[:8]) is None
-    assert effect_p_values(t[:9], t[:9, 0], SCALES[:9]) is not None
+    assert effect_p_values(t[:9], t[:9, 0], SCALES[:9]) is None
+    assert effect_p_values(t[:10], t[:10, 0], SCALES[:10]) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -163,9 +164,10 @@ def _from_runs(
     table = read_table(runs, study, loss or "loss")
     columns = guess_columns(table, axes, hps, loss)
     if not (axes and hps and loss):
-        flags = [f"--axis {name}" for name in columns.axes]
-        flags += [f"--hp {name}:{kind}" for name, kind in columns.hps.items()] + [f"--loss {columns.loss}"]
-        typer.echo(f"Columns guessed; to name them yourself: {' '.join(flags)}", err=True)
+        flags = [word for name in columns.axes for word in ("--axis", name)]
+        flags += [word for name, kind in columns.hps.items() for word in ("--hp", f"{name}:{kind}")]
+        named = shlex.join([*flags, "--loss", columns.loss])
+        typer.echo(f"Columns guessed; to name them yourself: {named}", err=True)
     if not options["target"]:
         raise ScaleError(f"Name the target: {' '.join(f'--target {name}=...' for name in columns.axes)}.")
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from transfer_bo.display.suggestion_text import stability_sentences
+from transfer_bo.display.suggestion_text import comparison_sentences, stability_sentences
 from transfer_bo.display.tables import make_table, suggestion_table
 from transfer_bo.display.text import (
     LEVEL_SD,
@@ -69,7 +69,11 @@ def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
             console.print(table)
 
     console.print()
-    for sentence in [_left_out(evidence), *stability_sentences(suggestion)]:
+    for sentence in [
+        _left_out(evidence),
+        *stability_sentences(suggestion),
+        *comparison_sentences(suggestion),
+    ]:
         console.print(sentence, soft_wrap=True, markup=False)
     for warning in suggestion.warnings:
         console.print(f"Note: {warning}", soft_wrap=True, markup=False)

@@ -16,10 +16,23 @@ from transfer_bo.surrogate.recommendation import BEST_RUN
 if TYPE_CHECKING:
     from transfer_bo.projection import Suggestion
 
-__all__ = ["searched_ranges", "stability_sentences", "suggestion_html", "suggestion_parts", "suggestion_text"]
+__all__ = [
+    "comparison_sentences",
+    "searched_ranges",
+    "stability_sentences",
+    "suggestion_html",
+    "suggestion_parts",
+    "suggestion_text",
+]
 
 WIDTH = 80
 """Columns of the text."""
+
+
+BASE_COORDINATES = (
+    "Values hold at the base scale; suggestion.export(p, ...) or p.at(target).table(params) gives those of "
+    "each tensor at the target."
+)
 
 
 def searched_ranges(study: Any) -> Ranges:
@@ -65,10 +78,10 @@ def suggestion_html(suggestion: Suggestion, level: float = 0.9) -> str:
 
 
 def _sentences(suggestion: Suggestion) -> list[str]:
-    sentences = stability_sentences(suggestion)
-    if suggestion.undetermined:
-        sentences.append(f"The runs do not determine {', '.join(suggestion.undetermined)}; see the notes.")
-    return [*sentences, *_comparison(suggestion), *(f"Note: {warning}" for warning in suggestion.warnings)]
+    notes = [f"Note: {warning}" for warning in suggestion.warnings]
+    if suggestion.provenance.get("coordinates") == "base":
+        notes.insert(0, BASE_COORDINATES)
+    return [*stability_sentences(suggestion), *comparison_sentences(suggestion), *notes]
 
 
 def stability_sentences(suggestion: Suggestion) -> list[str]:
@@ -85,7 +98,7 @@ def stability_sentences(suggestion: Suggestion) -> list[str]:
     return sentences
 
 
-def _comparison(suggestion: Suggestion) -> list[str]:
+def comparison_sentences(suggestion: Suggestion) -> list[str]:
     """The expected losses of other settings, and whether copying the best run is as good."""
     others = [
         f"{name} +{number_text(baseline.difference, 2)} (worse with a probability of "
@@ -101,6 +114,6 @@ def _comparison(suggestion: Suggestion) -> list[str]:
     elif best_run is not None and best_run.is_within_noise:
         sentences.append(
             "The gain over a copy of the best run is within the noise of one run, so the copy, a setting "
-            "that has been run, is the safe choice."
+            f"that has been run, is the safe choice: suggestion.baselines[{BEST_RUN!r}].params."
         )
     return sentences

@@ -316,6 +316,7 @@ class Projection:
             "optuna": version("optuna"),
             "python": platform.python_version(),
             "seed": self.settings.seed,
+            "coordinates": self.settings.coordinates,
             "runs": count_outcomes(self.runs),
             **({"past": sources} if sources else {}),
         }

@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 
 from transfer_bo.display.figures import draw_prediction
-from transfer_bo.display.suggestion_text import searched_ranges
-from transfer_bo.display.text import LOSS_DIGITS, MISSING, interval_text, number_text, scale_text, share_text
+from transfer_bo.display.suggestion_text import comparison_sentences, searched_ranges
+from transfer_bo.display.text import (
+    LOSS_DIGITS,
+    MISSING,
+    UNDETERMINED,
+    interval_text,
+    number_text,
+    scale_text,
+    share_text,
+)
 from transfer_bo.errors import TransferError
 from transfer_bo.records import Outcome
 from transfer_bo.report import page
@@ -108,7 +116,7 @@ def target_settings(state: State) -> list[str]:
     if suggestion is None:
         return [page.paragraph("Nothing can be suggested before the first run has finished.")]
 
-    intervals = suggestion.interval(LEVEL)
+    intervals = {hp: interval_text(*ends) for hp, ends in suggestion.interval(LEVEL).items()}
     ranges = searched_ranges(state.study)
     defaults = state.settings.defaults if state.settings else {}
     rows = []
@@ -116,7 +124,7 @@ def target_settings(state: State) -> list[str]:
         row: list[object] = [
             hp,
             value,
-            interval_text(*intervals.get(hp, (None, None))),
+            UNDETERMINED if hp in suggestion.undetermined else intervals.get(hp, ""),
             interval_text(*ranges.get(hp, (None, None))),
             defaults.get(hp),
             share_text(state.importance.get(hp)),
@@ -136,6 +144,7 @@ def target_settings(state: State) -> list[str]:
     return [
         page.paragraph(ABOUT_SETTINGS + ("" if check is None else ABOUT_VERIFIED), "quiet"),
         page.table(head, rows),
+        *map(page.paragraph, comparison_sentences(suggestion)),
         page.details("The suggestion as JSON", page.preformatted(as_json)),
     ]
 

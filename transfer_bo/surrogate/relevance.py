@@ -21,7 +21,8 @@ from scipy.special import fdtrc
 __all__ = ["effect_p_values"]
 
 MIN_RESIDUALS = 3
-"""Without so many more runs than terms there is no test."""
+"""Without so many more runs than terms there is no test; nor without as many as the HPs have terms, where an
+effect is hardly ever found."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -41,7 +42,7 @@ def effect_p_values(t: Array, y: Array, scales: Sequence[object]) -> Array | Non
     levels = np.array([[scale == other for other in dict.fromkeys(scales)] for scale in scales], dtype=float)
     terms = [np.column_stack([column, column**2]) for column in t.T]
     n_residuals = len(y) - sum(part.shape[1] for part in (levels, *terms) if len(part))
-    if n_residuals < MIN_RESIDUALS:
+    if n_residuals < max(MIN_RESIDUALS, sum(part.shape[1] for part in terms)):
         return None
 
     full = _sum_of_squares(y, [levels, *terms])
