@@ -12,9 +12,8 @@ import logging
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +37,7 @@ from transfer_bo.attributes import (
     SOURCE_ATTR,
 )
 from transfer_bo.dimension import Dimension
-from transfer_bo.errors import BudgetError, ScaleError, SearchSpaceError, TransferError
+from transfer_bo.errors import ScaleError, SearchSpaceError, TransferError
 from transfer_bo.records import (
     Outcome,
     Run,
@@ -48,7 +47,13 @@ from transfer_bo.records import (
     read_run,
 )
 from transfer_bo.scale import Cost, Ladder, Scale, as_scale, default_cost
-from transfer_bo.search.budget import CostModel, affordable_rungs, cheapest_rung
+from transfer_bo.search.budget import (
+    CostModel,
+    affordable_rungs,
+    cheapest_rung,
+    check_budget,
+    check_costs,
+)
 from transfer_bo.search.exclusions import drop_failing_choices
 from transfer_bo.search.pruner import compares_rungs
 from transfer_bo.space import is_multiplier
@@ -141,7 +146,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             raise TransferError(f'coordinates is {coordinates!r}; set it to "base" or "raw".')
         if seed is not None and seed < 0:
             raise TransferError(f"seed is {seed!r}; set it to a whole number from 0 on, or None.")
-        _check_budget(cost, budget, global_share)
+        check_budget(cost, budget, global_share)
 
         self.exhausted = False
         self._ladder, self._budget = ladder, budget
@@ -166,7 +171,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             target = self._target = as_scale(target, "target")
             ladder.register(target)
             self._drift_prior = read_drift_prior(self._drift_prior, target)
-            _check_costs(ladder, target, self._costs)
+            check_costs(ladder, target, self._costs)
 
     @property
     def ladder(self) -> Ladder | None:
@@ -443,37 +448,6 @@ class TransferSampler(optuna.samplers.BaseSampler):
         )
         _store_settings(study, settings, stored or {})
         return settings
-
-
-def _check_budget(
-    cost: Callable[[Scale], float] | str | None, budget: float | None, global_share: float | None
-) -> None:
-    """Refuse a cost, budget or share that is invalid by itself."""
-    if isinstance(cost, str) and cost != "seconds":
-        raise BudgetError(f'cost is {cost!r}; give a function of a scale, or "seconds".')
-    if budget is not None and not (isinstance(budget, Real) and 0 < budget < np.inf):
-        raise BudgetError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
-    if global_share is not None and not (0 <= global_share < 1 and budget is not None):
-        raise BudgetError(
-            f"global_share is {global_share!r} and budget {budget!r}; give a share from 0 to below 1, "
-            "and a budget."
-        )
-
-
-def _check_costs(ladder: Ladder, target: Scale, costs: CostModel) -> None:
-    """Refuse a ladder without a rung that is cheaper than the target, and a budget that buys no run."""
-    cheapest = min(ladder.proxies, key=costs.price)
-    if costs.price(cheapest) >= costs.price(target):
-        raise ScaleError(
-            f"No rung is cheaper than the target {target} (the cheapest, {cheapest}, costs as much); "
-            "add a smaller rung."
-        )
-    if costs.budget is not None and not costs.in_seconds and costs.budget < costs.price(cheapest):
-        raise BudgetError(
-            f"budget is {costs.budget:g} and buys no run, because the cheapest costs "
-            f"{costs.price(cheapest):g}; give it in the unit of cost (n target runs are n times "
-            f"{costs.price(target):g})."
-        )
 
 
 def _store_settings(study: optuna.Study, settings: StudySettings, stored: Mapping[str, Any]) -> None:

@@ -9,17 +9,20 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from transfer_bo.attributes import SETTINGS_ATTR
-from transfer_bo.errors import BudgetError
+from transfer_bo.errors import BudgetError, ScaleError
 from transfer_bo.records import Outcome, Run, StudySettings, finished_runs, read_settings
-from transfer_bo.scale import Cost, Scale
+from transfer_bo.scale import Cost, Ladder, Scale
 
 __all__ = [
     "CostModel",
     "affordable_rungs",
     "cheapest_rung",
+    "check_budget",
+    "check_costs",
     "measured_seconds",
     "spent",
     "spent_so_far",
@@ -142,3 +145,41 @@ def affordable_rungs(settings: StudySettings, runs: Iterable[Run]) -> list[int]:
 
     remaining_budget = settings.budget - spent(settings, runs)
     return [index for index in settings.proxies if settings.costs[index] <= remaining_budget * (1 + ROUNDING)]
+
+
+def check_budget(cost: Any, budget: Any, global_share: Any) -> None:
+    """Refuse a user's cost, budget or share that is invalid by itself.
+
+    Raises:
+        BudgetError: if one is.
+    """
+    if isinstance(cost, str) and cost != "seconds":
+        raise BudgetError(f'cost is {cost!r}; give a function of a scale, or "seconds".')
+    if budget is not None and not (isinstance(budget, Real) and 0 < float(budget) < math.inf):
+        raise BudgetError(f"budget is {budget!r}; set it to a positive number, or None for no limit.")
+    if global_share is not None and not (0 <= global_share < 1 and budget is not None):
+        raise BudgetError(
+            f"global_share is {global_share!r} and budget {budget!r}; give a share from 0 to below 1, "
+            "and a budget."
+        )
+
+
+def check_costs(ladder: Ladder, target: Scale, costs: CostModel) -> None:
+    """Refuse a ladder without a rung that is cheaper than the target, and a budget that buys no run.
+
+    Raises:
+        ScaleError: for such a ladder.
+        BudgetError: for such a budget.
+    """
+    cheapest = min(ladder.proxies, key=costs.price)
+    if costs.price(cheapest) >= costs.price(target):
+        raise ScaleError(
+            f"No rung is cheaper than the target {target} (the cheapest, {cheapest}, costs as much); "
+            "add a smaller rung."
+        )
+    if costs.budget is not None and not costs.in_seconds and costs.budget < costs.price(cheapest):
+        raise BudgetError(
+            f"budget is {costs.budget:g} and buys no run, because the cheapest costs "
+            f"{costs.price(cheapest):g}; give it in the unit of cost (n target runs are n times "
+            f"{costs.price(target):g})."
+        )
