@@ -3,6 +3,8 @@
 Run it: .venv/bin/python examples/own_model.py (a few seconds).
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -22,27 +24,16 @@ class Block(nn.Module):
         return x + self.mlp(self.norm(x))
 
 
-class Model(nn.Module):
-    """Tokens in, logits out."""
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(256, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width)
-        self.unembedding = nn.Linear(width, 256, bias=False)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits of the next token."""
-        x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x)
-        return self.unembedding(self.final_norm(x))
-
-
 def build_model(scale: tb.Scale) -> nn.Module:
-    """What `parametrize` needs: the model at any scale."""
-    return Model(int(scale.width), int(scale.depth))
+    """What `parametrize` needs: the model at any scale; here tokens in, logits out."""
+    width, depth = int(scale.width), int(scale.depth)
+    layers = {
+        "embedding": nn.Embedding(256, width),
+        "blocks": nn.Sequential(*[Block(width) for _ in range(depth)]),
+        "final_norm": nn.LayerNorm(width),
+        "unembedding": nn.Linear(width, 256, bias=False),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 if __name__ == "__main__":
@@ -51,11 +42,8 @@ if __name__ == "__main__":
     p = tb.parametrize(build_model, base=base, target=target)
     print(p.table().to_string())
 
-    hps = {
-        "lr": 2**-7,
-        "lr.embedding": 4.0,
-        "weight_decay": 0.1,
-    }  # as found on the base; kind.group multiplies
+    # As found on the base; a name with a group multiplies the common value.
+    hps = {"lr": 2**-7, "lr.embedding": 4.0, "weight_decay": 0.1}
     model = build_model(target)
     p.initialize(model, hps)
     optimizer = torch.optim.AdamW(p.param_groups(model, hps))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_bo.errors import TransferError
-from transfer_bo.quantities import SUFFIXES, counted, parse_number
+from transfer_bo.quantities import SUFFIXES, counted, loss_text, parse_number
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,9 @@ def test_suffixes_in_either_case(count: int, suffix: str) -> None:
 def test_what_is_counted(number: float, words: tuple[str, ...], expected: str) -> None:
     """One is singular, anything else plural."""
     assert expected == counted(number, *words)
+
+
+@given(st.floats(-1e6, 1e6))
+def test_a_loss_keeps_its_digits(loss: float) -> None:
+    """However small it is, it reads back to within one unit in the fourth digit, or the fourth decimal."""
+    assert float(loss_text(loss)) == pytest.approx(loss, rel=5e-4, abs=0.0)

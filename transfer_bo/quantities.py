@@ -6,7 +6,7 @@ import math
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["SUFFIXES", "counted", "parse_number"]
+__all__ = ["SUFFIXES", "counted", "loss_text", "parse_number"]
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
 """Multipliers by suffix, in upper or lower case: `7B` and `7b` are parameters, `20G` and `20g` are tokens."""
@@ -49,3 +49,8 @@ def counted(number: float, one: str, several: str = "") -> str:
         several: What stands after any other number; by default `one` with an s.
     """
     return f"{number:g} {one}" if number == 1 else f"{number:.12g} {several or one + 's'}"
+
+
+def loss_text(loss: float) -> str:
+    """A loss with four decimals, or four digits where it is small: 1.6686, 0.003366, 3.821e-05."""
+    return f"{loss:.4g}" if 0 < abs(loss) < 0.1 else f"{loss:.4f}"

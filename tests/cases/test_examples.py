@@ -58,6 +58,7 @@ def test_per_module_search() -> None:
         ("own_model.py", r"loss \d"),
         ("own_objective.py", r"set at the target"),
         ("vision_mlp.py", r"predicted \d"),
+        ("hugging_face.py", r"predicted \d"),
         ("runs_from_csv.py", r"lr: set [0-9.e-]+"),
         ("existing_study.py", r"'lr': 0\.00"),
     ],
@@ -69,7 +70,14 @@ def test_programs(example: str, shown: str) -> None:
 
 def test_new_examples_are_short() -> None:
     """What is to be read in a minute has fewer than 60 lines."""
-    names = ("vision_mlp.py", "runs_from_csv.py", "existing_study.py", "command_line/train.py")
+    names = (
+        "own_model.py",
+        "vision_mlp.py",
+        "hugging_face.py",
+        "runs_from_csv.py",
+        "existing_study.py",
+        "command_line/train.py",
+    )
 
     assert [] == [name for name in names if lines(name) >= 60]
 

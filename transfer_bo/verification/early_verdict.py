@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transfer_bo.quantities import loss_text
 from transfer_bo.verification.predicted_curve import PredictedCurve
 
 __all__ = ["EarlyVerdict", "Track", "judge_early", "verdict_changes"]
@@ -57,13 +58,13 @@ class EarlyVerdict:
         """The verdict in words."""
         if self.loss is None:
             return f"{self.track}: no report yet"
-        measured = f"{self.track}: loss {self.loss:.4f} at {self.progress:.0%} of the run"
+        measured = f"{self.track}: loss {loss_text(self.loss)} at {self.progress:.0%} of the run"
         if self.band is None or self.end is None:
             return measured
         side = ", better than predicted" if self.loss < self.band[0] else ""
         return (
-            f"{measured}{side}; predicted {self.band[0]:.4f} to {self.band[1]:.4f}; "
-            f"heading for {self.end[0]:.4f} to {self.end[1]:.4f}"
+            f"{measured}{side}; predicted {loss_text(self.band[0])} to {loss_text(self.band[1])}; "
+            f"heading for {loss_text(self.end[0])} to {loss_text(self.end[1])}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import optuna
 from transfer_bo.attributes import SPEED_ATTR
 from transfer_bo.display.text import speed_text
 from transfer_bo.errors import StudyError
+from transfer_bo.quantities import loss_text
 from transfer_bo.scale import Scale
 from transfer_bo.verification.early_verdict import EarlyVerdict, verdict_changes
 from transfer_bo.verification.jobs import LEVEL, Job, replicas
@@ -66,19 +67,22 @@ class Verification:
     def text(self) -> str:
         """The verdict in words."""
         low, high = self.interval
-        predicted = f"predicted {self.predicted_mean:.4f}, {self.level:.0%} interval [{low:.4f}, {high:.4f}]"
+        interval = f"{self.level:.0%} interval [{loss_text(low)}, {loss_text(high)}]"
+        predicted = f"predicted {loss_text(self.predicted_mean)}, {interval}"
         axes = ", ".join(f"{axis} {value:g}" for axis, value in self.target.items())
         if self.measured is None:
             what = f"At {axes} the suggestion did not give a loss (the run diverged or failed); {predicted}."
             return " ".join([what, *self._early_sentences()])
 
-        sentences = [f"At {axes} the suggestion gave {self.measured:.4f}; {predicted}."]
+        sentences = [f"At {axes} the suggestion gave {loss_text(self.measured)}; {predicted}."]
         if self.inside:
             sentences.append("The measured value lies inside the interval.")
         else:
             side, edge = ("above", high) if self.measured > high else ("below", low)
             distance = abs(self.measured - edge)
-            sentences.append(f"The measured value lies outside the interval, {distance:.4f} {side} it.")
+            sentences.append(
+                f"The measured value lies outside the interval, {loss_text(distance)} {side} it."
+            )
 
         sentences += self._early_sentences()
         sentences += [self._against_control(name, self.measured) for name in self.control]
@@ -102,7 +106,7 @@ class Verification:
             return f"The control run with the {name} gave no loss (it diverged or failed)."
         gain = (measured - loss if self.maximize else loss - measured) / abs(loss)
         compared = f"{abs(gain):.2%} {'better' if gain > 0 else 'worse'} than" if gain else "as good as"
-        return f"It is {compared} the control run with the {name}, {loss:.4f}."
+        return f"It is {compared} the control run with the {name}, {loss_text(loss)}."
 
 
 def judge(
