@@ -6,7 +6,10 @@ import math
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["SUFFIXES", "counted", "loss_text", "parse_number"]
+__all__ = ["LEVEL_SD", "SUFFIXES", "counted", "loss_text", "parse_number"]
+
+LEVEL_SD = 1.645
+"""Half a 90% interval in standard deviations."""
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
 """Multipliers by suffix, in upper or lower case: `7B` and `7b` are parameters, `20G` and `20g` are tokens."""

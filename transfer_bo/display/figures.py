@@ -31,7 +31,8 @@ from transfer_bo.display.figure_style import (
     tidy,
 )
 from transfer_bo.display.landscape_figure import draw_landscape
-from transfer_bo.display.text import LEVEL_SD, LOSS_DIGITS, number_text, octaves_text, scale_text, share_text
+from transfer_bo.display.text import LOSS_DIGITS, number_text, octaves_text, scale_text, share_text
+from transfer_bo.quantities import LEVEL_SD
 from transfer_bo.records import Outcome
 from transfer_bo.scale import Scale
 

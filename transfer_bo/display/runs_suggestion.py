@@ -12,7 +12,6 @@ from rich.table import Table
 from transfer_bo.display.suggestion_text import comparison_sentences, stability_sentences
 from transfer_bo.display.tables import make_table, suggestion_table
 from transfer_bo.display.text import (
-    LEVEL_SD,
     LOSS_DIGITS,
     interval_text,
     number_text,
@@ -20,7 +19,7 @@ from transfer_bo.display.text import (
     scale_text,
     share_text,
 )
-from transfer_bo.quantities import counted
+from transfer_bo.quantities import LEVEL_SD, counted
 from transfer_bo.run_table.published_laws import LAWS
 from transfer_bo.run_table.suggest import RunsFit, RunsSuggestion
 from transfer_bo.scale import Scale

@@ -9,7 +9,6 @@ from typing import SupportsFloat
 from transfer_bo.scale import Scale
 
 __all__ = [
-    "LEVEL_SD",
     "LOSS_DIGITS",
     "MISSING",
     "UNDETERMINED",
@@ -23,8 +22,6 @@ __all__ = [
     "varying_axes",
 ]
 
-LEVEL_SD = 1.645
-"""Half a 90% interval in standard deviations."""
 LOSS_DIGITS = 5
 """Significant digits of a loss: the runs of a study often differ in the third decimal only."""
 MISSING = "–"

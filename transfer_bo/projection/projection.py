@@ -34,6 +34,7 @@ from transfer_bo.projection.activity import active_params
 from transfer_bo.projection.caveats import caveats
 from transfer_bo.projection.stability import divergence_probability, stability_edges
 from transfer_bo.projection.suggestion import Baseline, Drift, PredictedLoss, Suggestion, central_interval
+from transfer_bo.quantities import LEVEL_SD
 from transfer_bo.records import Run, StudySettings, count_outcomes, finished_runs
 from transfer_bo.scale import Ladder, Scale, as_scale
 from transfer_bo.surrogate.gp import TOLERANCE
@@ -49,14 +50,11 @@ from transfer_bo.surrogate.threads import one_thread
 
 __all__ = ["Projection"]
 
-BAND_SDS = 1.645
-"""Half width of a central 90% band, in standard deviations of a normal distribution."""
-
 IMPORTANCE_POINTS = 33
 """Points along an HP's range over which the spread of the loss is taken."""
 
 AT_EDGE = 1e-9
-"""Octaves; a draw that is as close to the end of a range has been cut by it."""
+"""Octaves; a draw that is as close to the end of a range, or outside of it, lies at its edge."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -156,7 +154,7 @@ class Projection:
         z = self._line(i, scale, n)
         posterior = surrogate.model.posterior(surrogate.rows(z @ coordinates.mix.T, scale))
         mean = posterior.mean.detach().squeeze(-1)
-        band = BAND_SDS * posterior.variance.detach().clamp(min=0).sqrt().squeeze(-1)
+        band = LEVEL_SD * posterior.variance.detach().clamp(min=0).sqrt().squeeze(-1)
 
         losses = [
             [surrogate.outcome_transform.backward(float(y)) for y in line]
@@ -249,11 +247,11 @@ class Projection:
         return y + noise_sd * torch.randn(y.shape, dtype=y.dtype, generator=generator)
 
     def is_at_edge(self, scale: Scale) -> dict[str, bool]:
-        """Whether at least half of the draws of each HP's optimum are cut by its range."""
+        """Whether at least half of the draws of each HP's optimum lie at the edge of its range or outside."""
         coordinates = self.surrogate.coordinates
         z = self._optima(scale)
-        cut = (z <= coordinates.z_low + AT_EDGE) | (z >= coordinates.z_high - AT_EDGE)
-        shares = cut.double().mean(0).tolist()
+        at_edge = (z <= coordinates.z_low + AT_EDGE) | (z >= coordinates.z_high - AT_EDGE)
+        shares = at_edge.double().mean(0).tolist()
         return {name: share >= 0.5 for name, share in zip(self.hps, shares, strict=True)}
 
     def violation_risk(self, suggestion: Suggestion) -> float:
@@ -272,15 +270,15 @@ class Projection:
         level = float(surrogate.landscape.law(surrogate.theta, surrogate.coordinates.s(scale)))
         backward = surrogate.outcome_transform.backward
 
-        def price(excess_loss: float) -> float:
+        def in_loss(excess_loss: float) -> float:
             return abs(backward(level + excess_loss) - backward(level))
 
         noise_sd = float(surrogate.model.hyperparameters.noise_sd)
         return {
             name: Baseline(
                 params=self._active(candidate.params, scale),
-                excess_loss=price(found.excess_loss + candidate.difference),
-                difference=price(found.excess_loss + candidate.difference) - price(found.excess_loss),
+                excess_loss=in_loss(found.excess_loss + candidate.difference),
+                difference=in_loss(found.excess_loss + candidate.difference) - in_loss(found.excess_loss),
                 probability=candidate.probability,
                 is_within_noise=candidate.difference < noise_sd,
             )

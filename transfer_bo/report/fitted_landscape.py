@@ -6,8 +6,8 @@ from transfer_bo.diagnostics.importance import unimportant_hps
 from transfer_bo.display.figure_style import MAX_PANELS
 from transfer_bo.display.figures import draw_divergence, draw_drift, draw_importance, draw_landscape
 from transfer_bo.display.suggestion_text import stability_sentences
-from transfer_bo.display.text import LEVEL_SD, octaves_text
-from transfer_bo.quantities import counted
+from transfer_bo.display.text import octaves_text
+from transfer_bo.quantities import LEVEL_SD, counted
 from transfer_bo.records import Outcome, read_dimensions
 from transfer_bo.report import page
 from transfer_bo.report.state import State

@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transfer_bo.quantities import LEVEL_SD
 from transfer_bo.records import FinishedRun, finished_runs
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
@@ -75,9 +76,6 @@ with most runs, spans at least this share of the searched range."""
 MAX_DRIFT = 0.25
 """Octaves. An HP whose optimum is expected to move by more between the best run and the target is not kept:
 how it moves is known from elsewhere, even where the runs do not say where it lies."""
-
-HALF_WIDTH = 1.645
-"""Half the width of a central 90% interval of a normal distribution, in standard deviations."""
 
 HARDLY_NARROWER = 0.95
 """The runs hardly narrow the optimum of an HP if its posterior sd is at least this share of the prior's at
@@ -170,23 +168,25 @@ def recommend(
     undetermined &= _expected_drift(surrogate, best_run.scale, scale).abs() <= MAX_DRIFT
     kept = [dim.name for dim, keep in zip(coordinates.numeric, undetermined.tolist(), strict=True) if keep]
     kept = [name for name in kept if _value(best_run, name) is not None]
+    exact = {**unvaried, **{name: _value(best_run, name) for name in kept}}
     if kept:
-        exact = {**unvaried, **{name: _value(best_run, name) for name in kept}}
         frozen, frozen_flags = _frozen(coordinates, exact)
         v, flags = minimize_expected_loss(expected, generator, frozen, frozen_flags)
+    own = _Setting(v, flags, exact)
 
-    own = _Setting(v, flags, {**unvaried, **{name: _value(best_run, name) for name in kept}})
-    cautious = _with_multipliers_of(best_run, expected, generator, frozen, frozen_flags, own.exact)
-    if cautious is not None:
+    def with_multipliers(multipliers: Mapping[str, Any], exact: Mapping[str, Any]) -> _Setting:
+        z, _ = _frozen(coordinates, multipliers)
+        found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
+        return _Setting(*found, {**exact, **multipliers})
+
+    baselines = {BEST_RUN: _copy(coordinates, best_run.params, scale)}
+    multipliers = [dim.name for dim in coordinates.numeric if is_multiplier(dim.name)]
+    if multipliers:
+        cautious = with_multipliers({name: _value(best_run, name) for name in multipliers}, exact)
         _, probability = _compare(expected, [own, cautious], reference=0)
-        if float(probability[1]) < MIN_PROBABILITY:
-            own = cautious
-
-    baselines = {
-        BEST_RUN: _copy(coordinates, best_run.params, scale),
-        **_global(expected, generator, frozen, frozen_flags, unvaried),
-        **_defaults(surrogate, scale),
-    }
+        own = cautious if float(probability[1]) < MIN_PROBABILITY else own
+        baselines[GLOBAL] = with_multipliers(dict.fromkeys(multipliers, 1.0), unvaried)
+    baselines |= _defaults(surrogate, scale)
     return _choose(expected, own, baselines, (*unvaried, *kept), best_run)
 
 
@@ -281,7 +281,7 @@ def _undetermined(surrogate: Surrogate, runs: list[FinishedRun]) -> Bool[Tensor,
     p_values = effect_p_values(t, y, [run.scale for run in tested])
     variance, prior = _variances_of_optimum(surrogate, runs)
     ranges = surrogate.coordinates.z_high - surrogate.coordinates.z_low
-    is_wide = torch.ge(2 * HALF_WIDTH * variance.sqrt(), MAX_SHARE * ranges)
+    is_wide = torch.ge(2 * LEVEL_SD * variance.sqrt(), MAX_SHARE * ranges)
     if p_values is None:
         return is_wide | torch.ge(variance, HARDLY_NARROWER**2 * prior)
     p = torch.tensor(p_values)
@@ -313,23 +313,6 @@ def _copy(coordinates: Coordinates, params: Mapping[str, Any], scale: Scale) -> 
     return _Setting(row[: coordinates.d], row[coordinates.d : coordinates.d + coordinates.k], exact)
 
 
-def _global(
-    expected: ExpectedLoss,
-    generator: torch.Generator,
-    frozen: Tensor,
-    frozen_flags: Tensor,
-    unvaried: Mapping[str, Any],
-) -> dict[str, _Setting]:
-    """The best setting without multipliers, if there are any."""
-    coordinates = expected.surrogate.coordinates
-    at_one = {dim.name: 1.0 for dim in coordinates.numeric if is_multiplier(dim.name)}
-    if not at_one:
-        return {}
-    z, _ = _frozen(coordinates, at_one)
-    found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
-    return {GLOBAL: _Setting(*found, {**unvaried, **at_one})}
-
-
 def _defaults(surrogate: Surrogate, scale: Scale) -> dict[str, _Setting]:
     """The documented defaults, if there are any."""
     coordinates, defaults = surrogate.coordinates, surrogate.settings.defaults
@@ -337,31 +320,8 @@ def _defaults(surrogate: Surrogate, scale: Scale) -> dict[str, _Setting]:
     if not known:
         return {}
     setting = _copy(coordinates, known, scale)
-    has_choice = torch.tensor(
-        [dim.name in known for dim in coordinates.categorical for _ in dim.choices], dtype=torch.bool
-    )
-    flags = torch.where(has_choice, setting.flags, surrogate.best_flags())
-    return {DEFAULTS: _Setting(setting.v, flags, known)}
-
-
-def _with_multipliers_of(
-    best_run: FinishedRun,
-    expected: ExpectedLoss,
-    generator: torch.Generator,
-    frozen: Tensor,
-    frozen_flags: Tensor,
-    exact: Mapping[str, Any],
-) -> _Setting | None:
-    """The best setting with the multipliers of the best run; None where there are none."""
-    coordinates = expected.surrogate.coordinates
-    multipliers = {
-        dim.name: _value(best_run, dim.name) for dim in coordinates.numeric if is_multiplier(dim.name)
-    }
-    if not multipliers:
-        return None
-    z, _ = _frozen(coordinates, multipliers)
-    found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
-    return _Setting(*found, {**exact, **multipliers})
+    _, flags = _frozen(coordinates, known)
+    return {DEFAULTS: _Setting(setting.v, torch.where(flags.isnan(), surrogate.best_flags(), flags), known)}
 
 
 @torch.no_grad()
