@@ -1,6 +1,6 @@
-"""The whole chain without a GPU: proxies of .2 to .5M parameters, a target of 10M parameters and 10M tokens.
+"""The whole chain without a GPU: proxies of .2 to .5M parameters, a target of 10M parameters, 10M tokens.
 
-    python studies/full_size/run.py --out DIR          # about 12 hours of one core per seed; kill it at any time
+    python studies/full_size/run.py --out DIR          # 5 hours of a core per seed; kill it at any time
     python studies/full_size/run.py --out DIR --rows   # only collect what is there: runs.csv, full_size.png
 
 For each seed a study file, `transfer-bo run`, then `transfer-bo verify`: the suggestion and the documented

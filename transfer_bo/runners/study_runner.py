@@ -16,6 +16,7 @@ from rich.console import Console
 from transfer_bo.attributes import ERROR_ATTR, PREDICTION_ATTR
 from transfer_bo.display.progress import Progress
 from transfer_bo.records import Outcome, Run, read_run, read_runs
+from transfer_bo.runners.memory_check import check_memory
 from transfer_bo.runners.study_lock import study_lock
 from transfer_bo.runners.study_search import search_is_over
 from transfer_bo.runners.task import Task, make_task
@@ -48,7 +49,8 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
         Whether there was anything to do.
 
     Raises:
-        TransferError: For bad input (nothing is written then), or workers that keep failing.
+        TransferError: For bad input (nothing is written then), runs that do not fit into memory, or workers
+            that keep failing.
         KeyboardInterrupt: On Ctrl-C, when the workers have stopped, or if all of them were asked to stop.
     """
     check_storage(study_file)
@@ -120,6 +122,7 @@ def _search(task: Task, study: optuna.Study, console: Console, lock: int | None)
     if search_is_over(task, study, runs) and not is_running:
         return False
 
+    check_memory(task, task.ladder.proxies, task.file.run.workers)
     progress = Progress(
         study,
         budget=task.budget,
@@ -177,7 +180,7 @@ def run_verification(
         replicate: How often suggestion and controls are run again with new seeds.
 
     Raises:
-        TransferError: For bad input, or workers that keep failing.
+        TransferError: For bad input, runs that do not fit into memory, or workers that keep failing.
         KeyboardInterrupt: On Ctrl-C, when the workers have stopped.
     """
     check_storage(study_file)
@@ -199,6 +202,9 @@ def run_verification(
         curve = curve_of_target(study, suggestion)
         jobs = plan(suggestion, controls, n_search=n_search, curve=curve)
         missing = [job for job in [*jobs, *replicas(jobs, replicate)] if job.find(study) is None]
+
+        if missing:
+            check_memory(task, [study_file.target], min(study_file.run.workers, len(missing)))
 
         progress = Progress(
             study,

@@ -28,7 +28,7 @@ from transfer_bo.store.heartbeat import requeue_dead
 from transfer_bo.study_file import StudyFile
 from transfer_bo.verification.jobs import Job
 
-__all__ = ["Pool", "WorkerProcess", "devices_of", "remembered_interrupts"]
+__all__ = ["Pool", "WorkerProcess", "devices_of", "remembered_interrupts", "visible_devices"]
 
 MAX_RESTARTS = 3
 """How often each worker is replaced when it dies: once is bad luck, more often is a fault to look into."""
@@ -83,7 +83,8 @@ def devices_of(slot: int, ranks: int, visible: str | None) -> str | None:
 
 
 @functools.cache
-def _visible_devices() -> str | None:
+def visible_devices() -> str | None:
+    """Indices or UUIDs of the GPUs that this process may use, comma separated; None if there are none."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return os.environ["CUDA_VISIBLE_DEVICES"] or None
     import torch
@@ -155,7 +156,7 @@ class Pool:
             jobs: Runs of a verification to make; None to search.
         """
         # Ray assigns GPUs itself.
-        devices = None if self._on_ray else devices_of(slot, self._file.run.ranks, _visible_devices())
+        devices = None if self._on_ray else devices_of(slot, self._file.run.ranks, visible_devices())
         jobs = None if jobs is None else tuple(jobs)
         self._spawn(WorkerSpec(self._file, slot, "", self._log, devices, jobs))
 

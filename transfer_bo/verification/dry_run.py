@@ -34,12 +34,10 @@ from transfer_bo.training.ranks import Parallel
 from transfer_bo.training.settings import checkpoint_activations
 from transfer_bo.training.trainer import token_loss
 from transfer_bo.verification.gpus import GPUS, Gpu
+from transfer_bo.verification.room import USABLE
 from transfer_bo.verification.step_memory import Loss, Memory, step_memory
 
 __all__ = ["USABLE", "DryRun", "dry_run"]
-
-USABLE = 0.9
-"""Share of a GPU's memory that tensors can fill; the CUDA context, workspaces and gaps take the rest."""
 
 FROZEN = "frozen"
 """Role of tensors that are not trained."""
