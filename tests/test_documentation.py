@@ -267,7 +267,18 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     )
     (folder / "my_model.py").write_text(MY_MODEL)
 
-    order = ("init", "run", "worker", "status", "suggest", "verify", "report", "diagnose", "coord-check")
+    order = (
+        "init",
+        "run",
+        "worker",
+        "status",
+        "suggest",
+        "verify",
+        "report",
+        "diagnose",
+        "coord-check",
+        "trajectory",
+    )
     found = {tuple(words) for _, _, words in commands() if not words[0].startswith("-")}
     for words in sorted(found, key=lambda words: order.index(words[0]) if words[0] in order else len(order)):
         arguments = list(words)
@@ -277,7 +288,7 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         result = CliRunner().invoke(app, arguments)
 
         # The check of so small a model may fail, and four runs are too few to diagnose.
-        allowed = {"coord-check": (0, 1), "diagnose": (0, 2)}.get(words[0], (0,))
+        allowed = {"coord-check": (0, 1), "diagnose": (0, 2), "trajectory": (0, 2)}.get(words[0], (0,))
         assert result.exit_code in allowed, (words, result.output)
         assert not isinstance(result.exception, ValueError), (words, result.exception)
         if words[0] == "init":

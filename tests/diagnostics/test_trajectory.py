@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from transfer_bo import Scale
 from transfer_bo.diagnostics.trajectory import Decomposition, TrajectoryRecorder, window_losses
-from transfer_bo.diagnostics.truncation import select_truncation
+from transfer_bo.diagnostics.truncation import closest_attempt, select_truncation, vertex
+from transfer_bo.diagnostics.widths import WatchedRun, compare_widths
 from transfer_bo.display.diagnosis_figures import draw_truncation
+from transfer_bo.display.trajectory import comparison_sentences, draw_comparison
 from transfer_bo.errors import DiagnosticError
 from transfer_bo.parametrization import parametrize
 from transfer_bo.training import Corpus, build_transformer, train
@@ -134,39 +136,116 @@ def test_truncation_of_real_trainings() -> None:
     assert found.bound >= found.distance
 
 
-def known_split(drift: float, n: int = 8) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Bowls whose top half is the same at both widths; the rest is flat but for a slope."""
+def known_split(small_tilt: float, large_tilt: float = 0.0) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Bowls of curvature .2: the top 4 of 8 and of 16 directions are alike, the next 4 make a tilted line."""
     nu = [float(v) for v in range(-4, 5)]
     z = np.array(nu)
-    share = np.minimum(np.arange(1, n + 1) / (n // 2), 1.0)
-    beyond = np.maximum(np.arange(1, n + 1) / (n // 2) - 1.0, 0.0)
-    small = 3 + np.outer(0.1 * z**2, share) - np.outer(0.1 + drift * z, beyond)
-    beyond = np.maximum(np.minimum(np.arange(1, 2 * n + 1) / (n // 2), 2.0) - 1.0, 0.0)
-    share = np.minimum(np.arange(1, 2 * n + 1) / (n // 2), 1.0)
-    large = 3 + np.outer(0.1 * z**2, share) - np.outer(np.full(len(z), 0.4), beyond)
-    return small, large, nu
+
+    def losses(n: int, tilt: float) -> np.ndarray:
+        k = np.arange(1, n + 1)
+        top, others = np.minimum(k / 4, 1.0), np.clip(k / 4 - 1.0, 0.0, 1.0)
+        return 3 + np.outer(0.1 * z**2, top) - np.outer(0.1 + tilt * z, others)
+
+    return losses(8, small_tilt), losses(16, large_tilt), nu
 
 
-def test_known_split_is_found() -> None:
-    """A rest without slope: the top half is found alike at both widths, and the bound is near zero."""
-    small, large, nu = known_split(0.0)
-    found = select_truncation(nu, small, large)
-
-    assert found is not None
-    assert all(1 <= k <= 4 for k in found.kappa)
-    assert found.bound == pytest.approx(0.0, abs=1e-6)
-    assert 0.0 == found.distance
-
-
-def test_bound_holds_when_the_rest_tilts() -> None:
-    """A rest that tilts moves the optimum; t_n is above the shift."""
-    small, large, nu = known_split(0.25)
-    found = select_truncation(nu, small, large)
+@pytest.mark.parametrize(("small", "large"), [(0.0, 0.0), (0.25, 0.0), (0.0, 0.25), (0.25, -0.25)])
+def test_bound_of_a_known_split(small: float, large: float) -> None:
+    """The top halves are alike, so the bound is its flatness, the tilts over the curvature; it is tight."""
+    of_small, of_large, nu = known_split(small, large)
+    found = select_truncation(nu, of_small, of_large)
 
     assert found is not None
-    assert 1.0 == found.distance
-    assert found.bound >= found.distance
+    assert (4,) * 9 == found.kappa
+    assert found.invariance == pytest.approx(0.0, abs=1e-12)
+    assert found.flatness == pytest.approx((abs(small) + abs(large)) / 0.2)
+    assert found.distance == pytest.approx(found.bound, abs=1e-6)
     assert 2 == len(draw_truncation(nu, found, (8, 16)).axes)
+
+
+def test_top_parts_that_bend_down_are_refused() -> None:
+    """A third of the second differences is negative, a quarter is allowed; what is missing can be shown."""
+    losses = np.array([[2.0], [1.0], [0.0], [1.0], [1.5]])  # second differences 0, 2, -.5
+    nu = [0.0, 1.0, 2.0, 3.0, 4.0]
+
+    assert select_truncation(nu, losses, losses) is None
+    closest = closest_attempt(nu, losses, losses)
+    assert 1 / 3 == pytest.approx(closest.concave)
+    assert 0.0 == closest.displacement
+
+
+def test_vertex_lies_between_grid_points() -> None:
+    """Of a parabola it is exact, at an end of the grid it is the end."""
+    grid = np.arange(5.0)
+
+    assert vertex(grid, (grid - 1.7) ** 2) == pytest.approx(1.7)
+    assert 4.0 == vertex(grid, -grid)
+
+
+def watched(width: int, tilt: float, octaves: list[float]) -> list[WatchedRun]:
+    """Runs whose optimum is shifted by the tilt; the top half of the directions is a bowl."""
+    k = np.arange(1, width + 1) / (width // 2)
+    tops = [
+        3 + 0.1 * (z + 3) ** 2 * np.minimum(k, 1.0) - (1 + tilt * (z + 3)) * np.clip(k - 1, 0, 1)
+        for z in octaves
+    ]
+    return [
+        WatchedRun(width, z, seed, tuple(top), 4.0)
+        for seed in (0, 1)
+        for z, top in zip(octaves, tops, strict=True)
+    ]
+
+
+def test_widths_are_compared_with_the_largest() -> None:
+    """Seeds are averaged, the optima's distance is found, and a learning rate that diverged is left out."""
+    octaves = [-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0]
+    runs = [*watched(4, 0.1, octaves), *watched(8, 0.0, octaves)]
+    runs[6] = WatchedRun(4, 0.0, 0, None)
+    found = compare_widths(runs)
+    (split,) = found.splits
+
+    assert (4, 8) == found.widths
+    assert tuple(octaves[:-1]) == found.octaves
+    assert 2 == found.seeds
+    assert found.optima == pytest.approx((-2.5, -3.0))
+    assert split.convex
+    assert split.found is not None
+    assert split.found.distance == pytest.approx(0.5)
+    assert split.found.bound >= split.found.distance
+    text = " ".join(comparison_sentences(found))
+    assert "0.50 octaves" in text
+    assert "learning rate 1." in text
+    assert 4 == len(draw_comparison(found).axes)
+
+
+def test_a_split_that_is_not_found_is_explained() -> None:
+    """Losses that bend down everywhere: the sentence has the share of negative second differences."""
+    runs = [
+        WatchedRun(width, float(z), 0, tuple([3 - 0.1 * z**2] * width), 4.0)
+        for width in (2, 4)
+        for z in range(-3, 4)
+    ]
+    found = compare_widths(runs)
+    (split,) = found.splits
+
+    assert split.found is None
+    assert not split.convex
+    assert "100%" in split.reason
+    assert split.reason in comparison_sentences(found)
+    assert found.to_json()["splits"][0]["bound"] is None
+    draw_comparison(found).draw_without_rendering()
+
+
+def test_one_width_or_few_learning_rates_are_refused() -> None:
+    """Each is a sentence of its own."""
+    octaves = [-4.0, -3.0, -2.0, -1.0]
+    with pytest.raises(DiagnosticError) as one:
+        compare_widths(watched(4, 0.0, octaves))
+    with pytest.raises(DiagnosticError) as few:
+        compare_widths([*watched(4, 0.0, octaves), *watched(8, 0.0, octaves)])
+
+    assert "have 4" in str(one.value)
+    assert "4 learning rates" in str(few.value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
     diagnose        diagnose
     plan            plan
     coord_check     coord-check
+    trajectory      trajectory
     common          the application, shared options, errors and interruptions
     parsing         values of options
     opened          the study that a command reads
@@ -17,10 +18,21 @@ help and version printed, before any heavy import. Each module adds its commands
 of the imports below, which is their order in the help.
 """
 
-from transfer_bo.cli import init, study, worker, suggest, diagnose, plan, coord_check  # isort: skip
+from transfer_bo.cli import init, study, worker, suggest, diagnose, plan, coord_check, trajectory  # isort: skip
 from transfer_bo.cli.common import app
 
-__all__ = ["app", "coord_check", "diagnose", "init", "main", "plan", "study", "suggest", "worker"]
+__all__ = [
+    "app",
+    "coord_check",
+    "diagnose",
+    "init",
+    "main",
+    "plan",
+    "study",
+    "suggest",
+    "trajectory",
+    "worker",
+]
 
 
 def main() -> None:

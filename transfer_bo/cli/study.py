@@ -154,6 +154,7 @@ def _known(study_file: StudyFile) -> dict[str, Any]:
     """What a study file adds to a report: where results come from, and the settings of every tensor."""
     from transfer_bo.report import tensor_settings
     from transfer_bo.runners.task import StudyTask
+    from transfer_bo.runners.trajectory import read_comparison
 
     provenance = {
         "seed": study_file.seed,
@@ -166,6 +167,7 @@ def _known(study_file: StudyFile) -> dict[str, Any]:
     task, target = StudyTask(study_file), study_file.target
     return {
         "provenance": provenance,
+        "trajectories": read_comparison(study_file),
         "tensor_table": lambda hps: tensor_settings(task.parametrization(target), task.build(target), hps),
     }
 

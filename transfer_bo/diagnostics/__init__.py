@@ -8,6 +8,7 @@
     laws            power laws with a limit, fitted to many draws at once
     relief          N-RReliefF, from nearest neighbours in the space of HPs
     trajectory      which directions of the updates reduce the loss, recorded in training
+    widths          such decompositions compared over widths: what is alike, and how far an optimum can move
     truncation      width-stable directions against width-sensitive ones
     intervals       a number with its 90% interval
 

@@ -240,7 +240,8 @@ def window_losses(windows: Tensor) -> Callable[[nn.Module], Tensor]:
     """Losses for the recorder: mean next-token loss of each window (windows: N x (T + 1))."""
 
     def losses(model: nn.Module) -> Tensor:
-        logits: Any = model(windows[:, :-1])
-        return F.cross_entropy(logits.mT, windows[:, 1:], reduction="none").mean(1)
+        tokens = windows.to(next(model.parameters()).device)
+        logits: Any = model(tokens[:, :-1])
+        return F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none").mean(1)
 
     return losses

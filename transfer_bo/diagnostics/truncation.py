@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from transfer_bo.errors import DiagnosticError
 
-__all__ = ["Truncation", "select_truncation"]
+__all__ = ["Attempt", "Truncation", "closest_attempt", "select_truncation", "vertex"]
 
 Array = npt.NDArray[np.float64]
 
@@ -56,7 +56,7 @@ class Truncation:
         invariance: ε_inv; infinite where a top part is not convex.
         flatness: ε_flat; infinite where a loss is not convex.
         bound: t_n, octaves: 2 √ε_inv + ε_flat for this κ, an upper bound of the least over all κ.
-        distance: Measured distance of the two grid optima, octaves.
+        distance: Measured distance b_n of the two optima, octaves (see `vertex`).
     """
 
     kappa: tuple[int, ...]
@@ -67,6 +67,29 @@ class Truncation:
     flatness: float
     bound: float
     distance: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one pair (τ1, τ2) gives, whether or not it meets the tolerances.
+
+    Attributes:
+        tau: (τ1, τ2).
+        kappa: κ (g).
+        top: φ_n^κ and φ_N^κ (2 x g).
+        concave: Share of the top parts' second differences that are negative.
+        displacement: Largest distance of a top part's least grid point from that of its whole loss, octaves.
+    """
+
+    tau: tuple[float, float]
+    kappa: tuple[int, ...]
+    top: Array
+    concave: float
+    displacement: float
+
+    def meets(self, convex_tolerance: float, argmin_tolerance: float) -> bool:
+        """Whether it is accepted."""
+        return self.concave <= convex_tolerance and self.displacement <= argmin_tolerance
 
 
 def select_truncation(
@@ -91,6 +114,37 @@ def select_truncation(
     Raises:
         DiagnosticError: If the grid has fewer than three values or is uneven, or shapes do not fit.
     """
+    grid, step, whole = _checked(nu, small, large)
+    for attempt in _attempts(grid, step, small, large, penalties):
+        if attempt.meets(convex_tolerance, argmin_tolerance):
+            return _judged(grid, step, attempt, whole)
+    return None
+
+
+def closest_attempt(
+    nu: Sequence[float],
+    small: Array,
+    large: Array,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    convex_tolerance: float = CONVEX_TOLERANCE,
+    argmin_tolerance: float = ARGMIN_TOLERANCE,
+) -> Attempt:
+    """Of all pairs (τ1, τ2) the one that misses the tolerances least: what to show where none meets them.
+
+    Arguments and errors are those of `select_truncation`.
+    """
+    grid, step, _ = _checked(nu, small, large)
+
+    def miss(attempt: Attempt) -> float:
+        over = (attempt.concave - convex_tolerance, attempt.displacement - argmin_tolerance)
+        return sum(max(value, 0.0) for value in over)
+
+    return min(_attempts(grid, step, small, large, penalties), key=miss)
+
+
+def _checked(nu: Sequence[float], small: Array, large: Array) -> tuple[Array, float, Array]:
+    """The grid (g), its step, and the whole losses at both widths (2 x g)."""
     grid = np.asarray(nu, dtype=float)
     steps = np.diff(grid)
     if len(grid) < 3 or (steps <= 0).any() or np.ptp(steps) > 1e-6 * steps.max():
@@ -103,18 +157,21 @@ def select_truncation(
             f"Losses of shapes {small.shape} and {large.shape} do not fit a grid of {len(grid)} values; give "
             "g x n for the smaller width and g x N for the larger, N at least n."
         )
+    return grid, float(steps.mean()), np.stack([small[:, -1], large[:, -1]])
 
-    step = float(steps.mean())
+
+def _attempts(
+    grid: Array, step: float, small: Array, large: Array, penalties: Sequence[float]
+) -> Iterator[Attempt]:
+    """One per pair (τ1, τ2), by rising sum."""
     whole = np.stack([small[:, -1], large[:, -1]])
     pairs = sorted(itertools.product(penalties, penalties), key=lambda pair: (sum(pair), pair))
     for tau in pairs:
         kappa = _descend(small, large, whole, tau, step)
         top = _top(small, large, kappa)
-        bends = np.diff(top, n=2, axis=1)
-        far = np.abs(grid[top.argmin(1)] - grid[whole.argmin(1)]).max()
-        if (bends < 0).mean() <= convex_tolerance and far <= argmin_tolerance:
-            return _judged(grid, step, kappa, top, whole, tau)
-    return None
+        concave = float((np.diff(top, n=2, axis=1) < 0).mean())
+        displacement = float(np.abs(grid[top.argmin(1)] - grid[whole.argmin(1)]).max())
+        yield Attempt(tau, tuple(int(k) for k in kappa), top, concave, displacement)
 
 
 def _top(small: Array, large: Array, kappa: npt.NDArray[np.int64]) -> Array:
@@ -153,14 +210,20 @@ def _descend(
     return kappa
 
 
-def _judged(
-    grid: Array,
-    step: float,
-    kappa: npt.NDArray[np.int64],
-    top: Array,
-    whole: Array,
-    tau: tuple[float, float],
-) -> Truncation:
+def vertex(grid: Array, values: Array) -> float:
+    """The least point of the parabola through the least value and its neighbours; an end as it is."""
+    i = int(values.argmin())
+    if i in (0, len(values) - 1):
+        return float(grid[i])
+    before, middle, after = values[i - 1 : i + 2]
+    bend = before - 2 * middle + after
+    offset = 0.5 * (before - after) / bend if bend > 0 else 0.0
+    return float(grid[i] + offset * (grid[1] - grid[0]))
+
+
+def _judged(grid: Array, step: float, attempt: Attempt, whole: Array) -> Truncation:
+    top = attempt.top
+
     def mu(values: Array) -> float:
         return float(np.diff(values, n=2).min() / step**2)
 
@@ -175,12 +238,12 @@ def _judged(
     flatness = float(sum(flat))
 
     return Truncation(
-        kappa=tuple(int(k) for k in kappa),
+        kappa=attempt.kappa,
         top=top,
         sensitive=sensitive,
-        tau=tau,
+        tau=attempt.tau,
         invariance=invariance,
         flatness=flatness,
         bound=2 * math.sqrt(invariance) + flatness,
-        distance=float(abs(grid[whole[0].argmin()] - grid[whole[1].argmin()])),
+        distance=abs(vertex(grid, whole[0]) - vertex(grid, whole[1])),
     )

@@ -5,10 +5,10 @@
     tensor_settings     what each tensor gets at the target, for the page's last table
 
 One module per group of sections: `results` (headline, what to set, prediction against measurement),
-`fitted_landscape` (loss along each HP, drift, importance, divergence), `source_studies`, `compute`, `tensors`
-and `provenance`. `state` reads the study, `page` writes HTML. Where something is not there yet (no finished
-run, no verification), the section says so. Losses are in the unit of the study's objective, intervals hold
-90%, compute is counted in runs at the target.
+`fitted_landscape` (loss along each HP, drift, importance, divergence), `directions`, `source_studies`,
+`compute`, `tensors` and `provenance`. `state` reads the study, `page` writes HTML. Where something is not
+there yet (no finished run, no verification), the section says so. Losses are in the unit of the study's
+objective, intervals hold 90%, compute is counted in runs at the target.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from transfer_bo.errors import StudyError, TransferError
 from transfer_bo.report import page
 from transfer_bo.report.compute import runs_and_compute
+from transfer_bo.report.directions import directions
 from transfer_bo.report.fitted_landscape import divergence, drift_of_optimum, importance, landscape
 from transfer_bo.report.provenance import provenance_table
 from transfer_bo.report.results import headline, prediction, target_settings
@@ -33,6 +34,7 @@ from transfer_bo.surrogate.threads import one_thread
 if TYPE_CHECKING:
     import pandas as pd
 
+    from transfer_bo.diagnostics.widths import WidthComparison
     from transfer_bo.projection import Projection
 
 __all__ = ["report", "tensor_settings", "write_report"]
@@ -47,6 +49,7 @@ def report(
     provenance: Mapping[str, object] | None = None,
     tensor_table: Callable[[Mapping[str, Any]], pd.DataFrame] | None = None,
     fit: Projection | None = None,
+    trajectories: WidthComparison | None = None,
 ) -> Path:
     """Write the report of a study, whatever state it is in.
 
@@ -60,6 +63,7 @@ def report(
         tensor_table: From HPs to the settings of each tensor at the target, a row per tensor, e.g. by
             `tensor_settings`; it is called with the HPs that were verified, or else with those suggested.
         fit: A fit of this study, if there is one already; otherwise it is fitted here.
+        trajectories: Directions of the updates compared over widths, for a section of its own.
 
     Returns:
         The path, absolute.
@@ -78,6 +82,7 @@ def report(
         page.section("drift", "Drift of the optimum", *drift_of_optimum(state)),
         page.section("importance", "Importance", *importance(state)),
         page.section("divergence", "Where runs diverge", *divergence(state)),
+        page.section("directions", "Directions of the updates", *directions(trajectories)),
         page.section("sources", "Source studies", *source_studies(state)),
         page.section("compute", "Runs and compute", *runs_and_compute(state)),
         page.section("tensors", "Every tensor", *tensors(state, tensor_table)),

@@ -409,8 +409,19 @@ class StudyTask(Task):
         study = self.file.model_dump(mode="json", exclude={"run": {"storage"}, "past": True})
         return self.run_program(_torchrun(self.file), attempt, {"study": study, "reports": attempt.reports})
 
-    def train_here(self, attempt: Attempt, checkpoint: Path) -> float:
-        """Train in this process, as one of a process group if there is one."""
+    def train_here(
+        self,
+        attempt: Attempt,
+        checkpoint: Path | None,
+        after_step: Callable[[int, nn.Module], None] | None = None,
+    ) -> float:
+        """Train in this process, as one of a process group if there is one.
+
+        Args:
+            attempt: What is trained.
+            checkpoint: File of the checkpoint; None to keep none.
+            after_step: See `transfer_bo.training.train`.
+        """
         result = train(
             self._build_to_train(attempt.scale),
             self.parametrization(attempt.scale),
@@ -430,6 +441,7 @@ class StudyTask(Task):
             parallel=self.file.run.parallel,
             settings=TrainSettings(**self.file.training.settings()),
             speed=attempt.speed,
+            after_step=after_step,
         )
         return float(result.loss)
 
