@@ -82,6 +82,17 @@ BAD = {  # what is replaced by what, and what the sentence must name beside the 
         "model.mlp_ratio = 4",
         "leave it out",
     ),
+    "experts that top_k exceeds": (
+        ("[budget]", "[model]\nexperts = 2\ntop_k = 3\n[budget]"),
+        "ladder.rungs[0]: top_k = 3",
+        "experts = 2",
+    ),
+    "a size of experts without experts": (
+        ("[budget]", "[model]\ntop_k = 3\n[budget]"),
+        "ladder.rungs[0]",
+        "set model.experts",
+    ),
+    "experts in one rung": (("width = 16", "width = 16\nexperts = 2"), "ladder.rungs: ", "other axes"),
     "no TOML": (("[data]", "[data"), "not valid TOML", "line"),
 }
 
@@ -100,6 +111,24 @@ def test_a_good_file_is_read(write_study: WriteStudy) -> None:
     assert study.proxies[0] == study.base
     assert {"lr": 0.01, "lr.embedding": 1.0} == study.hp_space.defaults
     assert "complete_d_p_token_half_life" == study.parametrization.rule
+
+
+def test_axes_of_experts(write_study: WriteStudy) -> None:
+    """A ladder of a mixture of experts has their number, those per token and their width as axes."""
+    sizes = "\nexperts = 4\ntop_k = 2\nexpert_width = 8"
+    path = write_study(*((f"width = {w}", f"width = {w}{sizes}") for w in (16, 32)))
+
+    study = load_study_file(path)
+
+    expected = Scale(width=16, depth=1, batch=2, tokens=512, experts=4, top_k=2, expert_width=8)
+    assert expected == study.base
+    with pytest.raises(StudyFileError, match="gives it too"):
+        load_study_file(
+            write_study(
+                *((f"width = {w}", f"width = {w}{sizes}") for w in (16, 32)),
+                ("[budget]", "[model]\nexperts = 4\n[budget]"),
+            )
+        )
 
 
 def test_paths_are_relative_to_the_study_file(

@@ -26,6 +26,9 @@ __all__ = ["Cost", "Ladder", "Scale", "as_scale", "default_cost"]
 KNOWN_AXES = frozenset(name for names in AXES.values() for name in names)
 """Names of axes for which a misspelling is looked for."""
 
+EXPERT_AXES = frozenset({"experts", "top_k", "expert_width"})
+"""Axes of a mixture of experts."""
+
 STEP_WORDS = frozenset({"steps", "iterations", "iters", "updates"})
 """Words of a duration that counts steps of the optimizer."""
 
@@ -49,9 +52,10 @@ class Scale(Mapping[str, float]):
     """A point in scale: named positive axes, e.g. `Scale(width=64, depth=4, batch=32, tokens=2e6)`.
 
     Axes are free names. `width`, `depth`, `batch` (sequences or tokens per step) and `tokens` (length of
-    the training run) are the ones that the parametrization knows. A name that is almost one of those gets a
-    warning. Values are numbers or texts such as "1B", "20G" or "1e9"; they are read as attributes or items,
-    and whole numbers stay integers.
+    the training run) are the ones that the parametrization knows; of a mixture of experts also `experts`
+    (their number), `top_k` (those that a token uses) and `expert_width` (the hidden width of each). A name
+    that is almost one of those gets a warning. Values are numbers or texts such as "1B", "20G" or "1e9"; they
+    are read as attributes or items, and whole numbers stay integers.
 
     Raises:
         ScaleError: for no axis at all, or a value that is not a positive finite number.
@@ -174,16 +178,29 @@ def default_cost(scale: Scale) -> float:
     """Training FLOPs up to a constant: 6 N D (arXiv:2001.08361), N from `n_params` or from width² x depth.
 
     Synonyms of these axes count alike, and of two names of the same thing the first counts, of durations one
-    in tokens. `batch` does not change the FLOPs of a run of so many tokens, but of one of so many steps. An
-    unknown axis counts linearly.
+    in tokens. `batch` does not change the FLOPs of a run of so many tokens, but of one of so many steps. Of a
+    mixture of experts the active parameters count: those of `top_k` experts. An unknown axis counts linearly.
     """
     in_steps = [axis for axis in scale if STEP_WORDS & set(plain_name(axis).split("_"))]
     axes = {axis_kind(axis): axis for axis in reversed([*sorted(scale, key=in_steps.__contains__)])}
     power = {"width": 2.0, "batch": 1.0 if axes.get("tokens") in in_steps else 0.0}
     if "n_params" in axes:
         power |= {"width": 0.0, "depth": 0.0}
-    counted = [axis for axis in scale if axis in axes.values()]
-    return 6.0 * math.prod(math.pow(scale[axis], power.get(axis_kind(axis), 1.0)) for axis in counted)
+    counted = [axis for axis in scale if axis in axes.values() and axis not in EXPERT_AXES]
+    factor = 6.0 if "n_params" in axes else 6.0 * _experts_factor(scale, axes.get("width"))
+    return factor * math.prod(math.pow(scale[axis], power.get(axis_kind(axis), 1.0)) for axis in counted)
+
+
+def _experts_factor(scale: Scale, width: str | None) -> float:
+    """Active parameters of a block with experts over those of a dense one, 4 width² + 8 width².
+
+    Attention has 4 width² of them, `top_k` experts have 2 width · expert_width each; routers are left out. An
+    expert without a width of its own is as wide as a dense block's MLP, 4 width.
+    """
+    top_k = scale.get("top_k", 1)
+    if width is None:
+        return top_k * scale.get("expert_width", 1)
+    return (1 + 2 * top_k * scale.get("expert_width", 4 * scale[width]) / (4 * scale[width])) / 3
 
 
 class Ladder(Sequence[Scale]):

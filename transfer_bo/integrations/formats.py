@@ -85,6 +85,7 @@ def _json(plan: Plan, max_norm: float) -> Export:
             "forward": settings[name].forward,
         }
         for name, tensor in plan.p.tensors.items()
+        if name in settings
     ]
     outputs, inputs = plan.p.hooked_multipliers(plan.hps)
 

@@ -59,7 +59,7 @@ class _Layer:
     folded: float
     """The branch multiplier folded into it, by which its output is divided."""
     is_readout: bool
-    """Whether it maps to the outputs, so that its total change is not measured (see `measure_changes`)."""
+    """Whether it maps to outputs or gates: its total change is not measured then (see `measure_changes`)."""
 
 
 def measure_changes(
@@ -67,8 +67,8 @@ def measure_changes(
 ) -> dict[Key, float]:
     """Initialize a model, train it for a few steps; rms change by layer and measure.
 
-    For a readout only the own change is given: its initial values are smaller than its updates under every
-    rule like muP, so that the change of its output due to changed inputs vanishes as width^-1/2.
+    For a readout or a router only the own change is given: its initial values are smaller than its updates
+    under every rule like muP, so that the change of its output due to changed inputs vanishes as width^-1/2.
 
     Args:
         p: Of the model at its target.
@@ -114,7 +114,7 @@ def _layers(p: Parametrization) -> dict[str, _Layer]:
         path, factor = tensor.name.rpartition(".")[0], 1.0
         if tensor.block is not None:
             factor = tensor.depth * p.rule.residual.at(Ratios(depth=tensor.depth), p.alpha)
-        is_readout = tensor.role is Role.UNEMBEDDING
+        is_readout = tensor.role in (Role.UNEMBEDDING, Role.ROUTER)
         layers[path] = _Layer(tensor.module_type, factor, theta.get(path, 1.0), is_readout)
         for reader in tensor.readers:
             layers[reader] = _Layer(reader.rpartition(".")[2], 1.0, 1.0, True)

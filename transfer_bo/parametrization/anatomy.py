@@ -35,6 +35,8 @@ from transfer_bo.scale import Scale
 
 __all__ = ["Anatomy", "Tensor", "dissect"]
 
+_WIDTHS = ("width", "expert_width")
+"""Axes that sizes of the model grow with."""
 GAINS = frozenset({Role.NORM_GAIN, Role.QK_NORM, Role.FINAL_NORM})
 """Roles of the group "norm"."""
 _HIDDEN = MATRICES | {Role.NARROW_TO_WIDE, Role.WIDE_TO_NARROW, Role.ROUTER}
@@ -253,20 +255,21 @@ def _all_blocks_are_frozen(base: BaseModel) -> bool:
 
 
 def _measure_width(base: BaseModel, target: Scale) -> dict[str, tuple[bool, ...]]:
-    """Per dimension of each tensor of the target: whether it grows with the width."""
+    """Per dimension of each tensor of the target: whether it grows with the width, or that of experts."""
     shapes = base.shapes(target)
 
-    def at_width(width: float) -> dict[str, tuple[int, ...]]:
-        built = base.shapes(target.replace(width=width))
+    def at_width(factor: float) -> dict[str, tuple[int, ...]]:
+        widths = {axis: factor * base.scale[axis] for axis in _WIDTHS if axis in target}
+        built = base.shapes(target.replace(**widths))
         differing = set(built) ^ set(shapes)
         if differing:
             raise ParametrizationError(
-                f"build_model gives other tensors at width {width:g} than at width {target.width:g} "
-                f"({min(differing)!r} is in one only); make width change sizes alone."
+                f"build_model gives other tensors at width {widths['width']:g} than at width "
+                f"{target.width:g} ({min(differing)!r} is in one only); make width change sizes alone."
             )
         return built
 
-    narrow, wide = at_width(base.scale.width), at_width(PROBE * base.scale.width)
+    narrow, wide = at_width(1), at_width(PROBE)
     # The target is compared too: sizes that are rounded up may be equal at the base and a little above it.
     growth = {
         name: tuple(len(set(sizes)) > 1 for sizes in zip(narrow[name], wide[name], shape, strict=True))

@@ -280,7 +280,7 @@ class Parametrization(ScaledSettings):
         self._set_up[unwrap(model)] = _SetUp(hps, seed, self.norm_factors(hps))
 
         members: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-        for name in parameters:
+        for name in settings:
             members[(settings[name].optimizer, *settings[name].options.items())].append(name)
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for (optimizer, *options), names in members.items():
@@ -291,7 +291,7 @@ class Parametrization(ScaledSettings):
                     "name": ", ".join(_unique(self.tensors[name].module_type for name in names)),
                 }
             )
-        _check_partition(groups, model)
+        _check_partition(groups, {name: q for name, q in parameters.items() if name in settings})
         return dict(groups)
 
     @torch.no_grad()
@@ -365,15 +365,22 @@ def _unique(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(items))
 
 
-def _check_partition(groups: Mapping[str, list[dict[str, Any]]], model: nn.Module) -> None:
-    """Raise `ParametrizationError` unless every trainable tensor of a model is in exactly one group."""
-    grouped = Counter(id(p) for of_one in groups.values() for group in of_one for p in group["params"])
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad != (grouped[id(parameter)] == 1):
+def _check_partition(
+    groups: Mapping[str, list[dict[str, Any]]], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Raise `ParametrizationError` unless each of the tensors, and no other, is in exactly one group."""
+    counts = Counter(id(p) for of_one in groups.values() for group in of_one for p in group["params"])
+    for name, parameter in parameters.items():
+        if counts.pop(id(parameter), 0) != 1:
             raise ParametrizationError(
-                f"Tensor {name!r} is in {grouped[id(parameter)]} parameter groups; this is a mistake of the "
+                f"Tensor {name!r} is not in one parameter group; this is a mistake of the "
                 "parametrization, please report it with the model."
             )
+    if counts:
+        raise ParametrizationError(
+            f"{len(counts)} tensors of parameter groups are not trained; this is a mistake of the "
+            "parametrization, please report it with the model."
+        )
 
 
 @dataclass(frozen=True)

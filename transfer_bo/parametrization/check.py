@@ -140,6 +140,7 @@ def check_set_up(
         return CheckReport(tuple(found))
 
     settings = p.settings(hps)
+    parameters = {name: parameter for name, parameter in parameters.items() if name in settings}
     found = [
         *_check_groups(parameters, optimizers),
         *_check_options(parameters, optimizers, settings),

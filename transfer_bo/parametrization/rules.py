@@ -90,8 +90,8 @@ class Role(enum.StrEnum):
     FIXED = "fixed"
     """Outside the blocks, and nothing about it grows."""
     UNTRAINED = "untrained"
-    """Gets no gradient and is set by other means, such as a bias that balances the load of experts: it has no
-    learning rate and no weight decay, and no rule needs a row for it."""
+    """Gets no gradient and is set by other means, such as a bias that balances the load of experts: it is in
+    no parameter group, and no rule needs a row for it."""
 
 
 @dataclass(frozen=True)

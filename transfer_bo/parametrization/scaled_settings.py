@@ -73,6 +73,7 @@ class ScaledSettings:
 
         anatomy = dissect(base, target, options.roles)
         self._warn_of_transfer(base.attention if target.width != options.base.width else "")
+        self._warn_of_sparsity()
 
         self.tensors: dict[str, Tensor] = anatomy.tensors
         """Every trainable tensor by name."""
@@ -125,6 +126,18 @@ class ScaledSettings:
                 stacklevel=5,
             )
 
+    def _warn_of_sparsity(self) -> None:
+        """Warn if the share of active experts changes, as rules hold where it does not (2601.20205)."""
+        if not {"experts", "top_k"} <= set(self.base):
+            return
+        shares = [scale.top_k / scale.experts for scale in (self.base, self.target)]
+        if not math.isclose(*shares):
+            warnings.warn(
+                f"The share of experts that a token uses is {shares[0]:.3g} at the base and {shares[1]:.3g} "
+                "at the target, while rules hold at a fixed one; let top_k grow with experts.",
+                stacklevel=5,
+            )
+
     @property
     def folded(self) -> dict[str, float]:
         """The rule's branch multiplier that is folded into a tensor, for tensors that have one."""
@@ -165,7 +178,7 @@ class ScaledSettings:
         return self._multipliers.norm_factors(self.check_hps(hps))
 
     def settings(self, hps: HPs | None = None) -> dict[str, TensorSettings]:
-        """What each tensor is set to, by name.
+        """What each tensor is set to, by name; tensors of the role "untrained" have no settings.
 
         Raises:
             ParametrizationError: if the rule is for an optimizer that torch does not have.
@@ -175,6 +188,8 @@ class ScaledSettings:
         draws = self._base_model.draws(0)
         found = {}
         for name, tensor in self.tensors.items():
+            if tensor.role is Role.UNTRAINED:
+                continue
             optimizer, theta = optimizer_of(self.rule, tensor), self._multipliers.theta(name, hps)
             options = options_of(self.rule, optimizer, tensor, self._factors[name], theta, hps)
             found[name] = TensorSettings(

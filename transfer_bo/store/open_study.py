@@ -27,7 +27,7 @@ from transfer_bo.store.backends import (
 )
 from transfer_bo.store.owner import Owner
 from transfer_bo.study_file import StudyFile
-from transfer_bo.study_file.schema import CommandSection, TrainingSection
+from transfer_bo.study_file.schema import CommandSection, ModelSection, TrainingSection
 
 __all__ = ["check_storage", "create_study", "find_study", "keep_definition", "open_study", "with_stored_rule"]
 
@@ -243,6 +243,7 @@ def _compare(study_file: StudyFile, study: optuna.Study, definition: dict[str, A
     if kept_definition:  # a study without these keys was made when there was no choice
         kept_definition = {
             **{f"training.{key}": value for key, value in TrainingSection().definition().items()},
+            **{f"model.{key}": value for key, value in ModelSection().model_dump().items()},
             **kept_definition,
         }
     for key, kept in kept_definition.items():

@@ -18,6 +18,9 @@ A study file in full (every section and key; those with a value after `#` may be
     [model]
     head_size = 16                    # 16; width / head_size is the number of attention heads
     mlp_ratio = 4                     # 4; the MLP's width / width
+    # experts = 8                     # (none); a mixture of experts in place of each MLP
+    # top_k = 2                       # 1; experts per token
+    # balance_rate = 0.05             # 0.05; step of the biases that balance their load
     # build = "my_model.py:build_model"   # in their place: a torch model of your own, from tokens to logits
 
     [[ladder.rungs]]                  # the proxies; a ladder may grow later, at its end
@@ -25,6 +28,9 @@ A study file in full (every section and key; those with a value after `#` may be
     depth = 2
     batch = 16                        # sequences per step
     tokens = 300_000                  # length of a training run
+    # experts = 8                     # axes of a mixture of experts, in every rung and the target: their
+    # top_k = 2                       # number, those per token (at a fixed share of the experts), and ...
+    # expert_width = 128              # ... the hidden width of each (mlp_ratio times width)
     [ladder.target]                   # the one expensive run
     width = 128
     depth = 4

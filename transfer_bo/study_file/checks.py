@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from transfer_bo.errors import StudyFileError, TransferError
-from transfer_bo.scale import Ladder, default_cost
+from transfer_bo.scale import Ladder, Scale, default_cost
 from transfer_bo.space import KINDS
 from transfer_bo.study_file.schema import StudyFile
 
@@ -132,12 +132,34 @@ def _check_scales(study_file: StudyFile) -> None:
                 f"{study_file.path}: {key}.width = {scale.width}: set it to a multiple of "
                 f"model.head_size = {head_size}."
             )
+        if study_file.model.build is None:
+            _check_experts(study_file, key, scale)
         step = scale.batch * study_file.data.context
         if scale.tokens < step:
             raise StudyFileError(
                 f"{study_file.path}: {key}.tokens = {scale.tokens}: that is less than one step of "
                 f"batch x context = {step} tokens; set it higher."
             )
+
+
+def _check_experts(study_file: StudyFile, key: str, scale: Scale) -> None:
+    """Whether the reference transformer can have the experts of a scale."""
+    model = study_file.model
+    for axis in ("experts", "top_k"):
+        if axis in scale and axis in model.model_fields_set:
+            raise study_file.error(f"model.{axis}", f"{key} gives it too; leave it out of one of the two.")
+    experts, top_k = scale.get("experts", model.experts), scale.get("top_k", model.top_k)
+
+    if experts is None and (top_k > 1 or "top_k" in scale or "expert_width" in scale):
+        raise StudyFileError(
+            f"{study_file.path}: {key} has experts' sizes, but the model has none; set model.experts, or "
+            "experts in every rung and the target."
+        )
+    if experts is not None and top_k > experts:
+        raise StudyFileError(
+            f"{study_file.path}: {key}: top_k = {top_k} is more than experts = {experts}; set it to at most "
+            "the number of experts."
+        )
 
 
 def _check_costs(study_file: StudyFile) -> None:

@@ -16,7 +16,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.secrets import MASK, hide_passwords, is_secret
 from transfer_bo.space import DEFAULT_RULE, HP, Space
 
-__all__ = ["CommandSection", "SourceStudySection", "StudyFile", "TrainingSection"]
+__all__ = ["CommandSection", "ModelSection", "SourceStudySection", "StudyFile", "TrainingSection"]
 
 
 def _whole(value: Any) -> Any:
@@ -52,20 +52,26 @@ class ModelSection(_Section):
     build: str | None = None
     head_size: Whole = 16
     mlp_ratio: Whole = 4
+    experts: Whole | None = None
+    top_k: Whole = 1
+    balance_rate: Positive = 0.05
 
 
 class Rung(_Section):
-    """One scale: a value for every axis that the parametrization knows."""
+    """One scale: a value for every axis that the parametrization knows; those of experts may be left out."""
 
     width: Whole
     depth: Whole
     batch: Whole
     tokens: Whole
+    experts: Whole | None = None
+    top_k: Whole | None = None
+    expert_width: Whole | None = None
 
     @property
     def scale(self) -> Scale:
         """The same as a `Scale`."""
-        return Scale(self.model_dump())
+        return Scale(self.model_dump(exclude_none=True))
 
 
 class LadderSection(_Section):

@@ -1,7 +1,8 @@
 """The reference transformer: decoder-only, pre-norm, QK-norm, rotary positions, fused attention.
 
 Every tensor that a parametrization treats on its own is a module with a name of its own: embedding, q, k, v,
-o, q_norm, k_norm, attn_norm, up, down, mlp_norm, final_norm, unembedding. None has a bias.
+o, q_norm, k_norm, attn_norm, up, down, mlp_norm, final_norm, unembedding, and router in a mixture of experts.
+None has a bias.
 
 Symbols, as suffixes of names (shapes):
     B: Sequences.
@@ -9,13 +10,14 @@ Symbols, as suffixes of names (shapes):
     D: Width of the residual stream, D = H K.
     H: Heads.
     K: Size of a head.
-    F: Hidden width of the MLP.
+    F: Hidden width of the MLP, or of each expert.
     V: Size of the vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +25,16 @@ from torch import Tensor, nn
 
 from transfer_bo.errors import ScaleError, TrainingError
 from transfer_bo.scale import Scale
+from transfer_bo.training.experts import MixtureOfExperts
 
 __all__ = ["Transformer", "TransformerConfig", "build_transformer"]
+
+
+_SIZES = ("width", "depth", "vocab_size", "head_size", "mlp_ratio", "top_k")
+"""Sizes that every model has."""
+
+_EXPERT_SIZES = ("experts", "expert_width")
+"""Sizes that may be None."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,8 @@ class TransformerConfig:
     """Sizes of a `Transformer`.
 
     Raises:
-        TrainingError: for a size that is no positive whole number, an odd head size, or a width that is not a
-            multiple of the head size.
+        TrainingError: for a size that is no positive whole number, an odd head size, a width that is not a
+            multiple of the head size, or more experts per token than there are.
     """
 
     width: int
@@ -46,6 +56,14 @@ class TransformerConfig:
     """K, the same at every width: wider models have more heads, and the QK-norm gains keep their shape."""
     mlp_ratio: int = 4
     """F / D."""
+    experts: int | None = None
+    """Experts in place of each MLP; None for none."""
+    top_k: int = 1
+    """Experts per token."""
+    expert_width: int | None = None
+    """F of each expert; None for mlp_ratio times width."""
+    balance_rate: float = 0.05
+    """Step of the biases that balance the load of experts, see `experts`."""
     rope_base: float = 10_000.0
     """Longest wavelength of the rotary positions, in units of 2π tokens."""
     norm_eps: float = 1e-6
@@ -53,10 +71,15 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        for name in ("width", "depth", "vocab_size", "head_size", "mlp_ratio"):
+        for name in (*_SIZES, *(name for name in _EXPERT_SIZES if getattr(self, name) is not None)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise TrainingError(f"The model's {name} is {value!r}; set it to a positive whole number.")
+        if self.top_k > (self.experts or 1):
+            raise TrainingError(
+                f"top_k = {self.top_k} is more than the {self.experts or 'no'} experts of the model; "
+                "set it to at most their number."
+            )
         if self.head_size % 2:
             raise TrainingError(
                 f"head_size = {self.head_size} is odd, but rotary positions turn pairs; make it even."
@@ -141,6 +164,11 @@ class MLP(nn.Module):
         return out
 
 
+def _mixture(config: TransformerConfig, experts: int) -> MixtureOfExperts:
+    hidden = config.expert_width or config.mlp_ratio * config.width
+    return MixtureOfExperts(config.width, hidden, experts, config.top_k, config.balance_rate)
+
+
 class Block(nn.Module):
     """x + a attn(norm(x)), then x + m mlp(norm(x)); the multipliers a and m are settings, not weights."""
 
@@ -149,7 +177,7 @@ class Block(nn.Module):
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
         self.attn = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config) if config.experts is None else _mixture(config, config.experts)
         self.attn_multiplier = 1.0
         self.mlp_multiplier = 1.0
 
@@ -188,6 +216,8 @@ class Transformer(nn.Module):
                 module.weight.normal_(0.0, 1.0, generator=generator)
             elif isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
+            elif isinstance(module, MixtureOfExperts):
+                module.reset_parameters(generator)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of the next token at every position: B x T -> B x T x V."""
@@ -200,12 +230,22 @@ class Transformer(nn.Module):
 
 
 def build_transformer(
-    scale: Scale, *, vocab_size: int = 256, head_size: int = 16, mlp_ratio: int = 4
+    scale: Scale,
+    *,
+    vocab_size: int = 256,
+    head_size: int = 16,
+    mlp_ratio: int = 4,
+    experts: int | None = None,
+    top_k: int = 1,
+    balance_rate: float = 0.05,
 ) -> Transformer:
-    """The reference transformer at a scale's width and depth; its other axes do not shape the model.
+    """The reference transformer at a scale's width and depth, and its mixture of experts if it has one.
+
+    Axes of the scale that shape the model are width, depth, experts, top_k and expert_width; of experts and
+    top_k that of the scale is used if there is one.
 
     Raises:
-        ScaleError: if the scale has no width or depth.
+        ScaleError: if the scale has no width or depth, or a width of experts but no experts.
         TrainingError: if they are unusable sizes.
     """
     for axis in ("width", "depth"):
@@ -214,4 +254,11 @@ def build_transformer(
                 f"{scale} has no axis {axis!r}; the reference transformer needs width and depth."
             )
     # A scale's whole numbers are integers; a fractional one reaches the config's check as it is.
-    return Transformer(TransformerConfig(scale.width, scale.depth, vocab_size, head_size, mlp_ratio))
+    sizes: dict[str, Any] = {"experts": experts, "top_k": top_k}
+    sizes |= {axis: scale[axis] for axis in ("experts", "top_k", "expert_width") if axis in scale}
+    config = TransformerConfig(
+        scale.width, scale.depth, vocab_size, head_size, mlp_ratio, balance_rate=balance_rate, **sizes
+    )
+    if config.experts is None and config.expert_width is not None:
+        raise ScaleError(f"{scale} has a width of experts, but the model has none; give their number.")
+    return Transformer(config)

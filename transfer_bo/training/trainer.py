@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transfer_bo.errors import Preempted, ScaleError, TrainingError
 from transfer_bo.scale import Scale
 from transfer_bo.training.data import Corpus
+from transfer_bo.training.experts import balance_load
 from transfer_bo.training.progress import Progress
 from transfer_bo.training.ranks import Parallel, Ranks, return_freed_memory
 from transfer_bo.training.resume import Resume
@@ -198,6 +199,7 @@ def train(
                 group["lr"] = factor * peak
             optimizer.step()
             optimizer.zero_grad()
+            balance_load(model, ranks.mean)
             return total
 
         def report_loss(step: int) -> None:
