@@ -42,6 +42,7 @@ from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 from transfer_bo.training.checkpoint import remove_checkpoint
 from transfer_bo.training.data import Corpus
+from transfer_bo.training.faults import fault_from_environment
 from transfer_bo.training.ranks import Ranks
 from transfer_bo.training.settings import TrainSettings
 from transfer_bo.verification.gpus import gpu_of_device
@@ -441,7 +442,7 @@ class StudyTask(Task):
             parallel=self.file.run.parallel,
             settings=TrainSettings(**self.file.training.settings()),
             speed=attempt.speed,
-            after_step=after_step,
+            after_step=after_step or fault_from_environment(Ranks().rank),
         )
         return float(result.loss)
 
