@@ -25,6 +25,7 @@ from transfer_bo.attributes import OWNER_LOSSES_ATTR
 from transfer_bo.errors import StudyError, WorkerError
 from transfer_bo.records import read_runs
 from transfer_bo.runners import study_runner
+from transfer_bo.runners.ray_tasks import nodes_of_trial
 from transfer_bo.runners.study_search import make_sampler
 from transfer_bo.runners.task import Attempt, make_task
 from transfer_bo.runners.worker_spec import WorkerSpec
@@ -129,6 +130,50 @@ def test_a_lost_node_costs_nothing(write_study: WriteStudy, ray_cluster: Any) ->
         assert task.run(attempt) == trial.value
 
 
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(4 * SECONDS)
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_trial_larger_than_a_node_runs_on_two(write_study: WriteStudy, ray_cluster: Any) -> None:
+    """Two ranks where each node has one GPU: a placement group, and the loss of one process."""
+    path = write_study(("trials = 4", f"trials = 2\n{ON_RAY.replace('workers = 2', 'ranks = 2')}"))
+    study_file = load_study_file(path)
+    for _ in range(2):
+        ray_cluster.add_node(num_cpus=1, num_gpus=1)
+
+    study_runner.run_search(study_file, Console(file=io.StringIO(), width=160))
+
+    trials = open_study(study_file).get_trials()
+    run = study_file.run.model_copy(update={"ranks": 1, "runner": "local"})
+    task = make_task(study_file.model_copy(update={"run": run}))
+    assert [Outcome.FINISHED] * 2 == [run.outcome for run in read_runs(open_study(study_file))]
+    for trial in trials:
+        hps = {name: value for name, value in trial.params.items() if name != "rung"}
+        scale = study_file.proxies[trial.params["rung"]]
+        again = task.run(Attempt(trial.number, scale, hps, trial.number + 1, 1, 0, lambda *_: None))
+        assert again == pytest.approx(trial.value, rel=1e-4)  # float32
+
+
+@pytest.mark.parametrize(
+    ("ranks", "per_rank", "of_nodes", "nodes"),
+    [
+        (8, 1, [8, 8], 1),
+        (16, 1, [8, 8], 2),
+        (16, 1, [8, 4, 4, 4], 4),
+        (6, 1, [4, 4], 2),
+        (2, 3, [5, 5], 2),
+        (4, 1, [0, 2], 1),  # it waits for others
+        (4, 1, [], 1),
+    ],
+)
+def test_ranks_are_shared_equally_by_few_nodes(
+    ranks: int, per_rank: float, of_nodes: list[float], nodes: int
+) -> None:
+    """As many as have room for an equal share."""
+    assert nodes == nodes_of_trial(ranks, per_rank, of_nodes)
+
+
 def test_without_ray_the_sentence_says_what_to_install(
     write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +200,13 @@ class FakeRay(types.ModuleType):
     def cluster_resources(self) -> dict[str, float]:
         """With GPUs."""
         return {"CPU": 8.0, "GPU": 4.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """One that has all of it, and one that is gone."""
+        return [
+            {"Alive": True, "Resources": self.cluster_resources()},
+            {"Alive": False, "Resources": {"CPU": 9}},
+        ]
 
     def remote(self, function: Callable[..., Any]) -> Any:
         """What a task is made of."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
+import pytest
 from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 
 import transfer_bo as tb
+from transfer_bo import Outcome
+from transfer_bo.attributes import OUTCOME_ATTR
+from transfer_bo.errors import WorkerError
 from transfer_bo.runners.worker_loop import WorkerOptions, work
 from transfer_bo.store.retrying_storage import RetryingStorage
 
@@ -63,3 +68,23 @@ def test_a_proposal_knows_what_was_proposed_just_before() -> None:
     ladder.suggest(second)
 
     assert {"lr", "rung"} == set(second.relative_params)
+
+
+def test_a_machine_that_cannot_work_gives_its_trial_back() -> None:
+    """The error ends the worker; the trial waits for another one, unless its outcome is known."""
+    study, _ = study_of(RetryingStorage(InMemoryStorage()))
+    options = WorkerOptions(has_heartbeat=False)
+
+    def fail(trial: optuna.Trial) -> float:
+        if trial.number == 1:
+            trial.set_user_attr(OUTCOME_ATTR, str(Outcome.ERROR))
+        raise WorkerError("There is no GPU.")
+
+    with pytest.raises(WorkerError):
+        work(study, fail, is_over=lambda trials: False, options=options)
+    assert [TrialState.WAITING] == [trial.state for trial in study.trials]
+
+    study.ask()  # the one that waits
+    with pytest.raises(WorkerError):
+        work(study, fail, is_over=lambda trials: False, options=options)
+    assert [TrialState.RUNNING, TrialState.FAIL] == [trial.state for trial in study.trials]

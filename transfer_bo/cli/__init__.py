@@ -3,7 +3,7 @@
     init            init, schema
     study           run, verify, report, status
     dry_run         what `verify --dry-run` shows
-    worker          worker
+    worker          worker, node
     suggest         suggest
     diagnose        diagnose
     plan            plan

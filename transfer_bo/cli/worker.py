@@ -1,4 +1,4 @@
-"""The command that joins a study from any machine, at any time: worker."""
+"""The commands that join a study from another machine: worker, and node for trials on several nodes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transfer_bo.addresses import has_password
 from transfer_bo.cli.common import (
     STORAGE,
     OptionalStudyArgument,
+    StudyArgument,
     app,
     command_line,
     interruptible,
@@ -81,6 +82,21 @@ def worker(
     with interruptible(again):
         if not join_search(joined, console):
             console.print("The budget is spent; there is nothing left to do.")
+
+
+@app.command()
+@reports_errors
+def node(study: StudyArgument) -> None:
+    """Lend this machine to trials that run on several nodes.
+
+    Start it on each node but the one with run, worker or verify. It needs no access to the storage.
+    """
+    from transfer_bo.runners.torchrun import serve_node
+    from transfer_bo.study_file import load_study_file
+
+    study_file, console = load_study_file(study), output_console()
+    with interruptible(command_line("node", study)):
+        serve_node(study_file, lambda line: console.print(line, soft_wrap=True, markup=False))
 
 
 def _submit(

@@ -276,7 +276,7 @@ class Program:
                 OUTPUT: paths["output"],
                 CHECKPOINT: paths["checkpoint"],
             }
-            with errors.open("w") as stderr, self._started(values, environment, stderr) as process:
+            with errors.open("w") as stderr, self.started(values, environment, stderr) as process:
                 reported = _follow(process, output, report, should_stop, speed)
                 code = process.wait()
 
@@ -285,7 +285,7 @@ class Program:
             return reported.result(code, hide_secret_values(written, environment)[-TAIL_LENGTH:])
 
     @contextlib.contextmanager
-    def _started(
+    def started(
         self, values: Mapping[str, Any], environment: Mapping[str, str], stderr: IO[str]
     ) -> Iterator[subprocess.Popen[bytes]]:
         """The running program; it is ended, with its children, when the block ends."""

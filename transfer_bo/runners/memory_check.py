@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from transfer_bo.errors import StudyFileError, TrainingError
 from transfer_bo.parametrization.builds import build_meta
 from transfer_bo.runners.task import StudyTask, Task
+from transfer_bo.runners.torchrun import ranks_here
 from transfer_bo.runners.worker_pool import visible_devices
 from transfer_bo.scale import Scale
 from transfer_bo.verification.room import Room, room
@@ -43,7 +44,7 @@ def check_memory(task: Task, scales: Iterable[Scale], workers: int) -> None:
     if at_hand is None or not isinstance(task, StudyTask) or task.file.run.runner == "ray":
         return
     scale = max(scales, key=lambda scale: task.cost(scale) / float(scale.tokens) * float(scale.batch))
-    together = 1 if at_hand.on_gpu else task.file.run.ranks  # processes of a run that share the memory
+    together = 1 if at_hand.on_gpu else ranks_here(task.file)  # processes of a run that share the memory
     at_a_time = 1 if at_hand.on_gpu else workers
     if _bound(task, scale) * together * at_a_time <= at_hand.usable:
         return

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from transfer_bo.errors import TransferError
+from transfer_bo.runners.torchrun import ranks_here
 from transfer_bo.runners.worker import STOPPED
 from transfer_bo.study_file import StudyFile
 
@@ -61,7 +62,7 @@ def batch_script(study_file: StudyFile, arguments: Sequence[str], jobs: int, opt
         "--requeue",
         f"--signal=B:TERM@{NOTICE_SECONDS}",
         "--ntasks=1",
-        f"--cpus-per-task={run.workers * run.ranks * run.threads}",
+        f"--cpus-per-task={run.workers * ranks_here(study_file) * run.threads}",
         *([f"--array=0-{jobs - 1}"] if jobs > 1 else []),
     ]
     command = [sys.executable, "-m", "transfer_bo.cli", "worker", *arguments]

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import shutil
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -34,8 +33,9 @@ from transfer_bo.errors import StudyFileError, TransferError
 from transfer_bo.parametrization import RULES, parametrize
 from transfer_bo.parametrization.builds import BuildModel, build_meta
 from transfer_bo.parametrization.model_file import check_logits, load_build_model
-from transfer_bo.runners.external_program import Program
+from transfer_bo.runners.external_program import CommandError, Program
 from transfer_bo.runners.objective import is_out_of_memory
+from transfer_bo.runners.torchrun import endpoint_of, no_rendezvous, torchrun
 from transfer_bo.scale import Ladder, Scale, default_cost
 from transfer_bo.space import DEPTH, split_name
 from transfer_bo.study_file import StudyFile
@@ -286,6 +286,7 @@ class StudyTask(Task):
     def __init__(self, study_file: StudyFile, should_stop: Callable[[], bool] = lambda: False) -> None:
         super().__init__(study_file, should_stop)
         self._check_rule()
+        endpoint_of(study_file)
         self.corpus = self._load_corpus()
         self._build_model = self._find_model()
         self._parametrizations: dict[Scale, Any] = {}
@@ -408,7 +409,12 @@ class StudyTask(Task):
 
         # The ranks use no storage, and must not get its password.
         study = self.file.model_dump(mode="json", exclude={"run": {"storage"}, "past": True})
-        return self.run_program(_torchrun(self.file), attempt, {"study": study, "reports": attempt.reports})
+        try:
+            return self.run_program(
+                torchrun(self.file), attempt, {"study": study, "reports": attempt.reports}
+            )
+        except CommandError as error:
+            raise no_rendezvous(error, self.file) or error from None
 
     def train_here(
         self,
@@ -445,14 +451,6 @@ class StudyTask(Task):
             after_step=after_step or fault_from_environment(Ranks().rank),
         )
         return float(result.loss)
-
-
-def _torchrun(study_file: StudyFile) -> Program:
-    """The trainer in several processes of this machine; if one dies, all end."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
-    run += [f"--nproc-per-node={study_file.run.ranks}"]
-    run += [sys.executable, "-m", "transfer_bo.runners.torchrun_entry"]
-    return Program(run, shell=False, env={}, folder=Path.cwd())
 
 
 class CommandTask(Task):

@@ -23,6 +23,7 @@ import optuna
 from transfer_bo.errors import WorkerError
 from transfer_bo.runners import forkserver, ray_tasks, worker
 from transfer_bo.runners.objective import MAX_ERRORS_IN_A_ROW
+from transfer_bo.runners.torchrun import ranks_here
 from transfer_bo.runners.worker_spec import WorkerSpec
 from transfer_bo.store.heartbeat import requeue_dead
 from transfer_bo.study_file import StudyFile
@@ -156,7 +157,7 @@ class Pool:
             jobs: Runs of a verification to make; None to search.
         """
         # Ray assigns GPUs itself.
-        devices = None if self._on_ray else devices_of(slot, self._file.run.ranks, visible_devices())
+        devices = None if self._on_ray else devices_of(slot, ranks_here(self._file), visible_devices())
         jobs = None if jobs is None else tuple(jobs)
         self._spawn(WorkerSpec(self._file, slot, "", self._log, devices, jobs))
 

@@ -15,7 +15,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from transfer_bo.errors import Preempted
+from transfer_bo.attributes import OUTCOME_ATTR
+from transfer_bo.errors import Preempted, WorkerError
 from transfer_bo.store.heartbeat import requeue
 from transfer_bo.store.owner import Owner, is_owned
 
@@ -97,7 +98,8 @@ def run_trial(study: optuna.Study, trial: OwnedTrial, objective: Objective) -> F
         The ended trial; None if it returned to the queue, or was lost to another process.
 
     Raises:
-        Exception: Whatever `objective` raises, but `TrialPruned` and `Preempted`; the trial has then ended.
+        Exception: Whatever `objective` raises, but `TrialPruned` and `Preempted`; the trial has then ended,
+            or, after a `WorkerError` that left it without an outcome, returned to the queue.
     """
     state: TrialState | None = None
     value: float | None = None
@@ -109,6 +111,8 @@ def run_trial(study: optuna.Study, trial: OwnedTrial, objective: Objective) -> F
         state = TrialState.PRUNED
     except (Preempted, KeyboardInterrupt, SystemExit) as error:
         raised = error
+    except WorkerError as error:  # this machine's, not the trial's, unless it has an outcome
+        raised, state = error, TrialState.FAIL if OUTCOME_ATTR in trial.stored().user_attrs else None
     except Exception as error:
         raised, state = error, TrialState.FAIL
 

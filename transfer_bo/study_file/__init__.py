@@ -86,6 +86,9 @@ A study file in full (every section and key; those with a value after `#` may be
     checkpoint_seconds = 60.0         # 60; between two checkpoints of a trial
     ranks = 1                         # 1; processes (and GPUs) per trial, started by torchrun
     parallel = "ddp"                  # "ddp"; or "fsdp2"
+    nodes = 1                         # 1; machines that the ranks of a trial are spread over
+    rdzv_endpoint = "node1:29400"     # (none); with several nodes: where the workers run, and a free port
+    rank_timeout = 600.0              # 600; seconds that nodes, and ranks, wait for one another
     runner = "local"                  # "local": processes here; or "ray": tasks on a Ray cluster
 
     # [command]                       # train with a program of your own instead of the reference trainer

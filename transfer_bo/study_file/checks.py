@@ -22,6 +22,7 @@ def check_together(study_file: StudyFile) -> None:
     _check_model(study_file)
     _check_modules(study_file)
     _check_source_studies(study_file)
+    _check_nodes(study_file)
     if study_file.command is None:
         _check_scales(study_file)  # what a program of the user's own can train is not known here
     else:
@@ -74,6 +75,20 @@ def _check_modules(study_file: StudyFile) -> None:
             f"{study_file.path}: per_module goes with the reference trainer, whose module types are known; "
             'with [command], list the multipliers in [space], as "lr.embedding" = {}.'
         )
+
+
+def _check_nodes(study_file: StudyFile) -> None:
+    run = study_file.run
+    if run.nodes == 1:
+        return
+    if run.ranks % run.nodes:
+        raise study_file.error("run.ranks", f"set it to a multiple of run.nodes = {run.nodes}.")
+    if run.workers > 1:
+        raise study_file.error(
+            "run.workers", "a trial on several nodes uses all of them; set it to 1, or run.nodes to 1."
+        )
+    if run.runner == "ray":
+        raise study_file.error("run.nodes", "Ray itself spreads a trial over nodes; leave it out.")
 
 
 def _check_source_studies(study_file: StudyFile) -> None:

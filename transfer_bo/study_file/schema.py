@@ -153,6 +153,9 @@ class RunSection(_Section):
     checkpoint_seconds: Positive = 60.0
     ranks: Whole = 1
     parallel: Literal["ddp", "fsdp2"] = "ddp"
+    nodes: Whole = 1
+    rdzv_endpoint: str | None = None
+    rank_timeout: Positive = 600.0
     runner: Literal["local", "ray"] = "local"
 
 
