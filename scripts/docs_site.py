@@ -15,7 +15,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from transfer_bo.parametrization import RULES, Power, RoleExponents, Rule
+from transfer_bo.parametrization import RULES, Power, Role, RoleExponents, Rule
+from transfer_bo.parametrization.rules import MATRIX_SOURCES
+from transfer_bo.parametrization.tables import optimizers_of
+from transfer_bo.parametrization.tables.matrices import MATRIX_ROWS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -81,7 +84,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def rules_page() -> str:
     """Return the page with the table of every rule."""
-    sections = [f"# Rules of parametrizations\n\n{_INTRODUCTION}"]
+    sections = [f"# Rules of parametrizations\n\n{_INTRODUCTION}", _matrices()]
     first: dict[str, str] = {}
     for rule in RULES.values():
         table = _table(rule)
@@ -99,17 +102,35 @@ fan-out (m_out) and parameters (m_P). α is the exponent of the residual multipl
 share a row; those in italics are not printed in the source, but follow from its reasoning."""
 
 
+def _matrices() -> str:
+    """Return the rows of hidden matrices by optimizer."""
+    lines = ["| optimizer | " + " | ".join(COLUMNS.values()) + " | source |"]
+    lines.append("|---" * (2 + len(COLUMNS)) + "|")
+    for name, exponents in MATRIX_ROWS.items():
+        entries = [power(getattr(exponents, column)) for column in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(entries) + f" | {MATRIX_SOURCES[name]} |")
+    text = (
+        "Some optimizers take two-dimensional hidden weights only. Under Complete(d)P their row of "
+        f"`{Role.HIDDEN_WEIGHT}` is one of these, times what the rule gives every tensor; muP has them "
+        "without factors of depth, and SP without any but the initial variance. All other tensors have the "
+        "rule's own."
+    )
+    return "## Hidden matrices by optimizer\n\n" + text + "\n\n" + "\n".join(lines)
+
+
 def _facts(rule: Rule) -> str:
     """Return a list of what holds for all tensors."""
     optimizer = rule.optimizer
     if rule.matrices is not None:
         optimizer = f"{rule.matrices} for hidden matrices, {rule.optimizer} for other tensors"
 
+    root = RULES.get(rule.parametrization, rule)
     low, high = rule.alpha_range
     return "\n".join(
         [
             f"- source: {rule.source}",
             f"- optimizer: {optimizer}",
+            f"- tables of the same parametrization: {', '.join(optimizers_of(root))}",
             f"- residual branches: x + {power(rule.residual)} · F(x), α from {low:g} to {high:g}",
             f"- every tensor: {_factors(rule.every)}",
             f"- 1-β: {power(rule.one_minus_beta)}, form: {rule.betas.replace('_', '-')}",

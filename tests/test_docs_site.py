@@ -36,7 +36,7 @@ def test_every_rule_has_a_section() -> None:
     """The page of rules has a heading for each rule, in their order."""
     headings = [line[3:] for line in docs_site.rules_page().splitlines() if line.startswith("## ")]
 
-    assert list(RULES) == headings
+    assert ["Hidden matrices by optimizer", *RULES] == headings
 
 
 @pytest.mark.parametrize(

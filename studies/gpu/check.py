@@ -29,7 +29,7 @@ from transfer_bo.parametrization import Parametrization, parametrize
 from transfer_bo.runners.objective import is_out_of_memory
 from transfer_bo.training import Corpus, TrainResult, build_transformer, count_flops, load_text, train
 from transfer_bo.training.settings import TrainSettings
-from transfer_bo.training.trainer import merge_groups, token_loss
+from transfer_bo.training.trainer import token_loss
 from transfer_bo.verification.dry_run import dry_run
 from transfer_bo.verification.gpus import gpu_of_device
 
@@ -205,8 +205,7 @@ class Checks:
         p: Parametrization = self.base.at(scale)
         model = build_transformer(scale).to(self.device)
         p.initialize(model, {"lr": LR}, 0)
-        groups = merge_groups(p.param_groups(model, {"lr": LR}))
-        optimizer = torch.optim.AdamW(groups, fused=True)
+        optimizer = torch.optim.AdamW(p.param_groups(model, {"lr": LR}), fused=True)
         is_cuda = self.device == "cuda"
         run = torch.compile(model, dynamic=False) if is_cuda else model
         windows = self.corpus.batch(0, 0, int(scale.batch), self.sizes.context).to(self.device)

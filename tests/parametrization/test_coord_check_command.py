@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from transfer_bo.cli import app
-from transfer_bo.parametrization import coordcheck
+from transfer_bo.parametrization import RULES, coordcheck
 
 
 @pytest.mark.parametrize(("tolerance", "code", "words"), [(99.0, 0, "Passed"), (-99.0, 1, "Failed")])
@@ -37,7 +37,7 @@ def test_coord_check(
     assert code == result.exit_code, result.output
     assert words in result.stdout
     assert "unembedding" in result.stdout
-    assert ("complete_d_p_token_half_life", 1.0) == asked["rule"]
+    assert (RULES["complete_d_p_token_half_life"], 1.0) == asked["rule"]
     assert {"lr": 0.01, "lr.embedding": 1.0} == asked["hps"]
     assert (16, 4) == (asked["base"].width, asked["base"].depth)
     assert [1] == [1 for _ in tmp_path.rglob("coord_check.png")]

@@ -8,8 +8,16 @@ import math
 
 import pytest
 
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.rules import Power, Ratios, Role, RoleExponents
-from transfer_bo.parametrization.tables import COMPLETE_D_P, KFAC_DAMPING, RULES
+from transfer_bo.parametrization.tables import (
+    COMPLETE_D_P,
+    KFAC_DAMPING,
+    PARAMETRIZATIONS,
+    RULES,
+    find_rule,
+    optimizers_of,
+)
 
 M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7, parameters=11)
 
@@ -101,6 +109,22 @@ LITERATURE = {
         "unembedding": (1 / 4, 1 / 2, 4, 2, 1),
     },
 }
+# Hidden weights only, of optimizers that take nothing else; without a batch and duration rule.
+SPECTRAL = (1 / 2, math.sqrt(7 / 4), math.sqrt(4 / 7), math.sqrt(4 / 7) / 4, 1)
+LITERATURE |= {
+    "mup+muon": {**MUP, "hidden_weight": SPECTRAL},
+    "mup+soap": {**MUP, "hidden_weight": SPECTRAL},
+    "mup+shampoo": {**MUP, "hidden_weight": (*SPECTRAL[:2], 4 / 7, *SPECTRAL[3:])},
+    "mup+adamh": {**MUP, "hidden_weight": (1 / 2, 1 / 2, 1 / 4, 1, 1)},
+    "mup+muonh": {**MUP, "hidden_weight": (1 / 2, 1, math.sqrt(4 / 7), 1, 1)},
+    "completep+muon": {**COMPLETEP, "hidden_weight": (*SPECTRAL[:2], SPECTRAL[2] / 3, *SPECTRAL[3:])},
+    "completep+shampoo": {**COMPLETEP, "hidden_weight": (*SPECTRAL[:2], 4 / 7 / 9, *SPECTRAL[3:])},
+    "completep+adamh": {**COMPLETEP, "hidden_weight": (1 / 2, 1 / 2, 1 / 12, 1, 1)},
+    "completep+muonh": {**COMPLETEP, "hidden_weight": (1 / 2, 1, math.sqrt(4 / 7) / 3, 1, 1)},
+    "sp+muon": SP,
+    "sp+sgd": SP,
+    "sp+adafactor": SP,
+}
 TIMED = ("muon", "soap", "shampoo", "shampoo_half")
 
 
@@ -118,7 +142,7 @@ def _expected(name, row):
 def test_tables(name):
     """Each table has the literature's numbers, role by role."""
     for role, row in LITERATURE[name].items():
-        assert pytest.approx(_expected(name, row), rel=1e-12) == _numbers(RULES[name], role)
+        assert pytest.approx(_expected(name, row), rel=1e-12) == _numbers(find_rule(name), role)
 
 
 def _agrees(name, rule):
@@ -131,7 +155,7 @@ def _agrees(name, rule):
 @pytest.mark.parametrize("name", LITERATURE)
 def test_every_exponent_of_width_and_depth_is_pinned(name):
     """Moving one exponent of a row that is spelled above disagrees with it."""
-    rule = RULES[name]
+    rule = find_rule(name)
     for role in map(Role, LITERATURE[name]):
         for field in dataclasses.fields(RoleExponents):
             for axis in ("width", "fan_out", "depth"):
@@ -159,6 +183,11 @@ EVERETT = {
     "mean_field_none": ((0, 0.5, 1), (0, 0, 0), (0, 0, -0.5), (1, 1.5, 1)),
     "mean_field_sgd": ((0, 0.5, 1), (0, 0, 0), (-1, -1, -1), (1, 1.5, 1)),
     "mean_field_adafactor": ((0, 0.5, 1), (0, 0, 0), (0, 0.5, 0), (1, 1.5, 1)),
+    "sp_none+sgd": ((0, 0, 0), (0, 0.5, 0.5), (-0.5, 0, 0.5), (0.5, 0.5, 0)),
+    "sp_none+adafactor": ((0, 0, 0), (0, 0.5, 0.5), (0, 0, 0), (0.5, 0.5, 0)),
+    "mup_everett_none+sgd": ((-0.5, 0, 0.5), (0.5, 0.5, 0.5), (0, -0.5, -0.5), (0.5, 1, 0.5)),
+    "mean_field_none+adafactor": ((0, 0.5, 1), (0, 0, 0), (0, 0, -0.5), (1, 1.5, 1)),
+    "ntk_full+adam": ((0, 0.5, 0.5), (0, 0, 0), (0, 0.5, 0.5), (0.5, 1, 0.5)),
 }
 
 
@@ -168,7 +197,55 @@ def test_everett(name):
     a, b, c, g = EVERETT[name]
     for i, role in enumerate(("input_embedding", "hidden_weight", "unembedding")):
         expected = (4.0 ** -b[i], 4.0 ** -c[i], 4.0 ** -g[i], 4.0 ** c[i], 4.0 ** -a[i])
-        assert pytest.approx(expected, rel=1e-12) == _numbers(RULES[name], role)
+        assert pytest.approx(expected, rel=1e-12) == _numbers(find_rule(name), role)
+
+
+def test_hyperball_over_depth_batch_and_tokens():
+    """HyperP: lr of MuonH with depth^-1/2 (α = 1/2), √batch and tokens^-0.32; Marin's AdamH: tokens^-0.3."""
+    hyperp = RULES["hyperp"].factors(Role.HIDDEN_WEIGHT, M, 0.5)
+    marin = RULES["marin_adamh"].factors(Role.HIDDEN_WEIGHT, M, 1.0)
+
+    assert 3**-0.5 * 2**0.5 * 5**-0.32 == pytest.approx(hyperp.lr, rel=1e-12)
+    assert 3**-0.5 == pytest.approx(RULES["hyperp"].residual.at(M, 0.5))
+    assert 2**0.5 * 5**-0.3 == pytest.approx(marin.lr, rel=1e-12)
+    assert (2 / 5) ** 0.5 == pytest.approx(RULES["marin_adamh"].factors(Role.UNEMBEDDING, M, 1.0).lr)
+
+
+def test_a_rule_is_found_by_parametrization_and_optimizer():
+    """The table for an optimizer, whichever of the parametrization is asked; variants keep theirs."""
+    assert RULES["mup_sgd"] == find_rule("mup", "sgd")
+    assert "mup+muon" == find_rule("mup_sgd", "muon").name
+    assert RULES["muon"] == find_rule("complete_d_p", "muon")
+    assert RULES["complete_d_p"] == find_rule("complete_d_p", "adamw")
+    soft, plain = (
+        find_rule(name, "muon").factors(Role.HIDDEN_WEIGHT, Ratios(tokens=2), 1.0)
+        for name in ("complete_d_p_soft", "complete_d_p")
+    )
+    assert (2**-0.3, 2**-0.5) == pytest.approx((soft.lr, plain.lr))
+
+
+@pytest.mark.parametrize("name", PARAMETRIZATIONS)
+def test_every_combination_that_is_listed_exists(name):
+    """Each has a table that says so; every other optimizer is refused."""
+    for optimizer in (
+        "adamw",
+        "adam",
+        "sgd",
+        "adafactor",
+        "muon",
+        "soap",
+        "shampoo",
+        "kfac",
+        "adamh",
+        "muonh",
+    ):
+        if optimizer in optimizers_of(name):
+            rule = find_rule(name, optimizer)
+            assert (optimizer, name) == (rule.trained_by, rule.parametrization or rule.name)
+            assert find_rule(f"{name}+{optimizer}") == rule
+        else:
+            with pytest.raises(ParametrizationError):
+                find_rule(name, optimizer)
 
 
 def test_damping_of_each_factor():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class StandIn:
-    """Base initialization and the same AdamW settings everywhere, a group per tensor."""
+    """Base initialization and the same AdamW settings everywhere."""
 
     def initialize(self, model: nn.Module, hps: Mapping[str, float], seed: int) -> None:
         """Base initialization, times `init_std`."""
@@ -19,10 +19,12 @@ class StandIn:
             for parameter in model.parameters():
                 parameter.mul_(hps.get("init_std", 1.0))
 
-    def param_groups(self, model: nn.Module, hps: Mapping[str, float]) -> list[dict[str, Any]]:
-        """The learning rate for every tensor."""
-        settings = {"lr": hps["lr"], "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-        return [{"params": [p], "name": name, **settings} for name, p in model.named_parameters()]
+    def optimizers(
+        self, model: nn.Module, hps: Mapping[str, float], *, fused: bool
+    ) -> list[torch.optim.Optimizer]:
+        """AdamW with the learning rate for every tensor."""
+        settings: dict[str, Any] = {"lr": hps["lr"], "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+        return [torch.optim.AdamW([{"params": list(model.parameters()), **settings}], fused=fused)]
 
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip on the gradients as they are."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from transfer_bo import Scale
 from transfer_bo.errors import Preempted
+from transfer_bo.parametrization import parametrize
 from transfer_bo.training import Corpus, TrainResult, build_transformer, train
 from transfer_bo.training.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 
@@ -56,11 +57,10 @@ def run(
         return seen == stop_at
 
     arguments: dict[str, Any] = {"batch": 4, "tokens": 4 * 16 * 20, "context": 16, "seed": 0, "device": "cpu"}
+    arguments |= {"parametrization": StandIn(), "hps": {"lr": 0.01}}
     return train(
         model or Dropping(),
-        StandIn(),
-        {"lr": 0.01},
-        corpus,
+        corpus=corpus,
         checkpoint=path,
         stop=stop,
         threads=1,
@@ -82,6 +82,43 @@ def test_resuming_gives_the_same_bits(tmp_path: Path) -> None:
     assert expected.train_loss == actual.train_loss
     for one, other in zip(whole.parameters(), pieces.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adam", "sgd", "adafactor", "muon", "soap", "shampoo", "adamh", "muonh"]
+)
+def test_resuming_gives_the_same_bits_for_every_optimizer(optimizer: str, tmp_path: Path) -> None:
+    """One or two optimizers, with preconditioners or norms to keep: stopped and resumed, all is equal."""
+    if optimizer == "soap":
+        pytest.importorskip("pytorch_optimizer")
+
+    def build(scale: Scale) -> nn.Module:
+        return build_transformer(scale)
+
+    scale = Scale(width=16, depth=1)
+    p = parametrize(build, scale, rule="sp", optimizer=optimizer)
+    hps = {"lr": 0.01, "weight_decay": 0.0 if optimizer == "adam" else 0.1}
+    whole, pieces = build(scale), build(scale)
+    expected = run(model=whole, parametrization=p, hps=hps)
+    with pytest.raises(Preempted):
+        run(tmp_path / "a.pt", 13, build(scale), parametrization=p, hps=hps)
+    actual = run(tmp_path / "a.pt", model=pieces, parametrization=p, hps=hps)
+
+    assert (expected.loss, expected.curve) == (actual.loss, actual.curve)
+    for one, other in zip(whole.parameters(), pieces.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_one_optimizer_as_it_was(tmp_path: Path) -> None:
+    """Earlier versions stored the state of the only optimizer without a list."""
+    path = tmp_path / "trial-0.pt"
+    with pytest.raises(Preempted):
+        run(path, 7)
+    content = torch.load(path, weights_only=True)
+    (content["state"]["optimizer"],) = content["state"]["optimizer"]
+    torch.save(content, path)
+
+    assert run().loss == run(path).loss
 
 
 def test_a_run_goes_on_instead_of_starting_anew(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transfer_bo.errors import ScaleError, TrainingError
 from transfer_bo.training import Corpus, TrainResult, Transformer, build_transformer, count_flops, train
 from transfer_bo.training.progress import Progress
 from transfer_bo.training.settings import TrainSettings
-from transfer_bo.training.trainer import evaluate, merge_groups
+from transfer_bo.training.trainer import evaluate
 
 TINY = Scale(width=16, depth=1)
 
@@ -202,12 +202,12 @@ def test_schedule_scales_every_group(corpus: Corpus) -> None:
     """A group with learning rate 0 stays where it was; the others move."""
 
     class Frozen(StandIn):
-        def param_groups(self, model: nn.Module, hps: Mapping[str, float]) -> list[dict[str, Any]]:
-            groups = super().param_groups(model, hps)
-            for group in groups:
-                if group["name"] == "unembedding.weight":
-                    group["lr"] = 0.0
-            return groups
+        def optimizers(
+            self, model: nn.Module, hps: Mapping[str, float], *, fused: bool
+        ) -> list[torch.optim.Optimizer]:
+            last = model.unembedding.weight
+            others = [p for p in model.parameters() if p is not last]
+            return [torch.optim.AdamW(others, lr=hps["lr"]), torch.optim.AdamW([last], lr=0.0)]
 
     start, model = build_transformer(TINY), build_transformer(TINY)
     StandIn().initialize(start, {}, seed=0)
@@ -215,23 +215,6 @@ def test_schedule_scales_every_group(corpus: Corpus) -> None:
 
     for (name, before), after in zip(start.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(before, after) == (name == "unembedding.weight"), name
-
-
-def test_merged_groups_hold_every_tensor_once_and_keep_settings_apart() -> None:
-    """Groups are joined only when all settings agree."""
-    tensors = [nn.Parameter(torch.zeros(1)) for _ in range(4)]
-    settings = [
-        {"lr": 0.1, "betas": (0.9, 0.95)},
-        {"lr": 0.1, "betas": (0.9, 0.99)},
-        {"lr": 0.2, "betas": (0.9, 0.95)},
-    ]
-    groups = [{"params": [p], "name": str(i), **settings[i % 3]} for i, p in enumerate(tensors)]
-    merged = merge_groups(groups)
-
-    assert [[id(tensors[0]), id(tensors[3])], [id(tensors[1])], [id(tensors[2])]] == [
-        [id(p) for p in group["params"]] for group in merged
-    ]
-    assert settings == [{key: group[key] for key in ("lr", "betas")} for group in merged]
 
 
 def test_flops_are_six_per_weight_and_token_plus_attention() -> None:

@@ -23,7 +23,7 @@ from transfer_bo.errors import ScaleError, TrainingError, TransferError
 from transfer_bo.parametrization import Parametrization, parametrize
 from transfer_bo.training import build_transformer, count_flops
 from transfer_bo.training.ranks import Ranks
-from transfer_bo.training.trainer import merge_groups, token_loss
+from transfer_bo.training.trainer import token_loss
 from transfer_bo.verification.dry_run import DryRun, dry_run
 from transfer_bo.verification.gpus import GPUS, find_gpu
 
@@ -42,7 +42,7 @@ def at(width: int, depth: int, batch: int) -> Parametrization:
 
 def step(p: Parametrization, model: nn.Module, run: nn.Module, tokens: torch.Tensor, parts: int = 1) -> None:
     """Two steps of the trainer, of which the second has the states of AdamW from its beginning."""
-    optimizer = torch.optim.AdamW(merge_groups(p.param_groups(model)), fused=True)
+    optimizer = torch.optim.AdamW(p.param_groups(model), fused=True)
     for _ in range(2):
         for part in tokens.tensor_split(parts):
             loss = token_loss(run, part) / parts

@@ -30,11 +30,9 @@ def coord_check(study: StudyArgument) -> None:
     from transfer_bo.parametrization.coordcheck import coordinate_check
     from transfer_bo.runners.task import StudyTask
 
-    task, rule = StudyTask(study_file), study_file.parametrization
+    task, alpha = StudyTask(study_file), study_file.parametrization.alpha
     base = study_file.base.replace(depth=max(MIN_DEPTH, study_file.base.depth))
-    check = coordinate_check(
-        task.build, base, rule.rule, rule.alpha, hps=task.space.defaults, factors=FACTORS
-    )
+    check = coordinate_check(task.build, base, task.rule, alpha, hps=task.space.defaults, factors=FACTORS)
     study_file.out.mkdir(parents=True, exist_ok=True)
     picture = study_file.out / "coord_check.png"
     check.plot().savefig(picture)

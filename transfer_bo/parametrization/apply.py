@@ -32,7 +32,7 @@ from transfer_bo.parametrization.builds import BuildModel, build_real, parameter
 from transfer_bo.parametrization.check import CheckReport, check_set_up
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.initial_values import copy_buffers, is_constant, rms
-from transfer_bo.parametrization.optimizers import OPTIMIZERS
+from transfer_bo.parametrization.optimizers import make_optimizer
 from transfer_bo.parametrization.rules import Rule
 from transfer_bo.parametrization.scaled_settings import Options, ScaledSettings
 from transfer_bo.parametrization.sharding import is_sharded, total_norm, write_values
@@ -55,6 +55,7 @@ def parametrize(
     rule: str | Rule = DEFAULT_RULE,
     alpha: float = 1.0,
     *,
+    optimizer: str | None = None,
     roles: Mapping[str, str] | None = None,
     inputs: tuple[torch.Tensor, ...] | None = None,
     fold: bool = True,
@@ -68,6 +69,8 @@ def parametrize(
             settings at other scales.
         rule: Name of a table in `tables.RULES`, or a `Rule`.
         alpha: α of the residual multiplier m_L^-α, in [1/2, 1].
+        optimizer: The optimizer to use the rule's table of, e.g. "muon"; the one that the rule names if not
+            given, mostly AdamW.
         roles: Role by name pattern, e.g. `{"*.router.weight": "hidden_weight"}`, for tensors whose role
             cannot be inferred or is to be overruled.
         inputs: What the base model is called with, to find how it uses its tensors and its residual branches;
@@ -76,11 +79,11 @@ def parametrize(
             model then runs unchanged), or always applied in the forward pass. Both train alike.
 
     Raises:
-        ParametrizationError: if builds fail or ignore an axis, a role or a residual branch is not found, or
-            α is outside the rule's range.
+        ParametrizationError: if builds fail or ignore an axis, a role or a residual branch is not found, the
+            rule has no table for the optimizer, or α is outside the rule's range.
         ScaleError: if the two scales have different axes, or no width.
     """
-    rule = find_rule(rule)
+    rule = find_rule(rule, optimizer)
     low, high = rule.alpha_range
     if not low <= alpha <= high:
         raise ParametrizationError(
@@ -249,7 +252,7 @@ class Parametrization(ScaledSettings):
 
         Raises:
             ParametrizationError: for a model of another scale, or a rule that needs two optimizers (see
-                `optimizers`) or one that torch does not have.
+                `optimizers`) or one that cannot be made here.
             SearchSpaceError: for an HP that the model has no group for, or a β outside (0, 1).
         """
         groups = self._groups(model, hps)
@@ -260,14 +263,22 @@ class Parametrization(ScaledSettings):
             )
         return groups[self.rule.optimizer]
 
-    def optimizers(self, model: nn.Module, hps: HPs | None = None) -> list[torch.optim.Optimizer]:
+    def optimizers(
+        self, model: nn.Module, hps: HPs | None = None, *, fused: bool = False
+    ) -> list[torch.optim.Optimizer]:
         """The rule's optimizers, ready to step: one, or Muon for matrices and AdamW for all other tensors.
 
+        Args:
+            model: Wrapped or not.
+            hps: In base coordinates.
+            fused: Whether to use torch's fused kernels where there are any; they differ by rounding.
+
         Raises:
-            ParametrizationError: for a model of another scale, or an optimizer that torch does not have.
+            ParametrizationError: for a model of another scale, or an optimizer that cannot be made here.
             SearchSpaceError: for an HP that the model has no group for, or a β outside (0, 1).
         """
-        return [OPTIMIZERS[name](groups) for name, groups in self._groups(model, hps).items()]
+        groups = self._groups(model, hps)
+        return [make_optimizer(name, of_one, fused=fused) for name, of_one in groups.items()]
 
     def _groups(self, model: nn.Module, hps: HPs | None) -> dict[str, list[dict[str, Any]]]:
         """Parameter groups by optimizer."""
@@ -318,7 +329,7 @@ class Parametrization(ScaledSettings):
             The differences, none if the parametrization is active; `raise_if_wrong()` makes them an error.
 
         Raises:
-            ParametrizationError: if the rule is for an optimizer that torch does not have.
+            ParametrizationError: if the rule is for an optimizer that cannot be made here.
             SearchSpaceError: for an HP that the model has no group for.
         """
         set_up = self._set_up.get(unwrap(model), _SetUp({}))

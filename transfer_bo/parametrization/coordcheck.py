@@ -31,6 +31,7 @@ from transfer_bo.parametrization.builds import BuildModel, build_real
 from transfer_bo.parametrization.example_inputs import call_with_example_inputs
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.rules import Rule
+from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.quantities import counted
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEFAULT_RULE
@@ -137,6 +138,7 @@ def coordinate_check(
     rule: str | Rule = DEFAULT_RULE,
     alpha: float = 1.0,
     *,
+    optimizer: str | None = None,
     hps: HPs | None = None,
     axes: Sequence[str] = ("width", "depth"),
     factors: Sequence[float] = FACTORS,
@@ -155,6 +157,7 @@ def coordinate_check(
             with a single one the last block has none before it.
         rule: Name of a table in `tables.RULES`, or a `Rule`.
         alpha: α of the residual multiplier m_L^-α.
+        optimizer: The optimizer to use the rule's table of; the one that the rule names if not given.
         hps: In base coordinates. To check ε, set it to the size of the gradients' elements.
         axes: Which of "width" and "depth" to check, one at a time, the other as at the base.
         factors: Sizes, in units of the base's.
@@ -166,8 +169,10 @@ def coordinate_check(
         tolerance: Largest exponent, in absolute value, that passes.
 
     Raises:
-        ParametrizationError: if the model cannot be parametrized or called, or an axis is missing.
+        ParametrizationError: if the model cannot be parametrized or called, an axis is missing, or the rule
+            has no table for the optimizer.
     """
+    rule = find_rule(rule, optimizer)
     if len(factors) < 2 or len(seeds) < 2:
         raise ParametrizationError(
             f"A coordinate check with {counted(len(factors), 'size')} and {counted(len(seeds), 'seed')} "
@@ -196,8 +201,7 @@ def coordinate_check(
 
     sizes = {key: dict(points) for key, points in changes.items()}
     growths = [_growth(*key, points, tolerance) for key, points in sizes.items()]
-    name = rule if isinstance(rule, str) else rule.name
-    return CoordCheck(name, tuple(growths), sizes)
+    return CoordCheck(rule.name, tuple(growths), sizes)
 
 
 def random_classes(seed: int) -> Loss:

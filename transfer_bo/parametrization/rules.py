@@ -25,7 +25,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from transfer_bo.errors import ParametrizationError
 
@@ -197,18 +197,37 @@ class Symmetry:
 
 
 # With g the gradient and v the average of its square: Adam and AdamW step by g/√v, which does not depend on
-# θ; SGD by g, which becomes g/θ; Muon by an orthogonalised g. Adafactor steps relative to the size of the
-# tensor, so its learning rate has no unit. Adam and SGD add the weight decay to the gradient.
+# θ; SGD by g, which becomes g/θ; Muon by an orthogonalised g; SOAP by Adam's step in rotated coordinates.
+# Shampoo with powers -1/4 steps by g/√(g²), and adds ε to squares of gradients. Adafactor, AdamH and MuonH
+# step relative to the size of the tensor, so their learning rates have no unit. Adam and SGD add the weight
+# decay to the gradient.
 SYMMETRIES: Mapping[str, Symmetry] = {
     "adamw": Symmetry(lr=1, eps=-1, weight_decay=-1),
     "adam": Symmetry(lr=1, eps=-1, weight_decay=-2),
     "sgd": Symmetry(lr=2, eps=0, weight_decay=-2),
     "muon": Symmetry(lr=1, eps=-1, weight_decay=-1),
     "adafactor": Symmetry(lr=0, eps=-1, weight_decay=0),
+    "soap": Symmetry(lr=1, eps=-1, weight_decay=-1),
+    "shampoo": Symmetry(lr=1, eps=-2, weight_decay=-1),
+    "adamh": Symmetry(lr=0, eps=-1, weight_decay=0),
+    "muonh": Symmetry(lr=0, eps=-1, weight_decay=0),
 }
 
 BETAS = ("linear", "half_life", "fixed")
 """The values of `Rule.betas`."""
+
+MATRIX_SOURCES: Mapping[str, str] = {
+    "muon": "2512.05620, Muon",
+    "soap": "2512.05620, SOAP on both sides",
+    "shampoo": "2512.05620, Shampoo with powers -1/4",
+    "shampoo_half": "2512.05620, Shampoo with powers -1/2",
+    "adamh": "2606.16899, width and depth derived",
+    "muonh": "2603.28743",
+}
+"""Where the row of each optimizer of matrices is published."""
+
+AT_ALPHA_1 = frozenset({"muon", "soap", "shampoo", "shampoo_half"})
+"""Optimizers of matrices whose rows are stated for α = 1 only."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +263,11 @@ class Rule:
     """Values of α for which the rule is stated."""
     derived: frozenset[Role] = frozenset()
     """Roles whose exponents are not printed in the source, but follow from its reasoning."""
+    parametrization: str = ""
+    """Name of the rule that has the same parametrization for AdamW, if this is not it: a study file names
+    that one and the optimizer."""
+    matrix_rows: Mapping[str, RoleExponents] = field(default_factory=dict)
+    """Row of two-dimensional hidden weights by optimizer, for those that take nothing else."""
 
     def __post_init__(self) -> None:
         """Refuse an unknown value of `betas`.
@@ -255,6 +279,24 @@ class Rule:
             raise ParametrizationError(
                 f"Rule {self.name!r} has betas = {self.betas!r}; use one of {', '.join(BETAS)}."
             )
+
+    @property
+    def trained_by(self) -> str:
+        """The optimizer that a study file names: that of the matrices, if they have their own."""
+        return self.matrices or self.optimizer
+
+    def with_matrices(self, optimizer: str) -> Rule:
+        """The rule with two-dimensional hidden weights stepped by one of `matrix_rows`."""
+        return replace(
+            self,
+            name=f"{self.name}+{optimizer}",
+            parametrization=self.parametrization or self.name,
+            source=f"{self.source}; hidden matrices: {MATRIX_SOURCES[optimizer]}",
+            matrices=optimizer,
+            rows={**self.rows, Role.HIDDEN_WEIGHT: self.matrix_rows[optimizer]},
+            alpha_range=(1.0, 1.0) if self.residual != ONE and optimizer in AT_ALPHA_1 else self.alpha_range,
+            matrix_rows={},
+        )
 
     def factors(self, role: Role, m: Ratios, alpha: float) -> ScalingFactors:
         """The factors on the settings of a tensor.

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Tensor, dissect
 from transfer_bo.parametrization.base_model import BaseModel, Draw
 from transfer_bo.parametrization.builds import BuildModel
 from transfer_bo.parametrization.forward_multipliers import ForwardMultipliers, find_residual_branches
 from transfer_bo.parametrization.hp_values import HPs, check_hps, multiplier_of, value_of
-from transfer_bo.parametrization.optimizers import optimizer_of, options_of
+from transfer_bo.parametrization.optimizers import NORM_KEEPING, optimizer_of, options_of
 from transfer_bo.parametrization.rules import Ratios, Role, RoleExponents, Rule, ScalingFactors
 from transfer_bo.scale import Scale
 
@@ -46,7 +47,7 @@ class TensorSettings:
     """What one tensor is set to."""
 
     optimizer: str
-    """Name in `optimizers.OPTIMIZERS`, or of an optimizer that torch does not have."""
+    """Name in `optimizers.OPTIMIZERS`."""
     options: Mapping[str, Any]
     """The optimizer's options, as in a parameter group; for AdamW lr, weight_decay, betas, eps."""
     init: float
@@ -181,7 +182,8 @@ class ScaledSettings:
         """What each tensor is set to, by name; tensors of the role "untrained" have no settings.
 
         Raises:
-            ParametrizationError: if the rule is for an optimizer that torch does not have.
+            ParametrizationError: if the rule is for an optimizer that cannot be made here, or one that keeps
+                norms is to train a tensor of zeros.
             SearchSpaceError: for an HP that the model has no group for, or a β outside (0, 1).
         """
         hps = self.check_hps(hps)
@@ -191,6 +193,11 @@ class ScaledSettings:
             if tensor.role is Role.UNTRAINED:
                 continue
             optimizer, theta = optimizer_of(self.rule, tensor), self._multipliers.theta(name, hps)
+            if optimizer in NORM_KEEPING and draws[tensor.base_name].rms == 0:
+                raise ParametrizationError(
+                    f"Tensor {name!r} starts at zero, and the optimizer {optimizer!r} would keep it there, "
+                    "as it keeps norms; draw other initial values, or use another optimizer."
+                )
             options = options_of(self.rule, optimizer, tensor, self._factors[name], theta, hps)
             found[name] = TensorSettings(
                 optimizer,

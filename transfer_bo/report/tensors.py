@@ -49,28 +49,30 @@ def tensor_settings(
         hps: HPs in base coordinates.
 
     Returns:
-        Columns name, role, module_type, shape; as set: init_std (of the drawn values), lr, beta1, beta2, eps,
-        weight_decay, with every multiplier that is folded into the tensor; "rule: ..." relative to the base;
-        applied.
+        Columns name, role, module_type, shape; as set: init_std (of the drawn values), optimizer (if not
+        all have AdamW), lr, beta1 (or momentum), beta2, eps, weight_decay, with every multiplier that is
+        folded into the tensor, empty where the optimizer has none; "rule: ..." relative to the base; applied.
     """
     from transfer_bo.parametrization.builds import parameters_of
 
     parametrization.initialize(model, dict(hps))
-    groups = parametrization.param_groups(model, dict(hps))
-    group_of = {id(parameter): group for group in groups for parameter in group["params"]}
     parameters = parameters_of(model)
+    settings = parametrization.settings(dict(hps))
 
     rule = parametrization.table()
     table = rule[["name", "role", "module_type", "shape"]].copy()
     spread = [float(parameters[name].detach().std(correction=0)) for name in rule["name"]]
     table["init_std"] = spread
 
-    settings = [group_of[id(parameters[name])] for name in rule["name"]]
-    table["lr"] = [group["lr"] for group in settings]
-    table["beta1"] = [group["betas"][0] for group in settings]
-    table["beta2"] = [group["betas"][1] for group in settings]
-    table["eps"] = [group["eps"] for group in settings]
-    table["weight_decay"] = [group["weight_decay"] for group in settings]
+    options = [settings[name].options for name in rule["name"]]
+    betas = [of_one.get("betas", (of_one.get("momentum"), None)) for of_one in options]
+    if any(settings[name].optimizer != "adamw" for name in rule["name"]):
+        table["optimizer"] = [settings[name].optimizer for name in rule["name"]]
+    table["lr"] = [of_one["lr"] for of_one in options]
+    table["beta1"] = [beta1 for beta1, _ in betas]
+    table["beta2"] = [beta2 for _, beta2 in betas]
+    table["eps"] = [of_one.get("eps") for of_one in options]
+    table["weight_decay"] = [of_one["weight_decay"] for of_one in options]
 
     for column in RULE:
         table[f"rule: {column}"] = rule[column]

@@ -30,9 +30,11 @@ from transfer_bo.attributes import (
     SPEED_ATTR,
 )
 from transfer_bo.errors import StudyFileError, TransferError
-from transfer_bo.parametrization import RULES, parametrize
+from transfer_bo.parametrization import Rule, parametrize
 from transfer_bo.parametrization.builds import BuildModel, build_meta
 from transfer_bo.parametrization.model_file import check_logits, load_build_model
+from transfer_bo.parametrization.optimizers import check_optimizer
+from transfer_bo.parametrization.tables import PARAMETRIZATIONS, find_rule
 from transfer_bo.runners.external_program import CommandError, Program
 from transfer_bo.runners.objective import is_out_of_memory
 from transfer_bo.runners.torchrun import endpoint_of, no_rendezvous, torchrun
@@ -280,12 +282,13 @@ class StudyTask(Task):
 
     Raises:
         StudyFileError: If the text is missing or too short, the model can't be built or gives no logits, the
-            rule is unknown, or an HP names a group that the model does not have.
+            rule is unknown or has no table for the optimizer, or an HP names a group that the model does not
+            have.
     """
 
     def __init__(self, study_file: StudyFile, should_stop: Callable[[], bool] = lambda: False) -> None:
         super().__init__(study_file, should_stop)
-        self._check_rule()
+        self.rule = self._find_rule()
         endpoint_of(study_file)
         self.corpus = self._load_corpus()
         self._build_model = self._find_model()
@@ -300,11 +303,18 @@ class StudyTask(Task):
                 raise StudyFileError(f"{study_file.path}: per_module: {error}") from None
         self._check_groups()
 
-    def _check_rule(self) -> None:
-        # The reference trainer steps with AdamW.
-        rules = [n for n, rule in RULES.items() if rule.optimizer == "adamw" and rule.matrices is None]
-        if self.file.parametrization.rule not in rules:
-            raise self.file.error("parametrization.rule", f"no such rule; use one of {', '.join(rules)}.")
+    def _find_rule(self) -> Rule:
+        """The table of the study's parametrization for its optimizer."""
+        section = self.file.parametrization
+        if section.rule not in PARAMETRIZATIONS:
+            known = ", ".join(PARAMETRIZATIONS)
+            raise self.file.error("parametrization.rule", f"no such rule; use one of {known}.")
+        try:
+            rule = find_rule(section.rule, section.optimizer)
+            check_optimizer(rule)
+        except TransferError as error:
+            raise self.file.error("parametrization.optimizer", str(error)) from None
+        return rule
 
     def _load_corpus(self) -> Corpus:
         try:
@@ -364,9 +374,9 @@ class StudyTask(Task):
     def parametrization(self, scale: Scale) -> Any:
         """The settings of every tensor at a scale; kept, because finding them takes several builds."""
         if scale not in self._parametrizations:
-            rule = self.file.parametrization
+            alpha = self.file.parametrization.alpha
             self._parametrizations[scale] = parametrize(
-                self.build, base=self.file.base, target=scale, rule=rule.rule, alpha=rule.alpha
+                self.build, base=self.file.base, target=scale, rule=self.rule, alpha=alpha
             )
         return self._parametrizations[scale]
 

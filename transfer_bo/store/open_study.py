@@ -27,7 +27,12 @@ from transfer_bo.store.backends import (
 )
 from transfer_bo.store.owner import Owner
 from transfer_bo.study_file import StudyFile
-from transfer_bo.study_file.schema import CommandSection, ModelSection, TrainingSection
+from transfer_bo.study_file.schema import (
+    CommandSection,
+    ModelSection,
+    ParametrizationSection,
+    TrainingSection,
+)
 
 __all__ = ["check_storage", "create_study", "find_study", "keep_definition", "open_study", "with_stored_rule"]
 
@@ -244,6 +249,7 @@ def _compare(study_file: StudyFile, study: optuna.Study, definition: dict[str, A
         kept_definition = {
             **{f"training.{key}": value for key, value in TrainingSection().definition().items()},
             **{f"model.{key}": value for key, value in ModelSection().model_dump().items()},
+            "parametrization.optimizer": ParametrizationSection().optimizer,
             **kept_definition,
         }
     for key, kept in kept_definition.items():

@@ -40,6 +40,7 @@ A study file in full (every section and key; those with a value after `#` may be
 
     [parametrization]
     rule = "complete_d_p"             # "complete_d_p_token_half_life"; a study with trials keeps theirs
+    optimizer = "adamw"               # "adamw"; adam, sgd, adafactor, muon, soap, shampoo, adamh, muonh, kfac
     alpha = 1.0                       # 1.0
 
     [training]                        # how the reference trainer trains

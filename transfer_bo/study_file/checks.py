@@ -11,6 +11,9 @@ from transfer_bo.study_file.schema import StudyFile
 
 __all__ = ["check_together"]
 
+ELEMENTWISE = ("adamw", "adam", "sgd")
+"""Optimizers whose step on a part of a tensor is that part of its step."""
+
 
 def check_together(study_file: StudyFile) -> None:
     """Refuse a study file whose keys do not go together.
@@ -23,6 +26,7 @@ def check_together(study_file: StudyFile) -> None:
     _check_modules(study_file)
     _check_source_studies(study_file)
     _check_nodes(study_file)
+    _check_optimizer(study_file)
     if study_file.command is None:
         _check_scales(study_file)  # what a program of the user's own can train is not known here
     else:
@@ -89,6 +93,18 @@ def _check_nodes(study_file: StudyFile) -> None:
         )
     if run.runner == "ray":
         raise study_file.error("run.nodes", "Ray itself spreads a trial over nodes; leave it out.")
+
+
+def _check_optimizer(study_file: StudyFile) -> None:
+    run = study_file.run
+    if run.parallel == "fsdp2" and run.ranks > 1:
+        optimizer = study_file.parametrization.optimizer
+        if optimizer not in ELEMENTWISE:
+            raise study_file.error(
+                "parametrization.optimizer",
+                'it needs whole tensors, which run.parallel = "fsdp2" splits over ranks; use "ddp", '
+                f"or one of {', '.join(ELEMENTWISE)}.",
+            )
 
 
 def _check_source_studies(study_file: StudyFile) -> None:

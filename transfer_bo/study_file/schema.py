@@ -83,12 +83,15 @@ class LadderSection(_Section):
 
 
 class ParametrizationSection(_Section):
-    """Which rule carries HPs from the base to a scale.
+    """Which rule carries HPs from the base to a scale, and the optimizer whose table of it counts.
 
     A study that has trials keeps the rule they were made with, if the file names none.
     """
 
     rule: str = DEFAULT_RULE
+    optimizer: Literal[
+        "adamw", "adam", "sgd", "adafactor", "muon", "soap", "shampoo", "kfac", "adamh", "muonh"
+    ] = "adamw"
     alpha: Annotated[float, Field(ge=0.5, le=1.0)] = 1.0
 
 

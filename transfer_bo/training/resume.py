@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from transfer_bo.training.ranks import Ranks
 __all__ = ["Resume"]
 
 logger = logging.getLogger(__name__)
+
+Optimizers = Sequence[torch.optim.Optimizer]
+"""Those that step one model, in a fixed order."""
 
 _SHARDS = "shards"
 """Key of the name of the folder that holds a sharded model's checkpoint."""
@@ -50,7 +53,7 @@ class Resume:
         self._ranks = ranks
         self._last = time.monotonic()
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    def load(self, model: nn.Module, optimizers: Optimizers) -> dict[str, Any] | None:
         """Restore model, optimizer and random state; the stored progress, None without a checkpoint.
 
         Raises:
@@ -65,12 +68,13 @@ class Resume:
 
         try:
             if _SHARDS in state:
-                _load_shards(self._path.with_name(state[_SHARDS]), model, optimizer)
+                _load_shards(self._path.with_name(state[_SHARDS]), model, optimizers)
             elif self._ranks.is_sharded:
-                _load_whole(state, model, optimizer)
+                _load_whole(state, model, optimizers)
             else:
                 model.load_state_dict(state["model"])
-                optimizer.load_state_dict(state["optimizer"])
+                for optimizer, stored in zip(optimizers, _of_optimizers(state), strict=True):
+                    optimizer.load_state_dict(stored)
         except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise TrainingError(
@@ -89,12 +93,12 @@ class Resume:
         """Whether it is time for the next checkpoint, on this rank's clock."""
         return self._path is not None and time.monotonic() - self._last > self._every
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
+    def save(self, model: nn.Module, optimizers: Optimizers, progress: Mapping[str, Any]) -> None:
         """Write a checkpoint; called by all ranks at the same step.
 
         Args:
             model: Before it was wrapped.
-            optimizer: Its optimizer.
+            optimizers: Its optimizers.
             progress: What else the run needs to continue: plain numbers, strings, lists and dictionaries.
         """
         if self._path is None:
@@ -105,14 +109,14 @@ class Resume:
         }
         state = {"random": self._ranks.gather(own), _PROGRESS: dict(progress)}
         if self._ranks.is_sharded:
-            self._save_sharded(self._path, model, optimizer, state)
+            self._save_sharded(self._path, model, optimizers, state)
         elif self._ranks.rank == 0:
-            state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers]}
             save_checkpoint(self._path, self._run, state)
         self._last = time.monotonic()
 
     def _save_sharded(
-        self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+        self, path: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]
     ) -> None:
         """Each rank writes its shards into a folder; then the file names the folder, and older ones go."""
         folder = path.with_name(f"{path.name}-{state[_PROGRESS]['step']}")
@@ -120,19 +124,25 @@ class Resume:
             _remove_folders([folder])  # of a process that was killed while it wrote
         self._ranks.gather(None)
 
-        is_written = _save_shards(folder, model, optimizer)
+        is_written = _save_shards(folder, model, optimizers)
         if self._ranks.rank == 0:
             is_named = is_written and save_checkpoint(path, self._run, {**state, _SHARDS: folder.name})
             _remove_folders(set(path.parent.glob(f"{path.name}-*")) - {folder} if is_named else [folder])
 
 
-def _save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+def _of_optimizers(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stored state of each optimizer; checkpoints of earlier versions hold that of the only one."""
+    stored = state["optimizer"]
+    return stored if isinstance(stored, list) else [stored]
+
+
+def _save_shards(folder: Path, model: nn.Module, optimizers: Optimizers) -> bool:
     """Write the shards of all ranks; whether that worked. A full disk does not end the run."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    weights, moments = get_state_dict(model, optimizer)
+    weights, moments = get_state_dict(model, optimizers)
     try:
         save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
     except (CheckpointException, OSError, RuntimeError) as error:
@@ -141,30 +151,31 @@ def _save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
     return True
 
 
-def _load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_shards(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
     """Read what any number of ranks wrote, sharded or not now."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    weights, moments = get_state_dict(model, optimizer)
+    weights, moments = get_state_dict(model, optimizers)
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
     try:
         load(state, checkpoint_id=folder)
     except CheckpointException as error:  # derives from BaseException
         raise RuntimeError(str(next(iter(error.failures.values()), (error,))[0])) from error
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
-def _load_whole(state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_whole(state: Mapping[str, Any], model: nn.Module, optimizers: Optimizers) -> None:
     """Spread the checkpoint of a model that was not sharded."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
+    (stored,) = _of_optimizers(state)  # what can be sharded has one optimizer
     set_state_dict(
         model,
-        optimizer,
+        optimizers,
         model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
+        optim_state_dict=stored,
         options=StateDictOptions(full_state_dict=True),
     )
 

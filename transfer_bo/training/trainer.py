@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from transfer_bo.training.ranks import Parallel, Ranks, return_freed_memory
 from transfer_bo.training.resume import Resume
 from transfer_bo.training.settings import TrainSettings, checkpoint_activations
 
-__all__ = ["Parametrization", "TrainResult", "count_flops", "merge_groups", "token_loss", "train"]
+__all__ = ["Parametrization", "TrainResult", "count_flops", "token_loss", "train"]
 
 FINAL_WINDOWS = 256
 """Held-out windows of the final loss.
@@ -56,8 +56,10 @@ class Parametrization(Protocol):
     def initialize(self, model: nn.Module, hps: Mapping[str, float], seed: int) -> None:
         """Draw the initial weights in place."""
 
-    def param_groups(self, model: nn.Module, hps: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Groups for `torch.optim.AdamW`: params, lr, betas, eps, weight_decay."""
+    def optimizers(
+        self, model: nn.Module, hps: Mapping[str, float], *, fused: bool
+    ) -> list[torch.optim.Optimizer]:
+        """Optimizers that together hold every tensor once, with fused kernels where there are any."""
 
     def clip_grad_norm_(self, model: nn.Module, max_norm: float) -> Tensor:
         """Clip the gradients in place; returns their norm before."""
@@ -105,7 +107,7 @@ def train(
     speed: Callable[[float], None] | None = None,
     after_step: Callable[[int, nn.Module], None] | None = None,
 ) -> TrainResult:
-    """Initialize a model and train it with AdamW; on a CPU the same arguments give the same bits.
+    """Initialize a model and train it; on a CPU the same arguments give the same bits.
 
     In a `torch.distributed` process group every rank calls this with the same arguments and trains on its
     share of each batch; the loss is that of one process, to rounding.
@@ -113,7 +115,7 @@ def train(
     Args:
         model: Tokens (B x T) to logits (B x T x V); may be on the meta device. It is trained in place. With
             fsdp2 a model on the meta device is sharded first, and each rank initializes its own shards.
-        parametrization: Gives the initial weights, the parameter groups and the clipping.
+        parametrization: Gives the initial weights, the optimizers and the clipping.
         hps: Hyperparameters by name, for the parametrization.
         corpus: Source of batches and held-out windows.
         batch: Sequences per step.
@@ -144,7 +146,8 @@ def train(
             falls, or a spike of one or two steps, is no divergence.
         Preempted: if it was stopped; the checkpoint is written.
         TrainingError: for a count that is not positive, a negative seed, a device that is not available, text
-            that is too short, or a batch that cannot be divided evenly over the ranks.
+            that is too short, a batch that cannot be divided evenly over the ranks, or an optimizer that
+            fsdp2 cannot shard.
     """
     _check_arguments({"batch": batch, "tokens": tokens, "context": context, "reports": reports}, seed)
     device = _checked_device(device)
@@ -160,8 +163,10 @@ def train(
         # Only for models that draw numbers as they run, such as dropout: each rank has its own.
         torch.manual_seed(seed + 1_000_003 * ranks.rank)
         wrapped = _start(model, parametrization, hps, seed, device, ranks, settings)
-        optimizer = torch.optim.AdamW(merge_groups(parametrization.param_groups(model, hps)), fused=True)
-        peaks = [group["lr"] for group in optimizer.param_groups]
+        optimizers = parametrization.optimizers(model, hps, fused=True)
+        if ranks.is_sharded:
+            _refuse_sharded(optimizers)
+        peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         forward: Callable[[Tensor], Tensor] = wrapped
         if settings.is_compiled(device):
             # Residual multipliers are constants to the compiler: each trial is a new program.
@@ -171,7 +176,7 @@ def train(
         identity = {"seed": seed, "batch": batch, "context": context, "steps": steps, "hps": dict(hps)}
         resume = Resume(checkpoint, checkpoint_seconds, identity, ranks)
         progress = Progress(corpus.vocab_size, started)
-        stored = resume.load(model, optimizer)
+        stored = resume.load(model, optimizers)
         if stored is not None:
             progress.restore(stored)
         first = progress.step + 1
@@ -195,10 +200,12 @@ def train(
             if settings.max_norm < math.inf:
                 parametrization.clip_grad_norm_(model, settings.max_norm)
             factor = settings.lr_factor(step, steps)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+            for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = factor * peak
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             balance_load(model, ranks.mean)
             return total
 
@@ -229,16 +236,16 @@ def train(
                 if step in report_at:
                     report_loss(step)
             except Preempted:
-                resume.save(model, optimizer, progress.state(step))
+                resume.save(model, optimizers, progress.state(step))
                 raise
             if ranks.any(stop(), device):
-                resume.save(model, optimizer, progress.state(step))
+                resume.save(model, optimizers, progress.state(step))
                 raise Preempted(f"Stopped at step {step} of {steps}.")
             if ranks.any(resume.is_due(), device):
-                resume.save(model, optimizer, progress.state(step))
+                resume.save(model, optimizers, progress.state(step))
 
         if progress.seconds() > checkpoint_seconds:  # so that a result that is lost costs no training
-            resume.save(model, optimizer, progress.state(steps))
+            resume.save(model, optimizers, progress.state(steps))
         return TrainResult(
             loss=progress.check(
                 "held-out", evaluate(model, forward, final_windows, batch, in_bfloat16=in_bfloat16)
@@ -324,17 +331,6 @@ def evaluate(
     return float(torch.stack(losses).sum()) / len(windows)
 
 
-def merge_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join groups with equal settings, so that AdamW makes one fused call for them instead of many."""
-    merged: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
-    for group in groups:
-        settings = {key: value for key, value in group.items() if key not in ("params", "name")}
-        params = group["params"]
-        same = merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})
-        same["params"] += [params] if isinstance(params, Tensor) else list(params)
-    return list(merged.values())
-
-
 def _check_arguments(counts: Mapping[str, float], seed: int) -> None:
     for name, value in counts.items():
         if not 0 < value < math.inf or (name != "tokens" and value != int(value)):
@@ -349,6 +345,21 @@ def _refuse_frozen(model: nn.Module) -> None:
             raise TrainingError(
                 f"The model is on the meta device, where its frozen tensor {name!r} has no values; "
                 "build it on the CPU, with these values loaded."
+            )
+
+
+def _refuse_sharded(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Refuse an optimizer whose step on a shard is not the shard of its step.
+
+    Raises:
+        TrainingError: naming it.
+    """
+    elementwise = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+    for optimizer in optimizers:
+        if not isinstance(optimizer, elementwise):
+            raise TrainingError(
+                f"The optimizer {type(optimizer).__name__} needs whole tensors, which fsdp2 splits over "
+                "ranks; use ddp, or one of AdamW, Adam and SGD."
             )
 
 

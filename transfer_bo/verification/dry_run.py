@@ -1,8 +1,8 @@
 """What a run at the target needs, found without memory or data: parameters, FLOPs, memory, hours, cost.
 
-The trainer's step (forward, backward, clipping, AdamW) runs on fake tensors: those of the meta device with
-the name of a real one, so that operators choose the kernels that they would use. FLOPs are those of torch's
-`FlopCounterMode`. Memory is the sum of all live storages, seen operator by operator, at its peak.
+The trainer's step (forward, backward, clipping, optimizer) runs on fake tensors: those of the meta device
+with the name of a real one, so that operators choose the kernels that they would use. FLOPs are those of
+torch's `FlopCounterMode`. Memory is the sum of all live storages, seen operator by operator, at its peak.
 
 On a GPU the trainer compiles the model, which then keeps fewer activations: the estimate is an upper bound.
 Workspaces of kernels and the CUDA context are not in it (`USABLE`).

@@ -8,7 +8,7 @@ Symbols:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from transfer_bo.errors import TrainingError
 from transfer_bo.parametrization import Parametrization
 from transfer_bo.training.ranks import Parallel
 from transfer_bo.training.settings import TrainSettings
-from transfer_bo.training.trainer import merge_groups
 
 __all__ = ["Loss", "Memory", "step_memory"]
 
@@ -46,7 +46,7 @@ class Memory:
     """Those that exist at the peak; in a backward pass they grow while activations shrink."""
 
     optimizer_states: float
-    """The averages of AdamW."""
+    """The averages of AdamW, or what another optimizer keeps."""
 
     activations: float
     """Tensors kept for the backward pass, and all temporary ones."""
@@ -123,7 +123,7 @@ def step_memory(
     *,
     autocast: bool,
 ) -> Memory:
-    """Run a step of the trainer on fake tensors, with the states of AdamW as after earlier steps.
+    """Run a step of the trainer on fake tensors, with the optimizer's states as after earlier steps.
 
     Call it inside a `FakeTensorMode`.
 
@@ -137,17 +137,26 @@ def step_memory(
         ranks: R.
         parallel: How ranks share the model.
         autocast: Whether matrix products run in bfloat16.
+
+    Raises:
+        TrainingError: for Adafactor, whose step reads values.
     """
     shards = ranks if parallel == "fsdp2" else 1
-    optimizer = torch.optim.AdamW(merge_groups(parametrization.param_groups(model, hps)), fused=True)
+    optimizers = parametrization.optimizers(model, hps, fused=True)
+    if any(isinstance(optimizer, torch.optim.Adafactor) for optimizer in optimizers):
+        raise TrainingError(
+            "The memory of a step with Adafactor is not known without values, which torch's reads; as an "
+            "upper bound, take that of AdamW."
+        )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
+    _step(optimizers)
 
     weights = [*model.parameters(), *model.buffers()]
-    states = [x for x in tree_leaves(dict(optimizer.state)) if isinstance(x, Tensor)]
+    states = [
+        x for x in tree_leaves([dict(optimizer.state) for optimizer in optimizers]) if isinstance(x, Tensor)
+    ]
     with _LiveStorages([*weights, *states], shards) as storages:
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(storages.accumulated)  # type: ignore[no-untyped-call]
@@ -158,8 +167,7 @@ def step_memory(
             del value
         storages.temporary_share = 1 / shards  # clipping and optimizer work on shards
         parametrization.clip_grad_norm_(model, TrainSettings().max_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        _step(optimizers)
 
     gradients, activations = storages.peak
     return Memory(
@@ -169,6 +177,12 @@ def step_memory(
         activations=activations,
         communication=0.0 if ranks == 1 else _communication(model, parallel),
     )
+
+
+def _step(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _bytes(tensors: Iterable[Tensor]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from transfer_bo.parametrization.rules import ONE, Power, Role, RoleExponents, Rule
+from transfer_bo.parametrization.tables.matrices import MATRIX_ROWS, without
 
 __all__ = ["COMPLETE_D_P", "COMPLETE_D_P_RULES", "with_rows"]
 
@@ -92,6 +93,7 @@ COMPLETE_D_P = Rule(
     ),
     one_minus_beta=Power(batch=+1, tokens=-1),
     derived=_DERIVED - {Role.ROUTER, Role.EXPERT_UP, Role.EXPERT_DOWN},
+    matrix_rows=MATRIX_ROWS,
 )
 
 
@@ -121,6 +123,7 @@ _SQRT_DECAY = replace(
             if exponents.weight_decay == Power(width=1) and role is not Role.UNEMBEDDING
         },
     ),
+    matrix_rows={},
 )
 
 _LARGE_VOCABULARY = replace(
@@ -180,6 +183,7 @@ COMPLETEP = replace(
     one_minus_beta=ONE,
     alpha_range=(0.0, 1.0),
     derived=COMPLETE_D_P.derived | {Role.QK_NORM},
+    matrix_rows={name: without(row, "batch", "tokens") for name, row in MATRIX_ROWS.items()},
 )
 
 COMPLETE_D_P_RULES = (
@@ -192,6 +196,6 @@ COMPLETE_D_P_RULES = (
     _TOKEN_HALF_LIFE,
     _INDEPENDENT,
     _POWER_LINES,
-    replace(COMPLETE_D_P, name="complete_d_p_adam", optimizer="adam"),
+    replace(COMPLETE_D_P, name="complete_d_p_adam", optimizer="adam", parametrization="complete_d_p"),
     COMPLETEP,
 )

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from transfer_bo.parametrization.rules import ONE, SYMMETRIES, Power, Role, RoleExponents, Rule
 from transfer_bo.parametrization.tables.complete_d_p import COMPLETE_D_P, with_rows
+from transfer_bo.parametrization.tables.matrices import MATRIX_ROWS, without
 
 __all__ = ["MUP_RULES"]
 
@@ -17,21 +18,15 @@ __all__ = ["MUP_RULES"]
 # 2203.03466, Table 3, in the form of 2512.22382's column muP.
 
 
-def _without_depth(exponents: RoleExponents) -> RoleExponents:
-    def flat(power: Power) -> Power:
-        return replace(power, depth=0.0, depth_alpha=0.0)
-
-    return RoleExponents(
-        exponents.init_var, flat(exponents.lr), flat(exponents.eps), exponents.weight_decay, exponents.forward
-    )
-
-
 MUP = Rule(
     name="mup",
     source="2203.03466, Table 3; ε and weight decay: 2512.22382, Table 1, column muP",
-    rows={role: _without_depth(exponents) for role, exponents in COMPLETE_D_P.rows.items()},
+    rows={role: without(exponents, "depth", "depth_alpha") for role, exponents in COMPLETE_D_P.rows.items()},
     residual=ONE,
     derived=COMPLETE_D_P.derived | {Role.QK_NORM},
+    matrix_rows={
+        name: without(row, "depth", "depth_alpha", "batch", "tokens") for name, row in MATRIX_ROWS.items()
+    },
 )
 
 
@@ -64,6 +59,7 @@ _SGD_HIDDEN = RoleExponents(
 MUP_SGD = replace(
     MUP,
     name="mup_sgd",
+    parametrization="mup",
     optimizer="sgd",
     source="2203.03466, Table 3, SGD; weight decay derived",
     rows={
@@ -96,6 +92,7 @@ _IN_BLOCK = frozenset(role for role, exponents in COMPLETE_D_P.rows.items() if e
 _COMPLETEP_SGD = replace(
     MUP_SGD,
     name="completep_sgd",
+    parametrization="completep",
     source="2203.03466, Table 3, SGD; depth: 2505.01618; weight decay derived",
     rows={
         role: replace(
@@ -115,6 +112,6 @@ MUP_RULES = (
     MUP,
     _MUP_TABLE_8,
     _MUP_TABLE_9,
-    replace(MUP, name="mup_adam", optimizer="adam"),
+    replace(MUP, name="mup_adam", optimizer="adam", parametrization="mup"),
     MUP_SGD,
 )

@@ -1,4 +1,4 @@
-"""Rules for optimizers that precondition matrices: Muon, Shampoo, SOAP, K-FAC.
+"""Rules of papers on optimizers that precondition matrices or keep their norm.
 
 Symbols as in `rules`; n is the width, and the initial standard deviation of a weight is n^-b.
 """
@@ -10,40 +10,46 @@ from dataclasses import replace
 
 from transfer_bo.parametrization.rules import ONE, Power, Role, RoleExponents, Rule
 from transfer_bo.parametrization.tables.complete_d_p import COMPLETE_D_P, with_rows
+from transfer_bo.parametrization.tables.standard import SP
 
 __all__ = ["KFAC_DAMPING", "PRECONDITIONER_RULES"]
 
-# ---------------------------------------------------------------------------------------- Muon, Shampoo, SOAP
-# arXiv:2512.05620 (and its code): learning rate and ε by fan-in and fan-out, branch multiplier m_L^-1 (α =
-# 1), for preconditioners that are not split into blocks. Where it has no entry, that of Complete(d)P is used.
-# lr·λ of matrices is in proportion to 1/width. Shampoo adds ε to squares of gradients, so with the batch it
-# scales as the square of Adam's (with the tokens too: derived).
-
-_RATIO = Power(width=-1, fan_out=+1)
-"""m_out / m_N."""
-_SQUARED_EPS = _RATIO**-1 * Power(depth=-2) * COMPLETE_D_P.every.eps
-
-
-def _preconditioned(name: str, optimizer: str, lr: Power, eps: Power, note: str) -> Rule:
-    weight_decay = lr**-1 * Power(width=-1)
-    exponents = RoleExponents(init_var=Power(width=-1), lr=lr, eps=eps, weight_decay=weight_decay)
-    return replace(
-        COMPLETE_D_P,
-        name=name,
-        matrices=optimizer,
-        source=f"2512.05620: {note}; other tensors by AdamW as in 2512.22382, Table 1",
-        rows=with_rows(COMPLETE_D_P, {Role.HIDDEN_WEIGHT: exponents}),
-        alpha_range=(1.0, 1.0),
-    )
-
-
-_PRECONDITIONED = [
-    _preconditioned("muon", "muon", _RATIO**0.5, _RATIO**-0.5 * Power(depth=-1), "Muon"),
-    # E, the total inverse power, is 1/2 for Shampoo with powers -1/4, and 1 with powers -1/2.
-    _preconditioned("shampoo", "shampoo", _RATIO**0.5, _SQUARED_EPS, "Shampoo, powers -1/4"),
-    _preconditioned("shampoo_half", "shampoo", Power(depth=-1), _SQUARED_EPS, "Shampoo, powers -1/2"),
-    _preconditioned("soap", "soap", _RATIO**0.5, _RATIO**-0.5 * Power(depth=-1), "SOAP, both sides"),
+# --------------------------------------------------------------------- Complete(d)P by optimizer of matrices
+_BY_OPTIMIZER = [
+    replace(COMPLETE_D_P.with_matrices(name), name=name)
+    for name in ("muon", "shampoo", "shampoo_half", "soap")
 ]
+
+# ------------------------------------------------------------------------------------------------ hyperball
+# 2603.28743 (and its code): MuonH with depth as in depth-muP (α = 1/2) and tokens^-0.32; betas stay. Where it
+# has no entry for other tensors, that of Complete(d)P is used.
+_HYPERP = replace(
+    COMPLETE_D_P.with_matrices("muonh"),
+    name="hyperp",
+    parametrization="",
+    source="2603.28743 and its code; other tensors by AdamW as in 2512.22382, Table 1",
+    every=RoleExponents(
+        lr=Power(batch=0.5, tokens=-0.32),
+        eps=COMPLETE_D_P.every.eps,
+        weight_decay=Power(batch=0.5, tokens=-0.68),
+    ),
+    betas="fixed",
+    alpha_range=(0.5, 0.5),
+)
+# Marin's recipe ("completed AdamH"): AdamH's learning rate with √batch and tokens^-0.3 and no factor for
+# width or depth; Adam's with √(batch / tokens); β1 stays, β2 keeps its half-life in tokens.
+_MARIN = replace(
+    SP,
+    name="marin_adamh",
+    source="Marin's recipe of 2026 (completed_adamh.py); other tensors as in practice",
+    matrices="adamh",
+    rows=with_rows(SP, {Role.HIDDEN_WEIGHT: RoleExponents(init_var=Power(width=-1), lr=Power(tokens=+0.2))}),
+    every=RoleExponents(lr=COMPLETE_D_P.every.lr, eps=COMPLETE_D_P.every.eps),
+    one_minus_beta=Power(batch=+1),
+    betas="half_life",
+    keeps_beta1=True,
+    matrix_rows={},
+)
 
 # ------------------------------------------------------------------------------------ K-FAC and Shampoo
 # 2312.12226, re-derived and not checked against its table: b = (0, 1/2, 1) for (embedding, hidden, readout),
@@ -89,4 +95,4 @@ _SECOND_ORDER = [
     _second_order("shampoo_width", (0.5, 0, -0.5), "Shampoo, powers -1/4"),
 ]
 
-PRECONDITIONER_RULES = (*_PRECONDITIONED, *_SECOND_ORDER)
+PRECONDITIONER_RULES = (*_BY_OPTIMIZER, _HYPERP, _MARIN, *_SECOND_ORDER)

@@ -16,8 +16,9 @@ from dataclasses import replace
 
 from transfer_bo.parametrization.rules import ONE, Power, Role, RoleExponents, Rule
 from transfer_bo.parametrization.tables.complete_d_p import COMPLETE_D_P, with_rows
+from transfer_bo.parametrization.tables.matrices import MATRIX_ROWS
 
-__all__ = ["STANDARD_RULES"]
+__all__ = ["SP", "STANDARD_RULES"]
 
 # ------------------------------------------------------------------------------ standard parametrization
 # Initial variance 1/fan_in, everything else as at the base.
@@ -30,7 +31,12 @@ SP = Rule(
         for role, exponents in COMPLETE_D_P.rows.items()
     },
     residual=ONE,
+    matrix_rows=dict.fromkeys(MATRIX_ROWS, RoleExponents(init_var=Power(width=-1))),
 )
+_SP_BY_OPTIMIZER = [
+    replace(SP, name=f"sp+{optimizer}", optimizer=optimizer, parametrization="sp", matrix_rows={})
+    for optimizer in ("sgd", "adafactor")
+]
 _SP_EMBEDDING_LR = replace(
     SP,
     name="sp_embedding_lr",
@@ -80,9 +86,13 @@ def _everett(family: str, alignment: str, optimizer: str) -> Rule:
     vector = RoleExponents(
         lr=Power(width=-c_vector), eps=Power(width=-g_vector), weight_decay=Power(width=c_vector)
     )
-    suffix = alignment if optimizer == "adamw" else optimizer
+    parametrization = f"{'mup_everett' if family == 'mup' else family}_{alignment}"
+    name = parametrization if optimizer == "adamw" else f"{parametrization}+{optimizer}"
+    if alignment == "full" and optimizer != "adamw":
+        name = f"{parametrization.removesuffix('_full')}_{optimizer}"
     return Rule(
-        name=f"{family}_{suffix}" if family != "mup" else f"mup_everett_{suffix}",
+        name=name,
+        parametrization="" if optimizer == "adamw" else parametrization,
         source=f"2407.05872, Table 1 (re-derived): {family}, {alignment} alignment",
         optimizer=optimizer,
         rows={
@@ -102,12 +112,8 @@ def _everett(family: str, alignment: str, optimizer: str) -> Rule:
 _EVERETT = [
     _everett(family, alignment, optimizer)
     for family in _A_B_G
-    for alignment, optimizer in (
-        ("full", "adamw"),
-        ("none", "adamw"),
-        ("full", "sgd"),
-        ("full", "adafactor"),
-    )
+    for alignment in _ALIGNMENT
+    for optimizer in ("adamw", "sgd", "adafactor")
 ]
 
-STANDARD_RULES = (SP, _SP_EMBEDDING_LR, *_EVERETT)
+STANDARD_RULES = (SP, *_SP_BY_OPTIMIZER, _SP_EMBEDDING_LR, *_EVERETT)
