@@ -12,6 +12,7 @@ from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
 from transfer_bo.records import StudySettings
 from transfer_bo.search.startup import SPREAD, startup_point
+from transfer_bo.surrogate import priors
 
 BASE, TARGET = Scale(n_params=1e8, tokens=2e9), Scale(n_params=4e8, tokens=3.2e10)
 LR, DECAY = Dimension("lr", "log", 2**-14, 2**-6), Dimension("weight_decay", "log", 0.01, 1.0, 0.1)
@@ -26,7 +27,8 @@ def plan(coordinates: str, seed: int = 0) -> StudySettings:
 def test_the_first_run_is_at_the_expected_optimum(coordinates: str, seed: int) -> None:
     """At a default where there is one, else as far from the middle of the range as the prior says."""
     first = startup_point([LR, DECAY], plan(coordinates, seed), 0)
-    moved = {"base": 0.0, "raw": 2 * 0.38 + 4 * 0.40}[coordinates]  # doublings times `priors.RAW_DRIFT`
+    by_size, by_duration = (-priors.RAW_DRIFT["lr", axis][0] for axis in ("n_params", "tokens"))
+    moved = {"base": 0.0, "raw": 2 * by_size + 4 * by_duration}[coordinates]  # by their doublings
 
     assert first["weight_decay"] == 0.1
     assert math.isclose(math.log2(first["lr"]), -10 + moved / 2, abs_tol=1e-9)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,26 @@ def test_correlations_of_drifts_are_proper(axes: list[str], hp: str) -> None:
     assert torch.equal(correlation, correlation.T)
     assert bool((correlation.diagonal() == 1).all())
     assert float(torch.linalg.eigvalsh(correlation).min()) > 0
+
+
+def test_drifts_are_those_that_the_sources_give() -> None:
+    """By the rule of `studies/priors`, from the entries that are listed there."""
+    pools = runpy.run_path(str(Path(__file__).parents[2] / "studies" / "priors" / "pool.py"))["pools"]()
+    table, correlation = priors.RAW_DRIFT, priors.RAW_DRIFT_CORRELATION
+
+    def pooled(hp: str, exponent: str) -> tuple[float, float]:
+        mean, sd = pools[hp].of(exponent)
+        return round(mean, 2), round(sd, 2)
+
+    assert pooled("lr", "n_params") == table["lr", "n_params"]
+    assert pooled("lr", "tokens, batch fixed") == table["lr", "tokens"]
+    assert pooled("lr", "tokens, batch free") == priors.RAW_DRIFT_BATCH_FREE["lr", "tokens"]
+    assert pooled("lr", "batch") == table["lr", "batch"]
+    assert pooled("batch", "n_params") == table["batch", "n_params"]
+    assert pooled("batch", "tokens, batch free") == table["batch", "tokens"]
+    for hp in ("lr", "batch"):
+        found = pools[hp].correlation("n_params", "tokens, batch free")
+        assert round(found, 1) == correlation[hp, frozenset({"n_params", "tokens"})]
 
 
 def test_a_multiplier_does_not_drift_with_its_kind() -> None:

@@ -152,7 +152,10 @@ LENGTHSCALE_LOG_SD = 0.5
 """sd of ln ℓ: within a factor of e; weak."""
 
 SOURCE_SHIFT_SD: LogNormal = (0.5, 1.0)
-"""φ, octaves: how far the optimum of a source study lies off this study's, in each HP; weak."""
+"""φ, octaves: how far the optimum of a source study lies off this study's, in each HP; weak. Likewise of
+runs with another learning-rate schedule: in Schaipp's logs the best learning rate rises by .3 octaves per
+octave of the cooldown's share, so by one from a tenth to all, and cosine lies .7 above a fifth
+(`studies/priors/fitted.csv`)."""
 
 SOURCE_LEVEL_SD = 1.0
 """o, ln loss: another data set may well have losses e times as large."""
@@ -205,55 +208,53 @@ BASE_DRIFT_SD_OTHER = 0.2
 """Along an axis of another kind; weak."""
 
 RAW_DRIFT: dict[tuple[str, str], Normal] = {
-    ("lr", "n_params"): (-0.38, 0.20),
-    ("lr", "tokens"): (-0.40, 0.20),
+    ("lr", "n_params"): (-0.45, 0.20),
+    ("lr", "tokens"): (-0.35, 0.20),
     ("lr", "width"): (-0.67, 0.35),
     ("lr", "depth"): (-0.34, 0.35),
-    ("lr", "batch"): (0.4, 0.25),
-    ("batch", "n_params"): (0.08, 0.20),
-    ("batch", "tokens"): (0.50, 0.15),
+    ("lr", "batch"): (0.35, 0.21),
+    ("batch", "n_params"): (0.02, 0.25),
+    ("batch", "tokens"): (0.62, 0.25),
 }
-"""In raw coordinates by (HP kind, axis kind): mean and spread over the independent sources of exponents, N
-being parameters and D tokens.
+"""In raw coordinates by (HP kind, axis kind), N being parameters and D tokens. But for widths and depths it
+is what `studies/priors/pool.py` prints by the rule in `studies/priors/README.md`: works are pooled as random
+effects, and the spread is that of one more work. Each work is a row of `studies/priors/sources.csv`, with its
+conditions and its weight:
 
-    lr vs N                   -.5 and, if depth grows along, -.33 (Complete(d)P in raw form, 2512.22382),
-                              -.48 (Lingle), -.22 (Zhou et al., 2601.05049): mean -.38
-    lr vs D, batch fixed      -.5 (Complete(d)P), -.3 to -.7 (Bjorck et al., 2409.19913), -.3 (Marin),
-                              -.35 (Zhou): mean -.41, rounded
-    batch vs D                .57 (Lingle), .47 (Zhang et al. on critical batches): mean .52, rounded
-    batch vs N                0 (Lingle), 0 (Zhang), and what DeepSeek and Porian leave when .52 for D is
-                              taken off, .13 and .18: mean .08
-    lr vs batch               √batch (Marin) where gradients are noisy, less where they are not: .4, weak
+    lr vs N                   -.48 (Lingle), -.40 (fitted to the logs of (Mis)Fitting), -.42 (Complete(d)P,
+                              2512.22382), -.22 (Zhou, 2601.05049), -.81 (Ludziejewski, 2502.05172, mixtures
+                              of experts)
+    lr vs D, batch fixed      -.5 (Bjorck, 2409.19913), -.27 and 0 (fitted to the logs of Schaipp and
+                              (Mis)Fitting), -.35 (Zhou), -.5 (Complete(d)P), -.51 (Power scheduler,
+                              2408.13359); other optimizers: -.28, -.37 (Marin), -.56 (Filatov, 2510.03871)
+    lr vs batch               .34 (von Ruette, 2512.10858), .16 (Marek), .5 (2205.10287), .62 (Filatov)
+    batch vs D                .57 (Lingle), .82 (von Ruette), .38 (Power Lines, 2505.13738), .47 (Zhang),
+                              .45 (Filatov)
+    batch vs N                0 (Lingle, Power Lines, Zhang)
+    sums of N and D           lr -.25, batch .65 (DeepSeek, 2401.02954); -.36, .70 (Porian, 2406.19146)
 
-DeepSeek (2401.02954) and Porian et al. (2406.19146) moved N and D together, so they tell only the sum of the
-two exponents: -.25 and -.36 for lr, .65 and .70 for batch. For lr the sum of the table is -.78 at a fixed
-batch, and -.41 with the batch at its optimum, as theirs was. Lingle's and Marin's exponents are from posts
-and code without an arXiv number.
+At a fixed batch the best lr over tokens is a hump rather than a power law ("surge" in `fitted.csv`, slopes
+between +.45 and -.45), for which the mean and the spread of its slope stand here. Lingle's and Marin's
+exponents are from posts and code without an arXiv number.
 
 Widths: N grows as width² at fixed depth, so an exponent in width is twice that in N; lr ∝ 1/width is the
 theory for hidden matrices under Adam, n^-1/2 what is measured with cross-entropy (2505.22491), n^-.66 to
 n^-1.1 the exponents of a global rate (2407.05872). -.67 was chosen among them. Depth: N grows linearly with
 depth, so half of that. An sd of .35 covers all of these."""
 
-RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (-0.03, 0.20)}
-"""Instead of the above where a batch size is searched as well, so that D moves with the batch at its optimum:
-+.26 (Lingle); the four above with lr ∝ √batch and batch ∝ D^.5, so .25 more (-.25, -.25, -.05, -.10); and
-what DeepSeek and Porian leave when -.38 for N is taken off (.13, .02). The mean is -.03."""
+RAW_DRIFT_BATCH_FREE: dict[tuple[str, str], Normal] = {("lr", "tokens"): (0.16, 0.21)}
+"""Instead of the above where a batch size is searched as well, so that D moves with the batch at its optimum;
+likewise from `pool.py`: Lingle +.26, von Ruette +.28, Filatov -.28 (another optimizer), the sums above, and
+what follows from the exponents at a fixed batch."""
 
 RAW_DRIFT_OTHER: Normal = (0.0, 0.3)
 """Of other HPs and of multipliers, and along other axes; weak."""
 
 RAW_DRIFT_CORRELATION: dict[tuple[str, frozenset[str]], float] = {
-    ("lr", frozenset({"n_params", "tokens"})): -0.7,
-    ("batch", frozenset({"n_params", "tokens"})): -0.7,
+    ("lr", frozenset({"n_params", "tokens"})): -0.1,
+    ("batch", frozenset({"n_params", "tokens"})): -0.2,
 }
-"""Correlation of the errors of two exponents of the same HP. Sources disagree on what N does and on what D
-does, far less on what they do together (batch at its optimum; first authors):
-
-    lr vs N and D doubled: Lingle -.22, DeepSeek -.25, Zhou -.32, Porian -.36, Complete(d)P -.58: sd .14
-    batch vs N and D doubled: Zhang .47, Lingle .57, DeepSeek .65, Porian .70: sd .10
-
-With the spreads above, an sd of .15 and .13 of the sum is a correlation of -.7 in both."""
+"""Correlation of the errors of two exponents of the same HP, from `pool.py`."""
 
 # Coordinates
 
