@@ -28,6 +28,7 @@ from transfer_bo.errors import PriorError, SearchSpaceError, StudyError
 from transfer_bo.scale import Scale
 
 __all__ = [
+    "SCHEDULE_SOURCE",
     "FinishedRun",
     "Outcome",
     "Run",
@@ -41,6 +42,10 @@ __all__ = [
     "read_runs",
     "read_settings",
 ]
+
+
+SCHEDULE_SOURCE = "schedule "
+"""How the name of a source begins that holds runs with another learning-rate schedule."""
 
 
 class Outcome(enum.StrEnum):
@@ -116,7 +121,8 @@ class Run:
         curve: loss at each reported progress in (0, 1].
         seconds: wall-clock time of the objective.
         purpose: "search", "verify", "control", "replicate" or "past".
-        source: the source study that it was made in; None for the study's own.
+        source: the source study that it was made in, or `SCHEDULE_SOURCE` and its schedule; None for the
+            study's own.
         constraints: values of Optuna's constraints by name; one holds at 0 or below.
     """
 

@@ -251,6 +251,15 @@ DURATIONS = (
 )
 """Names of such a counter or of the length of a run: only where a column names the run of each row."""
 
+SCHEDULES = (
+    *("schedule", "lr_schedule", "learning_rate_schedule", "lr_schedule_type", "schedule_type", "sched"),
+    *("scheduler", "lr_scheduler", "lr_scheduler_type", "scheduler_type", "scheduler_name", "lr_sched"),
+    *("lr_decay_style", "decay_style", "decay_type", "decay_shape", "lr_wsd_decay_style", "lr_decay_type"),
+    *("cooldown_fraction", "cooldown_frac", "cooldown_type", "cooldown", "decay_fraction", "decay_frac"),
+    *("wsd_decay_fraction", "annealing", "anneal_strategy"),
+)
+"""Names of columns that tell the learning-rate schedule of a run."""
+
 RUN_NAMES = (
     *("run_id", "run", "run_name", "run_uuid", "trial_id", "trial", "experiment_id", "job_id", "id", "name"),
     *("uuid", "exp_name", "display_name"),

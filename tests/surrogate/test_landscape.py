@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
+from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.landscape import DriftPrior, Landscape, asymmetric
 
@@ -94,13 +95,14 @@ def test_the_prior_of_the_drift_is_what_was_asked_for(
     assert torch.allclose(covariance, spread[:, None] * both * spread, atol=1e-12)
 
 
-def test_what_sources_agree_on_is_the_sum() -> None:
-    """In raw coordinates the drifts of lr and batch with N and with D trade; those of other HPs do not."""
+def test_only_drifts_with_sources_are_correlated() -> None:
+    """In raw coordinates those of lr and batch with N and with D, as their sources are; not of other HPs."""
     lr, batch, other = DriftPrior.from_tables(["lr", "batch", "eps"], ["N", "D"], "raw").correlation
     base = DriftPrior.from_tables(["lr"], ["N", "D"], "base").correlation
 
-    assert float(lr[0, 1]) == float(lr[1, 0]) == -0.7
-    assert float(batch[0, 1]) == -0.7
+    both = frozenset({"n_params", "tokens"})
+    assert float(lr[0, 1]) == float(lr[1, 0]) == priors.RAW_DRIFT_CORRELATION["lr", both]
+    assert float(batch[0, 1]) == priors.RAW_DRIFT_CORRELATION["batch", both]
     assert float(other[0, 1]) == float(base[0, 0, 1]) == 0.0
 
 

@@ -48,6 +48,13 @@ def suggest(
     status: Annotated[
         str | None, typer.Option(help="Column of RUNS that says how a run ended.", metavar="COLUMN")
     ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of RUNS that tells the learning-rate schedule, and the target's.",
+            metavar="COLUMN[=VALUE]",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="One axis of the target, e.g. n_params=7B.", metavar="AXIS=VALUE")
     ] = None,
@@ -88,6 +95,7 @@ def suggest(
                 "--hp": hp,
                 "--loss": loss,
                 "--status": status,
+                "--schedule": schedule,
                 "--coordinates": coordinates,
                 "--model": model,
                 "--base": base,
@@ -108,6 +116,7 @@ def suggest(
         "maximize": maximize,
         "seed": seed,
         "status": status,
+        "schedule": schedule,
     }
     if diverged_above is not None:
         options["diverged_above"] = parse_number(diverged_above, "--diverged-above")

@@ -14,7 +14,7 @@ import numpy as np
 from transfer_bo.dimension import Dimension
 from transfer_bo.notes import Note
 from transfer_bo.projection.suggestion import Suggestion
-from transfer_bo.records import finished_runs
+from transfer_bo.records import SCHEDULE_SOURCE, finished_runs
 from transfer_bo.space import is_multiplier, split_name
 from transfer_bo.synonyms import axis_kind
 
@@ -58,8 +58,9 @@ def runs_without_scale(projection: Projection, suggestion: Suggestion) -> Iterat
 def source_studies(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
     """How much the answer rests on runs of source studies."""
     for name, source in projection.sources().items():
+        of = name if name.startswith(SCHEDULE_SOURCE) else f"source study {name!r}"
         yield (
-            f"{source['runs']:.0f} runs of source study {name!r} are part of the fit; their optimum may "
+            f"{source['runs']:.0f} runs of {of} are part of the fit; their optimum may "
             f"differ by {source['shift']:.2g} octaves (one standard deviation; near 0 they count like own "
             "runs, at several they hardly count)."
         )

@@ -18,12 +18,13 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.errors import NoRunsError, RunTableError, SearchSpaceError
 from transfer_bo.notes import Note
 from transfer_bo.quantities import counted
-from transfer_bo.records import Outcome, Run
+from transfer_bo.records import Outcome, Run, finished_runs
 from transfer_bo.run_table.cells import read_choices
 from transfer_bo.run_table.columns import Columns, numbers
 from transfer_bo.run_table.divergence import mark_diverged
 from transfer_bo.run_table.history import last_steps
 from transfer_bo.run_table.read import CONSTRAINT_PREFIX
+from transfer_bo.run_table.schedules import SCHEDULE, Label, keep_apart, label_schedules
 from transfer_bo.run_table.status import TELLING, read_outcomes
 from transfer_bo.run_table.thinning import thin
 from transfer_bo.scale import Scale, default_cost
@@ -55,7 +56,7 @@ class RunTable:
         constants: HPs with one value in all rows.
         counts: rows of the table, by outcome.
         notes: sentences on what was done to the rows.
-        table: the rows that count: axes, HPs, "loss" and "outcome".
+        table: the rows that count, of the target's schedule: axes, HPs, "loss" and "outcome".
     """
 
     runs: list[Run]
@@ -67,8 +68,8 @@ class RunTable:
 
     @property
     def scales(self) -> list[Scale]:
-        """Every scale with a finished run, cheapest first."""
-        scales = {run.scale for run in self.runs if run.outcome is Outcome.FINISHED and run.scale}
+        """Every scale with a finished run of the target's schedule, cheapest first."""
+        scales = {run.scale for run in finished_runs(self.runs) if run.source is None}
         return sorted(scales, key=lambda scale: (default_cost(scale), *scale.values()))
 
 
@@ -107,6 +108,7 @@ def read_rows(
     if log or diverged_above is not None:
         mark_diverged(clean, columns, diverged_above, notes)
     _check_units(clean, columns, notes)
+    clean, sources = keep_apart(clean, columns.schedule, notes) if columns.schedule else (clean, {})
 
     constants = {
         name: _plain(clean[name].iloc[0]) for name in columns.hps if clean[name].nunique(dropna=False) == 1
@@ -136,16 +138,18 @@ def read_rows(
         seed=seed,
         maximize=maximize,
         notes=notes,
+        groups=[SCHEDULE] if columns.schedule else [],
     )
+    own = ~clean[SCHEDULE].isin(sources) if sources else slice(None)
     return RunTable(
-        runs=_runs(kept, columns, varying),
+        runs=_runs(kept, columns, varying, sources),
         dimensions=[
             _dimension(clean[name], name, kind, name in whole) for name, kind in sorted(varying.items())
         ],
         constants=constants,
         counts={str(outcome): int(n) for outcome, n in clean["outcome"].value_counts().items()},
         notes=notes,
-        table=clean,
+        table=clean[own],
     )
 
 
@@ -191,6 +195,8 @@ def _clean(table: pd.DataFrame, columns: Columns, notes: list[Note]) -> tuple[pd
         clean[name] = numbers(table, name).values
     clean["loss"] = loss.values
     clean["outcome"] = outcomes
+    if columns.schedule:
+        clean[SCHEDULE] = label_schedules(table, list(columns.schedule))
 
     names = [*columns.axes, *columns.hps]
     lacking = clean[names].isna().any(axis=1)
@@ -368,8 +374,11 @@ def _dimension(values: pd.Series[Any], name: str, kind: str, whole: bool) -> Dim
     return Dimension(name, kind, float(values.min()), float(values.max()), integer=whole)
 
 
-def _runs(kept: pd.DataFrame, columns: Columns, varying: Mapping[str, str]) -> list[Run]:
+def _runs(
+    kept: pd.DataFrame, columns: Columns, varying: Mapping[str, str], sources: Mapping[Label, str]
+) -> list[Run]:
     """Rows as records, numbered from 0."""
+    schedules = kept[SCHEDULE] if sources else [None] * len(kept)
     scales = kept[list(columns.axes)].to_dict("records")
     params = kept[list(varying)].to_dict("records")
     constraints = kept[_constraints(kept)].to_dict("records")
@@ -385,9 +394,10 @@ def _runs(kept: pd.DataFrame, columns: Columns, varying: Mapping[str, str]) -> l
                 for name, value in values.items()
                 if not math.isnan(value)
             },
+            source=sources.get(schedule),
         )
-        for number, (scale, hps, values, outcome, loss) in enumerate(
-            zip(scales, params, constraints, kept["outcome"], kept["loss"], strict=True)
+        for number, (scale, hps, values, outcome, loss, schedule) in enumerate(
+            zip(scales, params, constraints, kept["outcome"], kept["loss"], schedules, strict=True)
         )
     ]
 

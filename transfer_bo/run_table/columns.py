@@ -50,6 +50,7 @@ class Columns:
         loss: the column of the metric.
         status: the column that tells how a run ended, or None.
         kinds: column -> kind of axis or HP, where the user declared it.
+        schedule: columns that tell the learning-rate schedule -> the target's value, None where it is open.
     """
 
     axes: tuple[str, ...]
@@ -57,6 +58,7 @@ class Columns:
     loss: str
     status: str | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)
+    schedule: Mapping[str, str | None] = field(default_factory=dict)
 
     def check(self, table: pd.DataFrame) -> None:
         """Check that the table has these columns, each with one meaning.

@@ -18,7 +18,7 @@ import numpy as np
 
 from transfer_bo.notes import Note
 from transfer_bo.projection import Projection, Suggestion
-from transfer_bo.records import Outcome
+from transfer_bo.records import Outcome, finished_runs
 from transfer_bo.run_table.fit import doublings_outside
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
@@ -80,6 +80,7 @@ def uncorrected(projection: Projection, suggestion: Suggestion) -> dict[str, Any
     """
     surrogate = projection.surrogate
     finished = [run for run in surrogate.runs if run.outcome is Outcome.FINISHED and run.loss is not None]
+    finished = [run for run in finished if run.source is None] or finished
     largest = [run for run in finished if run.scale == largest_scale(projection)]
     largest = [run for run in largest if run.is_feasible] or largest
     best = min(largest, key=lambda run: surrogate.outcome_transform.forward(run.loss or math.nan))
@@ -97,8 +98,9 @@ def uncorrected(projection: Projection, suggestion: Suggestion) -> dict[str, Any
 
 
 def largest_scale(projection: Projection) -> Scale:
-    """The most expensive scale with a finished run."""
-    finished = {run.scale for run in projection.surrogate.runs if run.outcome is Outcome.FINISHED}
+    """The most expensive scale with a finished run of the table's own schedule."""
+    runs = finished_runs(projection.surrogate.runs)
+    finished = {run.scale for run in runs if run.source is None} or {run.scale for run in runs}
     return [scale for scale in projection.settings.scales if scale in finished][-1]
 
 

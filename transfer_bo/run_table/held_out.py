@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from transfer_bo.projection import Projection
-from transfer_bo.records import Outcome, Run
+from transfer_bo.records import Outcome, Run, finished_runs
 from transfer_bo.run_table.cleaning import RunTable
 from transfer_bo.run_table.fit import FitOptions, project
 from transfer_bo.scale import Scale, default_cost
@@ -54,7 +54,7 @@ def leave_largest_out(rows: RunTable, options: FitOptions, level: float = 0.9) -
             bins.append(_bin(scale))
 
     folds: list[dict[str, Any]] = []
-    finished = [run for run in rows.runs if run.outcome is Outcome.FINISHED and run.scale]
+    finished = [run for run in finished_runs(rows.runs) if run.source is None]
     for largest in bins[:FOLDS]:
         held_out = [run for run in finished if run.scale and _bin(run.scale) == largest]
         cheapest = min(default_cost(run.scale) for run in held_out if run.scale)

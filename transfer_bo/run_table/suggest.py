@@ -25,6 +25,7 @@ from transfer_bo.run_table.held_out import leave_largest_out
 from transfer_bo.run_table.published_laws import compare
 from transfer_bo.run_table.rank_correlation import rank_preservation, rank_warnings
 from transfer_bo.run_table.read import read_table
+from transfer_bo.run_table.schedules import read_schedule
 from transfer_bo.run_table.tensor_settings import ModelSpec
 from transfer_bo.scale import Scale
 from transfer_bo.space import DEFAULT_RULE
@@ -180,6 +181,7 @@ def fit_runs(
     maximize: bool = False,
     seed: int = 0,
     status: str | None = None,
+    schedule: Sequence[str] | Mapping[str, Any] | None = None,
     study: str | None = None,
     diverged_above: float | None = None,
     build_model: Callable[[Scale], Any] | None = None,
@@ -197,6 +199,8 @@ def fit_runs(
 
     table = read_table(runs, study, loss)
     columns = name_columns(table, axes, hps, loss, status)
+    taken = [*columns.axes, *columns.hps, columns.loss, *([columns.status] if columns.status else [])]
+    columns = dataclasses.replace(columns, schedule=read_schedule(table, schedule, taken))
     options = FitOptions(
         coordinates=coordinates,
         drift_prior=drift_prior or {},
@@ -247,6 +251,7 @@ def suggest_from_runs(
     maximize: bool = False,
     seed: int = 0,
     status: str | None = None,
+    schedule: Sequence[str] | Mapping[str, Any] | None = None,
     study: str | None = None,
     diverged_above: float | None = None,
     build_model: Callable[[Scale], Any] | None = None,
@@ -280,6 +285,10 @@ def suggest_from_runs(
         seed: of the draws.
         status: column that tells how a run ended; by default one with a usual name, such as "State". Words of
             the common trackers and schedulers are known; a run with another word does not count as finished.
+        schedule: columns that tell the learning-rate schedule, each as COLUMN, or COLUMN=VALUE for the
+            target's; or {column: value}. By default columns with usual names, such as "lr_schedule". The
+            suggestion is for the target's schedule, the commonest if none is named; runs of other schedules
+            have a level of their own, and an optimum that may lie elsewhere. [] to mix them.
         study: name of the Optuna study, where a storage holds several.
         diverged_above: a loss above which a run counts as diverged; by default a loss far above the others.
         build_model: `build_model(scale)` gives a `torch.nn.Module`; the suggestion then has the settings of
@@ -307,6 +316,7 @@ def suggest_from_runs(
         maximize=maximize,
         seed=seed,
         status=status,
+        schedule=schedule,
         study=study,
         diverged_above=diverged_above,
         build_model=build_model,

@@ -26,6 +26,7 @@ def thin(
     seed: int,
     maximize: bool,
     notes: list[Note],
+    groups: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Select at most `most` finished rows and as many others.
 
@@ -42,6 +43,7 @@ def thin(
         seed: of the random choice among the rows that did not finish.
         maximize: whether larger metrics are better.
         notes: a sentence is appended for each step that dropped rows.
+        groups: further columns by which rows are grouped.
 
     Returns:
         The selected rows, finished ones first.
@@ -51,7 +53,7 @@ def thin(
 
     before = len(finished)
     if before > most:
-        settings = finished.groupby([*axes, *hps], as_index=False, sort=False)
+        settings = finished.groupby([*axes, *hps, *groups], as_index=False, sort=False)
         finished = settings.agg({"loss": "mean", "outcome": "first"})
         if len(finished) < before:
             notes.append(
@@ -67,7 +69,7 @@ def thin(
 
     if len(finished) > most:
         n_settings = len(finished)
-        finished = _best_and_spread_per_bin(finished, axes, most, maximize)
+        finished = _best_and_spread_per_bin(finished, axes, groups, most, maximize)
         notes.append(
             Note(
                 f"Of {n_settings} settings {counted(len(finished), 'is', 'are')} fitted: per scale the "
@@ -92,11 +94,12 @@ def thin(
 
 
 def _best_and_spread_per_bin(
-    finished: pd.DataFrame, axes: Sequence[str], most: int, maximize: bool
+    finished: pd.DataFrame, axes: Sequence[str], groups: Sequence[str], most: int, maximize: bool
 ) -> pd.DataFrame:
     """At most `most` rows, shared out evenly over the bins of scales."""
     place = [np.round(BINS_PER_DOUBLING * np.log2(finished[axis])) for axis in axes]
-    bins = [rows.sort_values("loss", ascending=not maximize) for _, rows in finished.groupby(place)]
+    together = finished.groupby([*place, *(finished[name] for name in groups)])
+    bins = [rows.sort_values("loss", ascending=not maximize) for _, rows in together]
     shares = _shares([len(rows) for rows in bins], most)
     return pd.concat(
         rows.iloc[_best_and_spread(len(rows), share)] for rows, share in zip(bins, shares, strict=True)
