@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ import torch
 from fake_fit import LADDER, TARGET, FakeFit, make_runs, make_study
 
 import transfer_bo as tb
+from transfer_bo.diagnostics.importance import METHODS, Importance
 from transfer_bo.display.landscape_figure import draw_landscape
 from transfer_bo.display.text import interval_text, number_text
 from transfer_bo.errors import StudyError
@@ -407,12 +409,20 @@ def test_unimportant_hps_are_named_and_the_cliff_is_drawn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Both sentences and the picture are there when there is something to say, and say so when not."""
-    monkeypatch.setattr(fitted_landscape, "unimportant_hps", lambda runs, dimensions: {"lr.embedding": {}})
+    shares = {method: np.array([[0.75, 0.25]]) for method in METHODS}
+
+    def judged(verdict: str) -> Importance:
+        verdicts = {"lr": "important", "lr.embedding": verdict}
+        return Importance((TARGET,), tuple(verdicts), shares, {}, verdicts, ())
+
+    monkeypatch.setattr(fitted_landscape, "hp_importance", lambda *args, **options: judged("unimportant"))
     named = _Parsed(_write(tmp_path, make_runs())).words
-    monkeypatch.setattr(fitted_landscape, "unimportant_hps", lambda runs, dimensions: {})
+    monkeypatch.setattr(fitted_landscape, "hp_importance", lambda *args, **options: judged("minor"))
     unnamed = _Parsed(_write(tmp_path, [run for run in make_runs(12) if run.loss is not None])).words
 
     assert "Unimportant, and so not worth searching further: lr.embedding." in named
+    for words in (*METHODS, "75%", "unimportant"):
+        assert words in named
     assert "crosses runs that diverged" in named
     assert "Probability that a run with the suggestion diverges:" in named
     assert "No HP is found to be unimportant." in unnamed

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from transfer_bo import Scale
-from transfer_bo.diagnostics.importance import METHODS, hp_importance, unimportant_hps
+from transfer_bo.diagnostics.importance import METHODS, Importance, hp_importance, unimportant_hps
+from transfer_bo.diagnostics.intervals import Interval
 from transfer_bo.diagnostics.relief import relief
 from transfer_bo.dimension import Dimension
+from transfer_bo.display.importance_text import ORDER_TEXT, agreement_sentences, method_rows
 from transfer_bo.errors import DiagnosticError, NoRunsError, TransferError
 from transfer_bo.records import Outcome, Run
 
@@ -96,6 +98,43 @@ def test_opposite_scales_disagree() -> None:
 
     assert found.agreement["N-RReliefF"].value < 0
     assert found.agreement["fANOVA"].value < 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fanova", "expected"),
+    [
+        (0.6, 0.9, 0.8, "stable"),
+        (0.6, 0.9, 0.2, "undetermined"),
+        (-0.2, 0.4, 0.1, "changes"),
+        (0.1, 0.9, 0.1, "undetermined"),
+        (math.nan, math.nan, 0.9, "undetermined"),
+    ],
+)
+def test_the_order_is_judged_by_both_methods(low: float, high: float, fanova: float, expected: str) -> None:
+    """N-RReliefF's whole interval and fANOVA's value must lie on the same side of 1/2."""
+    agreement = {
+        "N-RReliefF": Interval(0.5, low, high),
+        "fANOVA": Interval(fanova, math.nan, math.nan),
+    }
+    shares = {method: np.array([[0.7, 0.3], [0.6, 0.4]]) for method in METHODS}
+    found = Importance((SMALL, LARGE), ("lr", "dropout"), shares, agreement, {}, ())
+
+    assert expected == found.order
+    assert expected == found.to_json()["order"]
+    assert ORDER_TEXT[expected] in agreement_sentences(found)[0]
+
+
+def test_methods_stand_side_by_side() -> None:
+    """Means over the scales, the most important HP first, the verdict last; no draws, no interval."""
+    runs = [*runs_at(SMALL, (2.0, 0.7, 0.0, 0.2), 40), *runs_at(LARGE, (2.0, 0.7, 0.0, 0.2), 40, 1)]
+    found = hp_importance(runs, DIMENSIONS, draws={})
+    head, rows = method_rows(found)
+
+    assert ["HP", *METHODS, "verdict"] == head
+    assert list(found.table().index) == [row[0] for row in rows]
+    assert "lr" == rows[0][0]
+    assert found.by_method().loc["lr", "fANOVA"] == pytest.approx(found.shares["fANOVA"][:, 0].mean())
+    assert all(math.isnan(of.low) for of in found.agreement.values())
 
 
 def test_scales_with_few_runs_are_named() -> None:

@@ -31,6 +31,7 @@ from transfer_bo.scale import Scale
 __all__ = ["METHODS", "Importance", "hp_importance", "unimportant_hps"]
 
 Verdict = Literal["important", "minor", "undetermined", "unimportant"]
+Order = Literal["stable", "changes", "undetermined"]
 
 METHODS = ("N-RReliefF", "fANOVA", "PED-ANOVA")
 """Methods, in the order in which they are shown."""
@@ -42,6 +43,8 @@ SHADOW_METHODS = ("N-RReliefF", "fANOVA")
 """Both have to find an HP unimportant: one compares neighbours, the other averages over all other HPs."""
 RUNS_PER_HP = 2
 """Finished runs per HP below which none is called unimportant."""
+SAME_ORDER = 0.5
+"""Rank correlation between scales from which on their order of importance counts as the same."""
 MIN_SHADOWS = 5
 """Shadow features, at least; for many HPs, a third as many."""
 
@@ -74,6 +77,22 @@ class Importance:
         frame = pd.DataFrame(shares.T, index=list(self.hps), columns=[str(s) for s in self.scales])
         return frame.loc[frame.mean(axis=1).sort_values(ascending=False).index]
 
+    def by_method(self) -> pd.DataFrame:
+        """A row per HP, a column per method with its mean share over the scales; rows as in `table`."""
+        shares = {method: of_method.mean(0) for method, of_method in self.shares.items()}
+        return pd.DataFrame(shares, index=list(self.hps)).loc[self.table().index]
+
+    @property
+    def order(self) -> Order:
+        """Whether all scales order HPs alike, by N-RReliefF's interval and fANOVA's value."""
+        known = {method: self.agreement.get(method) for method in SHADOW_METHODS}
+        relief, fanova = (known[method] for method in SHADOW_METHODS)
+        if relief is None or fanova is None or math.isnan(relief.low) or math.isnan(fanova.value):
+            return "undetermined"
+        if relief.low > SAME_ORDER and fanova.value > SAME_ORDER:
+            return "stable"
+        return "changes" if relief.high < SAME_ORDER and fanova.value < SAME_ORDER else "undetermined"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; a bound that is not known is null."""
         return {
@@ -86,18 +105,25 @@ class Importance:
                 method: {key: None if math.isnan(v) else v for key, v in interval._asdict().items()}
                 for method, interval in self.agreement.items()
             },
+            "order": self.order,
             "verdict": dict(self.verdict),
             "left_out": list(self.left_out),
         }
 
 
-def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: int = 0) -> Importance:
+def hp_importance(
+    runs: Sequence[Run],
+    dimensions: Sequence[Dimension],
+    seed: int = 0,
+    draws: Mapping[str, int] = DRAWS,
+) -> Importance:
     """Importance of HPs per scale from the finished runs.
 
     Args:
         runs: Runs at any scales, with any outcomes.
         dimensions: The searched HPs.
         seed: Seed of the bootstrap and of fANOVA's forest.
+        draws: Bootstrap draws of the rank correlation by method; 0 for a method that is left out.
 
     Raises:
         NoRunsError: If no run has finished.
@@ -136,12 +162,13 @@ def hp_importance(runs: Sequence[Run], dimensions: Sequence[Dimension], seed: in
     agreement = {}
     if len(tables) > 1:
         for method in METHODS:
-            draws = [_agreement(shares[method])]
-            for _ in range(DRAWS[method]):
+            correlations = [_agreement(shares[method])]
+            for _ in range(draws.get(method, 0)):
                 drawn = [t.take(rng.integers(len(t.y), size=len(t.y))) for t in tables.values()]
-                draws.append(_agreement(np.array([_METHODS[method](t, dimensions, seed) for t in drawn])))
-            known = Interval.of(np.array(draws))
-            agreement[method] = known if DRAWS[method] else Interval(known.value, math.nan, math.nan)
+                of_drawn = np.array([_METHODS[method](t, dimensions, seed) for t in drawn])
+                correlations.append(_agreement(of_drawn))
+            known = Interval.of(np.array(correlations))
+            agreement[method] = known if draws.get(method) else Interval(known.value, math.nan, math.nan)
     hps = tuple(dim.name for dim in dimensions)
     verdict = _verdicts(hps, shares, set(unimportant_hps(runs, dimensions, seed)))
     return Importance(tuple(tables), hps, shares, agreement, verdict, tuple(left_out))

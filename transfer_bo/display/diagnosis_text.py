@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from transfer_bo.diagnostics.laws import EXPONENTS
+from transfer_bo.display.importance_text import agreement_sentences, method_rows
 from transfer_bo.display.tables import make_table
 from transfer_bo.display.text import (
     LOSS_DIGITS,
     UNDETERMINED,
     interval_text,
     number_text,
-    octaves_text,
     scale_text,
     share_text,
 )
+from transfer_bo.quantities import counted
 
 if TYPE_CHECKING:
     from transfer_bo.diagnostics.diagnose import Diagnosis
@@ -93,26 +94,21 @@ def _optimum_cells(diagnosis: Diagnosis, rates: Rates, i: int) -> list[str]:
 
 
 def _show_importance(importance: Importance, console: Console) -> None:
-    """One verdict for each HP, from all methods; then how alike the scales are."""
-    table = importance.table()
-    columns = list(range(len(importance.scales)))
-    if len(columns) > MOST_COLUMNS:
-        columns = [*columns[: MOST_COLUMNS // 2], *columns[-MOST_COLUMNS // 2 :]]
+    """One verdict for each HP, from all methods; then the shares per scale, and how alike the scales are."""
+    head, by_method = method_rows(importance)
+    title = f"Importance: share by method, mean of {counted(len(importance.scales), 'scale')}"
+    console.print(make_table(head, by_method, title=title))
 
-    rows = [
-        [str(hp), *(share_text(float(shares.iloc[i])) for i in columns), importance.verdict[str(hp)]]
-        for hp, shares in table.iterrows()
-    ]
     scales = importance.scales
-    head = ["HP", *(scale_text(scales[i], scales) for i in columns), "verdict"]
-    console.print(make_table(head, rows, title="Importance: mean share of three methods, per scale"))
-
-    agreement = [
-        f"{octaves_text(value)} by {method}"
-        for method, (value, _, _) in importance.agreement.items()
-        if not math.isnan(value)
-    ]
-    if agreement:
-        _print(console, f"Rank correlation of importance between scales: {', '.join(agreement)}.")
-    for sentence in importance.left_out:
-        _print(console, f"Note: {sentence}")
+    if len(scales) > 1:
+        columns = list(range(len(scales)))
+        if len(columns) > MOST_COLUMNS:
+            columns = [*columns[: MOST_COLUMNS // 2], *columns[-MOST_COLUMNS // 2 :]]
+        rows = [
+            [str(hp), *(share_text(float(shares.iloc[i])) for i in columns)]
+            for hp, shares in importance.table().iterrows()
+        ]
+        per_scale = ["HP", *(scale_text(scales[i], scales) for i in columns)]
+        console.print(make_table(per_scale, rows, title="Mean share of the three methods, per scale"))
+    for sentence in agreement_sentences(importance):
+        _print(console, sentence)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from transfer_bo.diagnostics.importance import unimportant_hps
+from transfer_bo.diagnostics.importance import Importance, hp_importance
 from transfer_bo.display.figure_style import MAX_PANELS
 from transfer_bo.display.figures import draw_divergence, draw_drift, draw_importance, draw_landscape
+from transfer_bo.display.importance_text import agreement_sentences, method_rows
 from transfer_bo.display.suggestion_text import stability_sentences
 from transfer_bo.display.text import octaves_text
+from transfer_bo.errors import DiagnosticError, NoRunsError
 from transfer_bo.quantities import LEVEL_SD, counted
 from transfer_bo.records import Outcome, read_dimensions
 from transfer_bo.report import page
 from transfer_bo.report.state import State
 
 __all__ = ["divergence", "drift_of_optimum", "importance", "landscape"]
+
+DRAWS = {"N-RReliefF": 30}
+"""Bootstrap draws of the rank correlation; PED-ANOVA's would take as long as the rest of the report."""
 
 ABOUT_LANDSCAPE = (
     "Top: dots are finished runs (their other HPs are wherever the search put them, so they lie off the "
@@ -30,10 +35,13 @@ ABOUT_IMPORTANCE = (
     "Share of each HP in the spread of the fitted loss over its searched range, the others at their optimum; "
     "each column sums to 100%. It depends on the ranges: a wider range makes an HP more important."
 )
-ABOUT_UNIMPORTANT = (
-    "An HP is called unimportant if N-RReliefF and fANOVA both find it no more important than shadow "
-    "features (shuffled copies of HPs, which have no influence), at the scale with the most finished runs. "
-    "That takes two finished runs per HP."
+ABOUT_METHODS = (
+    "Table: from the finished runs alone, without the fit, and so where the search looked. N-RReliefF "
+    "compares runs with their nearest neighbours, fANOVA averages a random forest over all other HPs, "
+    "PED-ANOVA compares good runs with all; means over the scales. Important: every method gives the HP more "
+    "than an equal share; minor: none does; undetermined: they disagree. Unimportant: N-RReliefF and fANOVA "
+    "both find it no more important than shadow features (shuffled copies of HPs, which have no influence), "
+    "at the scale with the most finished runs. That takes two finished runs per HP."
 )
 ABOUT_DIVERGENCE = (
     "Dots are runs that gave a loss, crosses runs that diverged, in the order they were made from bottom to "
@@ -99,18 +107,31 @@ def importance(state: State) -> list[str]:
     drawing = draw_importance(state.fit)
     return [
         page.figure(drawing, "Share of each HP in the spread of the loss, per scale", ABOUT_IMPORTANCE),
-        page.paragraph(_unimportant_text(state)),
-        page.paragraph(ABOUT_UNIMPORTANT, "quiet"),
+        *_of_methods(state),
     ]
 
 
-def _unimportant_text(state: State) -> str:
+def _of_methods(state: State) -> list[str]:
+    """The verdict on each HP from the runs alone, by all methods, or why there is none."""
     distributions = [trial.distributions for trial in state.study.get_trials(deepcopy=False)]
     runs = [run for run in state.runs if run.purpose == "search"]
-    found = sorted(unimportant_hps(runs, read_dimensions(distributions, {})))
-    if not found:
+    try:
+        found = hp_importance(runs, read_dimensions(distributions, {}), draws=DRAWS)
+    except (DiagnosticError, NoRunsError) as error:
+        return [page.paragraph(f"No importance from the runs alone: {error}")]
+
+    return [
+        page.table(*method_rows(found)),
+        *map(page.paragraph, [_unimportant_text(found), *agreement_sentences(found)]),
+        page.paragraph(ABOUT_METHODS, "quiet"),
+    ]
+
+
+def _unimportant_text(found: Importance) -> str:
+    hps = sorted(hp for hp, verdict in found.verdict.items() if verdict == "unimportant")
+    if not hps:
         return "No HP is found to be unimportant."
-    return f"Unimportant, and so not worth searching further: {', '.join(found)}."
+    return f"Unimportant, and so not worth searching further: {', '.join(hps)}."
 
 
 def divergence(state: State) -> list[str]:
