@@ -186,8 +186,8 @@ def test_command_on_a_table(table: Path, tmp_path: Path) -> None:
     """A table of runs gives a verdict, its numbers as JSON, and a picture."""
     picture = tmp_path / "d.svg"
     flags = ["diagnose", "--runs", str(table), "--axis", "width", "--hp", "lr:log", "--loss", "loss"]
-    shown = CliRunner().invoke(app, [*flags, "--picture", str(picture)])
-    plain = CliRunner().invoke(app, [*flags, "--json"])
+    shown = CliRunner().invoke(app, [*flags, "--no-left-out", "--picture", str(picture)])
+    plain = CliRunner().invoke(app, [*flags, "--no-left-out", "--json"])
     found = json.loads(plain.stdout)
 
     assert (0, 0) == (shown.exit_code, plain.exit_code), shown.output
@@ -218,6 +218,8 @@ def test_command_on_a_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     result = CliRunner().invoke(app, ["diagnose", "study.toml"])
 
     assert 0 == result.exit_code, result.output
+    assert "Each of 36 runs predicted from all others" in result.stdout
+    assert "Largest scales left out in turn" in result.stdout
     assert "Transfer of lr: " in result.stdout
     assert "No importance: Importance compares HPs" in result.stdout
     assert (tmp_path / "diagnosis.png").exists()

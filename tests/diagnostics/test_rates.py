@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ridge_curves import BEST_AT_INFINITY, risk, risk_at_infinity
 
 from transfer_bo.diagnostics.curves import read_sweep
-from transfer_bo.diagnostics.laws import EXPONENTS, exponent_interval, fit_gap, fit_law
+from transfer_bo.diagnostics.laws import EXPONENTS, exponent_interval, fit_gap, fit_law, possible_exponents
 from transfer_bo.diagnostics.rates import Rates, transfer_rates
 from transfer_bo.errors import DiagnosticError, NoRunsError, TransferError
 
@@ -68,6 +68,30 @@ def test_rates_of_ridge_regression() -> None:
     assert rates.beta.value == pytest.approx(1.0, rel=0.05)
     assert rates.gamma.value == pytest.approx(2.0, rel=0.05)
     assert "fast" == rates.verdict
+
+
+@pytest.mark.parametrize("smallest", [2, 3, 4, 6])
+def test_intervals_know_of_finite_sizes(smallest: int) -> None:
+    """At small sizes the exact curves look steeper than they are; intervals hold the limits 1, 1 and 2."""
+    rates = rates_of(ridge_sweep(tuple(2.0 ** (smallest + k) for k in range(6)), 2.0))
+
+    assert rates.beta.value > 1.3
+    assert rates.alpha.holds(1.0)
+    assert rates.beta.holds(1.0)
+    assert rates.gamma.holds(2.0)
+    assert rates.ratio.holds(2.0)
+
+
+def test_an_exact_law_has_one_exponent_and_three_sizes_have_many() -> None:
+    """Without a next order nothing is added, with three sizes nearly every exponent is possible."""
+    n = 2.0 ** np.arange(4, 10)
+    low, high = possible_exponents(n, 1 + n**-0.7)
+    lowest, highest = possible_exponents(n[:3], 1 + n[:3] ** -0.7)
+
+    assert low == pytest.approx(0.7, rel=0.03)
+    assert high == pytest.approx(0.7, rel=0.03)
+    assert lowest < 0.5
+    assert highest > 1.4
 
 
 def test_optima_of_ridge_regression_are_exact() -> None:

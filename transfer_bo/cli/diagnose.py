@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ from transfer_bo.cli.parsing import parse_hp_kinds
 from transfer_bo.errors import StudyError
 
 if TYPE_CHECKING:
-    from transfer_bo.dimension import Dimension
-    from transfer_bo.records import Run
+    from transfer_bo.run_table.cleaning import RunTable
+    from transfer_bo.run_table.fit import FitOptions
 
 __all__: list[str] = []
 
@@ -55,11 +56,15 @@ def diagnose(
     maximize: MaximizeOption = False,
     picture: PictureOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    left_out: Annotated[
+        bool, typer.Option("--left-out/--no-left-out", help="Whether to predict runs that are left out.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Tell how well HPs transfer over scale.
 
-    Rates (fast or slow), fit of one law to all sizes, and importance of the HPs per scale.
+    Rates (fast or slow), fit of one law to all sizes, importance of the HPs per scale, and how well runs
+    that are left out are predicted: single ones, and the largest scales.
     """
     source = find_study_or_runs(study_file, storage, study, runs, "diagnose --runs runs.csv")
     kinds = parse_hp_kinds(hp or [])
@@ -68,12 +73,14 @@ def diagnose(
     from transfer_bo.diagnostics.diagnose import diagnose as diagnose_runs
 
     if source is None:
-        found, dimensions, options = _from_table(str(runs), study, axis or [], kinds, loss or "", maximize)
+        rows, options = _from_table(str(runs), study, axis or [], kinds, loss or "", maximize)
     else:
-        found, dimensions, options = _from_study(source)
+        rows, options = _from_study(source)
         if source.file is not None:
             picture = picture or source.file.out / "diagnosis.png"
-    diagnosis = diagnose_runs(found, dimensions, axis=along, seed=seed, **options)
+    fit_options = options.pop("fit")
+    diagnosis = diagnose_runs(rows.runs, rows.dimensions, axis=along, seed=seed, **options)
+    errors = _prediction_errors(rows, fit_options) if left_out else None
 
     if picture is not None:
         from transfer_bo.display.diagnosis_figures import draw_diagnosis
@@ -81,24 +88,43 @@ def diagnose(
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_diagnosis(diagnosis).savefig(picture)
     if as_json:
-        typer.echo(json.dumps(_finite(diagnosis.to_json()), indent=2))
+        typer.echo(json.dumps(_finite(diagnosis.to_json() | {"prediction": errors}), indent=2))
         return
 
     from transfer_bo.display.diagnosis_text import show_diagnosis
+    from transfer_bo.display.prediction_errors import held_out_table, left_out_text
 
     console = output_console()
     show_diagnosis(diagnosis, console)
+    if errors is not None:
+        if errors["held_out"]:
+            console.print(held_out_table(errors["held_out"]))
+        console.print(left_out_text(errors["leave_one_out"]), soft_wrap=True, markup=False)
     if picture is not None:
         console.print(f"Picture: {picture}", soft_wrap=True, markup=False)
 
 
-def _from_study(source: StudySource) -> tuple[list[Run], list[Dimension], dict[str, Any]]:
-    """Runs, HPs and further arguments of `diagnose` from a study.
+def _prediction_errors(rows: RunTable, options: FitOptions) -> dict[str, Any] | None:
+    """How well runs that are left out are predicted; None for too few runs."""
+    from transfer_bo.run_table.held_out import prediction_errors
+    from transfer_bo.surrogate.threads import one_thread
+
+    searched = [run for run in rows.runs if run.purpose == "search"]
+    with one_thread():
+        return prediction_errors(dataclasses.replace(rows, runs=searched), options)
+
+
+def _from_study(source: StudySource) -> tuple[RunTable, dict[str, Any]]:
+    """Runs and further arguments of `diagnose` from a study; "fit" is how the surrogate is fitted.
 
     Raises:
         StudyError: If the study has no trials.
     """
+    import pandas as pd
+
     from transfer_bo.records import read_dimensions, read_runs, read_settings
+    from transfer_bo.run_table.cleaning import RunTable
+    from transfer_bo.run_table.fit import FitOptions
 
     study = source.open()
     runs = read_runs(study)
@@ -107,20 +133,21 @@ def _from_study(source: StudySource) -> tuple[list[Run], list[Dimension], dict[s
     settings = read_settings(study)
     distributions = [trial.distributions for trial in study.get_trials(deepcopy=False)]
     maximize = study.direction.name == "MAXIMIZE"
+    fit = FitOptions(settings.coordinates, settings.drift_prior, maximize, settings.seed, settings.kinds)
     return (
-        runs,
-        read_dimensions(distributions, settings.defaults),
-        {"cost": settings.cost, "maximize": maximize},
+        RunTable(runs, read_dimensions(distributions, settings.defaults), {}, {}, [], pd.DataFrame()),
+        {"cost": settings.cost, "maximize": maximize, "fit": fit},
     )
 
 
 def _from_table(
     source: str, study: str | None, axes: list[str], kinds: Mapping[str, str], loss: str, maximize: bool
-) -> tuple[list[Run], list[Dimension], dict[str, Any]]:
+) -> tuple[RunTable, dict[str, Any]]:
     """The same from a table of runs."""
     from transfer_bo.records import Outcome, Run
     from transfer_bo.run_table.cleaning import read_rows
     from transfer_bo.run_table.columns import guess_columns
+    from transfer_bo.run_table.fit import FitOptions
     from transfer_bo.run_table.read import read_table
     from transfer_bo.scale import Scale
 
@@ -139,7 +166,8 @@ def _from_table(
         )
         for i, row in enumerate(rows.table.to_dict("records"))
     ]
-    return runs, list(rows.dimensions), {"maximize": maximize}
+    options = FitOptions(maximize=maximize, kinds=columns.kinds)
+    return dataclasses.replace(rows, runs=runs), {"maximize": maximize, "fit": options}
 
 
 def _finite(value: Any) -> Any:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from transfer_bo.diagnostics.curves import Array, Optima, Sweep
 from transfer_bo.diagnostics.intervals import Interval
-from transfer_bo.diagnostics.laws import exponent_interval, fit_gap, fit_law
+from transfer_bo.diagnostics.laws import exponent_interval, fit_gap, fit_law, possible_exponents
 from transfer_bo.errors import DiagnosticError
 
 __all__ = ["Rates", "transfer_rates"]
@@ -129,8 +129,11 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(gap > 0, excess_loss[:, 0] / gap, np.nan)
 
-    alpha, beta = exponent_interval(loss_law.exponent), exponent_interval(hp_law.exponent)
-    ratio = Interval.of(2 * hp_law.exponent / loss_law.exponent)
+    of_loss = possible_exponents(n, optima.loss[0], _weight(optima.loss))
+    of_hp = possible_exponents(n, optima.z[0], _weight(optima.z))
+    alpha = exponent_interval(loss_law.exponent, possible=of_loss)
+    beta = exponent_interval(hp_law.exponent, possible=of_hp)
+    ratio = _ratio(loss_law.exponent, hp_law.exponent, of_loss, of_hp)
     if np.isnan(alpha.value) or np.isnan(beta.value):
         ratio = Interval(np.nan, 0.0, np.inf)
     drift = Interval.of(optima.z[:, -1] - optima.z[:, 0])
@@ -146,13 +149,20 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
         best_loss=tuple(Interval.of(optima.loss[:, i]) for i in range(len(n))),
         alpha=alpha,
         beta=beta,
-        gamma=exponent_interval(gamma, 2.0),
+        # c_n is a square of the optimum's distance, so that what is possible for β is so for γ / 2.
+        gamma=exponent_interval(gamma, 2.0, possible=of_hp),
         ratio=ratio,
         drift=drift,
         cost_share=cost_share,
         verdict=verdict,
         reasons=reasons,
     )
+
+
+def _ratio(alpha: Array, beta: Array, of_loss: tuple[float, float], of_hp: tuple[float, float]) -> Interval:
+    """2β/α from draws of both (B), and as far as finite sizes may have biased each."""
+    value, low, high = Interval.of(2 * beta / alpha)
+    return Interval(value, min(low, 2 * of_hp[0] / of_loss[1]), max(high, 2 * of_hp[1] / of_loss[0]))
 
 
 def _weight(y: Array) -> Array | None:

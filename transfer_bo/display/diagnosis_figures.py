@@ -68,7 +68,7 @@ def _draw_bowls(axes: Axes, sweep: Sweep, rates: Rates) -> None:
     value_of = np.vectorize(sweep.dimension.backward, otypes=[float])
     for curve, colour in zip(sweep.curves, shades(len(sweep.curves)), strict=False):
         fine = np.linspace(curve.z[0], curve.z[-1], 101)
-        axes.plot(value_of(curve.z), curve.y, ".", color=colour, alpha=0.6)
+        axes.plot(value_of(curve.z), curve.y, ".", color=colour, alpha=0.6, clip_on=False)
         label = plain(f"{rates.axis} {number_text(curve.size, 3)}")
         axes.plot(value_of(fine), sweep.fitted(curve, fine), "-", color=colour, label=label)
 

@@ -67,10 +67,11 @@ def _show_rates(diagnosis: Diagnosis, hp: str, console: Console) -> None:
         f"Rates over {diagnosis.axis}: loss gap α: {_rate_text(rates.alpha)}; "
         f"optimum β: {_rate_text(rates.beta)}; cost of transfer γ: {_rate_text(rates.gamma)}.",
     )
+    meaning = "" if math.isnan(metrics.kappa.value) else f" (below 0: errors of {hp} matter less with size)"
     _print(
         console,
         f"One law for all sizes: error E: {metrics.fit_error.text('.2%')} of the loss; "
-        f"robustness κ: {metrics.kappa.text('+.2f')} (below 0: errors of {hp} matter less with size).",
+        f"robustness κ: {metrics.kappa.text('+.2f')}{meaning}.",
     )
 
 

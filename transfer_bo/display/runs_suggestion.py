@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from transfer_bo.display.prediction_errors import held_out_table, left_out_text
 from transfer_bo.display.suggestion_text import comparison_sentences, stability_sentences
 from transfer_bo.display.tables import make_table, suggestion_table
 from transfer_bo.display.text import (
-    LOSS_DIGITS,
     interval_text,
     number_text,
     octaves_text,
-    scale_text,
-    share_text,
 )
-from transfer_bo.quantities import LEVEL_SD, counted
+from transfer_bo.quantities import LEVEL_SD
 from transfer_bo.run_table.published_laws import LAWS
 from transfer_bo.run_table.suggest import RunsFit, RunsSuggestion
-from transfer_bo.scale import Scale
 from transfer_bo.synonyms import axis_kind, hp_kind
 
 __all__ = ["show"]
@@ -58,7 +55,7 @@ def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
         suggestion_table(suggestion),
         _drift(fit, suggestion),
         _excess(evidence),
-        _held_out(evidence),
+        held_out_table(evidence["held_out"]),
         _ranks(evidence),
         _laws(evidence),
         _tensors(suggestion.tensors or []),
@@ -69,7 +66,7 @@ def show(fit: RunsFit, suggestion: RunsSuggestion, console: Console) -> None:
 
     console.print()
     for sentence in [
-        _left_out(evidence),
+        left_out_text(evidence["leave_one_out"]),
         *stability_sentences(suggestion),
         *comparison_sentences(suggestion),
     ]:
@@ -124,36 +121,6 @@ def _excess(evidence: Mapping[str, Any]) -> Table:
             rows.append([f"{hp} is set {abs(octaves):.2f} octaves {side} its median", "", ""])
     head = ["setting", "expected excess", "90% interval"]
     return make_table(head, rows, title="What settings should cost at the target")
-
-
-def _held_out(evidence: Mapping[str, Any]) -> Table:
-    """A column for each fold, a row for each quantity."""
-    folds = evidence["held_out"]
-    quantities: dict[str, Callable[[Any], str]] = {
-        "its runs": lambda fold: f"{fold['held_out_runs']}",
-        "fitted to": lambda fold: counted(fold["fitted_runs"], "run"),
-        "best measured": lambda fold: number_text(fold["measured_best"]["loss"], LOSS_DIGITS),
-        "predicted there": lambda fold: _interval(fold["predicted_loss"], LOSS_DIGITS),
-        "excess of nearest run": lambda fold: number_text(fold["nearest"]["excess"], 2),
-        "at a distance of": lambda fold: f"{fold['nearest']['octaves_away']:.1f} octaves",
-        "predicted excess": lambda fold: _interval(fold["nearest"], 2),
-        "losses inside 90%": lambda fold: share_text(fold["losses_inside"]),
-    }
-    rows = [[name, *map(text, folds)] for name, text in quantities.items()] if folds else []
-    head = ["left out", *(scale_text(Scale(fold["scale"])) for fold in folds)]
-    title = "Largest scales left out in turn: predicted from cheaper runs alone, then compared"
-    return make_table(head, rows, title=title)
-
-
-def _left_out(evidence: Mapping[str, Any]) -> str:
-    """Whether each run, predicted from all others, ended as far off as predicted."""
-    error = evidence["leave_one_out"]
-    low, high = error["interval"]
-    verdict = "below 1, so intervals are too narrow" if high < 1 else "1 is right, below 1 overconfident"
-    return (
-        f"Each of {error['runs']} runs predicted from all others: the predicted error is "
-        f"{error['factor']:.2f} times the actual one (90% interval {low:.2f} to {high:.2f}; {verdict})."
-    )
 
 
 def _ranks(evidence: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ Symbols: X, y = rows and transformed losses of runs, v = HPs in the coordinates 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ from transfer_bo.records import Outcome, Run, finished_runs
 from transfer_bo.run_table.cleaning import RunTable
 from transfer_bo.run_table.fit import FitOptions, project
 from transfer_bo.scale import Scale, default_cost
+from transfer_bo.surrogate.leave_one_out import error_factor
 
-__all__ = ["leave_largest_out"]
+__all__ = ["leave_largest_out", "prediction_errors"]
 
 FOLDS = 2
 """Scales that are left out, one after the other, the largest first."""
@@ -69,6 +71,29 @@ def leave_largest_out(rows: RunTable, options: FitOptions, level: float = 0.9) -
             break
         folds.append(_compare(fitted, held_out, rows, options, level))
     return folds
+
+
+def prediction_errors(rows: RunTable, options: FitOptions) -> dict[str, Any] | None:
+    """How well the surrogate predicts runs that it does not know: single ones, and the largest scales.
+
+    Args:
+        rows: the runs.
+        options: coordinates, drift prior, direction, seed of the fits.
+
+    Returns:
+        `{"leave_one_out": as of ErrorFactor, "held_out": as of leave_largest_out}`; None for too few runs.
+    """
+    complete = [run for run in rows.runs if all(dim.name in run.params for dim in rows.dimensions)]
+    rows = dataclasses.replace(rows, runs=complete)
+    finished = sum(run.outcome is Outcome.FINISHED for run in rows.runs)
+    if finished < LEAST_RUNS + len(rows.dimensions):
+        return None
+
+    projection = project(rows.runs, rows.dimensions, rows.scales[-1], options)
+    return {
+        "leave_one_out": error_factor(projection.surrogate.model).to_json(),
+        "held_out": leave_largest_out(rows, options),
+    }
 
 
 def _bin(scale: Scale) -> tuple[int, ...]:
