@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -14,8 +15,10 @@ import pytest
 
 from transfer_bo import Scale
 from transfer_bo.errors import Preempted
+from transfer_bo.runners.external_program import CommandError
 from transfer_bo.runners.task import Attempt, StudyTask
 from transfer_bo.study_file import load_study_file
+from transfer_bo.training.faults import FAULT
 
 WriteStudy = Callable[..., Path]
 HPS = {"lr": 0.01, "lr.embedding": 1.0}
@@ -116,3 +119,44 @@ def test_an_error_on_any_rank_ends_the_trial_with_its_message(write_study: Write
 
     with pytest.raises(RuntimeError, match=r"Rank \d: \w+: .* -1"):
         two.run(bad)
+
+
+@pytest.mark.slow  # starts two processes for each kind
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("kind", "raised", "died"),
+    [
+        ("kill", Preempted, True),
+        ("term", Preempted, False),
+        ("hang", Preempted, True),
+        ("memory", MemoryError, None),
+        ("exception", CommandError, None),
+    ],
+)
+def test_a_fault_of_one_rank_is_typed_and_the_trial_resumes(
+    kind: str,
+    raised: type[BaseException],
+    died: bool | None,
+    write_study: WriteStudy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second rank fails after step 30; the next attempt goes on from there to the same bits."""
+    two = task(write_study(), 2)
+    two.file = two.file.model_copy(update={"run": two.file.run.model_copy(update={"rank_timeout": 20.0})})
+    fault = {"kind": kind, "rank": 1, "step": 30, "once": str(tmp_path / "fired")}
+    monkeypatch.setenv(FAULT, json.dumps(fault))
+    pieces: list[tuple[float, float]] = []
+
+    with pytest.raises(raised) as error:
+        two.run(attempt(pieces))
+    before = len(pieces)
+    resumed = two.run(attempt(pieces))
+    two.clean_up(_ended())
+    whole: list[tuple[float, float]] = []
+
+    assert died is None or died == getattr(error.value, "died", None)
+    assert before in (4, 5)  # reports of the first half, one in six steps; the last may come too late
+    assert resumed == two.run(attempt(whole))
+    assert dict(whole) == dict(pieces)
+    assert [] == ranks_in(tmp_path)

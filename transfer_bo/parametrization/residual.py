@@ -60,28 +60,35 @@ class _NotResidual(Exception):
     """Why the branches of a block were not found."""
 
 
-class Multiply:
-    """Forward hook: multiplies a module's output (the first tensor, if there are several)."""
+class _Factor:
+    """A multiplier; an input to compiled programs, so that another value needs no other program."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
+        # The compiler takes a float as a constant of the program, and a tensor as an input.
+        self._input = torch.tensor(factor, dtype=torch.float64, device="cpu")
+
+    def times(self, x: Any) -> Any:
+        """A tensor times the multiplier."""
+        return x * (self._input if torch.compiler.is_compiling() else self.factor)
+
+
+class Multiply(_Factor):
+    """Forward hook: multiplies a module's output (the first tensor, if there are several)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The output times the factor."""
         if isinstance(output, tuple):
-            return (output[0] * self.factor, *output[1:])
-        return output * self.factor
+            return (self.times(output[0]), *output[1:])
+        return self.times(output)
 
 
-class MultiplyInput:
+class MultiplyInput(_Factor):
     """Forward pre-hook: multiplies what a module is called with (its first argument)."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
 
     def __call__(self, module: nn.Module, args: Any) -> Any:
         """The arguments, the first one times the factor."""
-        return (args[0] * self.factor, *args[1:])
+        return (self.times(args[0]), *args[1:])
 
 
 def set_multiplier(module: nn.Module, factor: float) -> None:
