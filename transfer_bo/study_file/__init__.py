@@ -50,6 +50,7 @@ A study file in full (every section and key; those with a value after `#` may be
     max_norm = 1.0                    # 1.0; gradients are clipped to this global norm
     precision = "auto"                # "auto": bfloat16 on cuda; or "float32", "bfloat16"
     compile = true                    # (on cuda); whether torch.compile is used
+    cuda_graphs = false               # true: a compiled model is replayed as CUDA graphs
     activation_checkpointing = false  # true: less memory for a third more compute
     accumulate = 1                    # 1; parts in which a batch goes through the model
 

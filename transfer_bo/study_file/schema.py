@@ -104,6 +104,7 @@ class TrainingSection(_Section):
     max_norm: Positive = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool | None = None
+    cuda_graphs: bool = False
     activation_checkpointing: bool = False
     accumulate: Whole = 1
 

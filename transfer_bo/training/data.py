@@ -6,7 +6,8 @@ so a resumed run sees the same data, whatever other random numbers have been dra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from transfer_bo.errors import TrainingError
 
-__all__ = ["Corpus", "load_text"]
+__all__ = ["Corpus", "load_text", "prefetched"]
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
@@ -85,6 +86,29 @@ class Corpus:
                 f"{self.vocab_size}; set vocab_size to more than the largest token."
             )
         return torch.from_numpy(windows)
+
+
+def prefetched(load: Callable[[int], Tensor], steps: Sequence[int], *, pin: bool) -> Generator[Tensor]:
+    """The batches of some steps in their order, each loaded by a thread while the step before computes.
+
+    Args:
+        load: Gives the batch of a step; an exception that it raises is raised here, at its step.
+        steps: The steps.
+        pin: Whether batches lie in pinned memory, from which a GPU copies while it computes.
+    """
+
+    def prepare(step: int) -> Tensor:
+        batch = load(step)
+        return batch.pin_memory() if pin else batch
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        upcoming = [thread.submit(prepare, step) for step in steps[:1]]
+        for step in steps[1:]:
+            batch = upcoming.pop().result()
+            upcoming.append(thread.submit(prepare, step))
+            yield batch
+        for last in upcoming:
+            yield last.result()
 
 
 def load_text(

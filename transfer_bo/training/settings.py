@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from transfer_bo.errors import TrainingError
 
-__all__ = ["TrainSettings", "checkpoint_activations"]
+__all__ = ["TrainSettings", "checkpoint_activations", "compiled"]
+
+MAX_PROGRAMS = 512
+"""Programs that torch keeps of one model: several for each rung, as training and evaluation differ."""
 
 _DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
@@ -56,6 +59,10 @@ class TrainSettings:
     compile: bool | None = None
     """Whether the model is compiled; None: on cuda."""
 
+    cuda_graphs: bool = False
+    """Whether a compiled model is replayed as CUDA graphs (mode "reduce-overhead" of torch.compile): faster
+    where models are small. Not tested on a GPU yet."""
+
     def __post_init__(self) -> None:
         """Check the values."""
         ranges = {
@@ -86,6 +93,20 @@ class TrainSettings:
     def is_compiled(self, device: torch.device) -> bool:
         """Whether the model is compiled."""
         return device.type == "cuda" if self.compile is None else self.compile
+
+
+def compiled(model: nn.Module, settings: TrainSettings) -> nn.Module:
+    """A model to be called in training, compiled for its shapes.
+
+    A model of the same shapes that this process has compiled before is not compiled again, whatever its HPs:
+    they are in its tensors, in the optimizer, or inputs of the program.
+    """
+    import torch._dynamo  # takes a second
+
+    torch._dynamo.config.recompile_limit = MAX_PROGRAMS
+    torch._dynamo.config.accumulated_recompile_limit = MAX_PROGRAMS
+    mode = "reduce-overhead" if settings.cuda_graphs else None
+    return torch.compile(model, dynamic=False, mode=mode)  # type: ignore[return-value]
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -25,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transfer_bo.errors import Preempted, ScaleError, TrainingError
 from transfer_bo.scale import Scale
-from transfer_bo.training.data import Corpus
+from transfer_bo.training.data import Corpus, prefetched
 from transfer_bo.training.experts import balance_load
 from transfer_bo.training.progress import Progress
 from transfer_bo.training.ranks import Parallel, Ranks, return_freed_memory
 from transfer_bo.training.resume import Resume
-from transfer_bo.training.settings import TrainSettings, checkpoint_activations
+from transfer_bo.training.settings import TrainSettings, checkpoint_activations, compiled
 
 __all__ = ["Parametrization", "TrainResult", "count_flops", "token_loss", "train"]
 
@@ -158,7 +158,7 @@ def train(
     final_windows = corpus.heldout_windows(FINAL_WINDOWS, context).to(device)
     report_windows = corpus.heldout_windows(REPORT_WINDOWS, context).to(device)
 
-    with _threads(threads):
+    with _threads(threads), contextlib.ExitStack() as stack:
         started = time.perf_counter()
         # Only for models that draw numbers as they run, such as dropout: each rank has its own.
         torch.manual_seed(seed + 1_000_003 * ranks.rank)
@@ -169,9 +169,7 @@ def train(
         peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         forward: Callable[[Tensor], Tensor] = wrapped
         if settings.is_compiled(device):
-            # Residual multipliers are constants to the compiler: each trial is a new program.
-            torch.compiler.reset()
-            forward = torch.compile(wrapped, dynamic=False)
+            forward = compiled(wrapped, settings)
 
         identity = {"seed": seed, "batch": batch, "context": context, "steps": steps, "hps": dict(hps)}
         resume = Resume(checkpoint, checkpoint_seconds, identity, ranks)
@@ -186,9 +184,13 @@ def train(
         losses: list[Tensor] = []
         rate = _Rate(batch * context, first - 1)
 
-        def train_step(step: int) -> Tensor:
-            """One step of the optimizer; the loss of this rank's share."""
-            share = ranks.share(corpus.batch(seed, step, batch, context)).to(device, non_blocking=True)
+        def load(step: int) -> Tensor:
+            """This rank's share of a batch."""
+            return ranks.share(corpus.batch(seed, step, batch, context))
+
+        def train_step(step: int, share: Tensor) -> Tensor:
+            """One step of the optimizer on this rank's share of the batch; the loss of that share."""
+            share = share.to(device, non_blocking=True)
             parts = []
             for windows, weight in ranks.micro_batches(wrapped, share, accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
@@ -222,8 +224,10 @@ def train(
         model.train()
         if after_step is not None and first == 1:
             after_step(0, model)
-        for step in range(first, steps + 1):
-            losses.append(train_step(step))
+        remaining = range(first, steps + 1)
+        batches = stack.enter_context(contextlib.closing(prefetched(load, remaining, pin=is_cuda)))
+        for step, share in zip(remaining, batches, strict=True):
+            losses.append(train_step(step, share))
             if after_step is not None:
                 after_step(step, model)
             if step % check_every and step not in report_at:
