@@ -13,6 +13,7 @@ import numpy as np
 
 from transfer_bo.dimension import Dimension
 from transfer_bo.notes import Note
+from transfer_bo.projection.extrapolation import far_sd, times_largest_run
 from transfer_bo.projection.suggestion import Suggestion
 from transfer_bo.records import SCHEDULE_SOURCE, finished_runs
 from transfer_bo.space import is_multiplier, split_name
@@ -85,6 +86,19 @@ def extrapolation(projection: Projection, suggestion: Suggestion) -> Iterator[st
         kind = projection.settings.kinds.get(axis, axis_kind(axis))
         if kind == "tokens" and doublings > 0 and len(values) == 1:
             yield from _short_lived_multipliers(projection, axis, values[0])
+
+
+def far_target(projection: Projection, suggestion: Suggestion) -> Iterator[str]:
+    """By how much intervals are widened because the target costs over a hundred times the largest run."""
+    sd = far_sd(projection.surrogate, suggestion.target)
+    names = [name for name, octaves in zip(projection.hps, sd.tolist(), strict=True) if octaves > 0]
+    if names:
+        times = times_largest_run(projection.surrogate, suggestion.target)
+        yield (
+            f"A run at the target costs {times:.3g} times the largest finished one. Published laws missed by "
+            f"factors of 4 to 10 at 540 times, so the interval of {', '.join(names)} is widened by "
+            f"{float(sd.max()):.2g} octaves (one standard deviation); runs closer to the target narrow it."
+        )
 
 
 def _values_run(projection: Projection, axis: str) -> list[float]:
@@ -173,6 +187,7 @@ CAVEATS: tuple[Callable[[Projection, Suggestion], Iterator[str]], ...] = (
     runs_without_scale,
     source_studies,
     extrapolation,
+    far_target,
     shrunk_multipliers,
     violated_constraints,
     undetermined_hps,

@@ -32,6 +32,7 @@ from torch import Tensor
 from transfer_bo.errors import ScaleError
 from transfer_bo.projection.activity import active_params
 from transfer_bo.projection.caveats import caveats
+from transfer_bo.projection.extrapolation import far_sd
 from transfer_bo.projection.stability import divergence_probability, stability_edges
 from transfer_bo.projection.suggestion import Baseline, Drift, PredictedLoss, Suggestion, central_interval
 from transfer_bo.quantities import LEVEL_SD
@@ -293,8 +294,14 @@ class Projection:
         return z
 
     def _optima(self, scale: Scale) -> Tensor:
-        """Draws of the optimum in z (shape draws x d), the same ones at every call."""
-        return optimum_draws(self.surrogate, self.samples.at(self.surrogate.coordinates.s(scale)))
+        """Draws of the optimum in z (shape draws x d), the same ones at every call.
+
+        Far from the runs they spread about the law by `far_sd`, which does not move the suggestion.
+        """
+        z = optimum_draws(self.surrogate, self.samples.at(self.surrogate.coordinates.s(scale)))
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        spread = torch.randn(z.shape, dtype=z.dtype, generator=generator)
+        return z + far_sd(self.surrogate, scale) * spread
 
     def _values(self, z: Tensor) -> dict[str, Array]:
         """Sorted values of each HP at points in z (shape draws x d)."""

@@ -17,6 +17,7 @@ from transfer_bo.dimension import Dimension
 from transfer_bo.errors import PriorError, ScaleError, TransferError
 from transfer_bo.notes import Note
 from transfer_bo.projection import Projection
+from transfer_bo.projection.extrapolation import far_sd
 from transfer_bo.quantities import parse_number
 from transfer_bo.records import Outcome, Run, StudySettings, read_drift_prior
 from transfer_bo.run_table.cleaning import UNIT_HINT, RunTable
@@ -134,7 +135,8 @@ def _with_wider_ranges(surrogate: Surrogate, target: Scale) -> Surrogate:
 
     prior = surrogate.drift_prior
     moves = prior.sd * outside
-    mean, sd = prior.mean @ outside, torch.einsum("ia,iab,ib->i", moves, prior.correlation, moves).sqrt()
+    variance = torch.einsum("ia,iab,ib->i", moves, prior.correlation, moves)
+    mean, sd = prior.mean @ outside, (variance + far_sd(surrogate, target) ** 2).sqrt()
 
     numeric, z_low, z_high = list(coordinates.numeric), coordinates.z_low.clone(), coordinates.z_high.clone()
     for i, dim in enumerate(coordinates.numeric):

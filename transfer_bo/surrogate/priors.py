@@ -30,6 +30,8 @@ __all__ = [
     "CURVATURE_SCALE",
     "CURVATURE_SCALE_DRIFT_SD",
     "DIVERGENCE",
+    "FAR_COST_RATIO",
+    "FAR_SD",
     "IRREDUCIBLE_LOGIT_SD",
     "JITTER",
     "LAW_AXIS_SHARE_SD",
@@ -255,6 +257,16 @@ RAW_DRIFT_CORRELATION: dict[tuple[str, frozenset[str]], float] = {
     ("batch", frozenset({"n_params", "tokens"})): -0.2,
 }
 """Correlation of the errors of two exponents of the same HP, from `pool.py`."""
+
+FAR_COST_RATIO = 100.0
+"""Where the target costs more times the largest run, a straight law is doubted ..."""
+
+FAR_SD = 0.5
+"""... by so many octaves per further doubling of the cost (sd), in raw coordinates. Lingle's laws from at
+most 872M parameters and 1B tokens miss at 4.7B and 100B, 540 times the cost, by factors of 4 to 10, 2.6
+octaves in the middle. With about an octave from the drift itself, the 90% interval there is as wide to either
+side. That the best learning rate bends upwards at scale is another work's finding (2606.29158), and in
+(Mis)Fitting's logs its slope over tokens changes by up to .15 per doubling (`studies/priors/fitted.csv`)."""
 
 # Coordinates
 
