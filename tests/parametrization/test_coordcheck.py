@@ -9,6 +9,7 @@ import torch
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization import COMPLETE_D_P, Power, Role
 from transfer_bo.parametrization.coordcheck import coordinate_check
+from transfer_bo.parametrization.tables import find_rule
 from transfer_bo.scale import Scale
 from transfer_bo.study_file import load_study_file
 from transfer_bo.training.model import build_transformer
@@ -129,3 +130,18 @@ def test_what_cannot_be_checked(options, named):
         coordinate_check(build, BASE, **options)
 
     assert named in str(error.value)
+
+
+@pytest.mark.slow  # trains models of two sizes for each optimizer
+@pytest.mark.parametrize("optimizer", ["muon", "shampoo", "adamh", "sgd"])
+def test_tables_of_other_optimizers_pass(optimizer):
+    """With muP's table all layers learn alike; without it, or with one exponent of it moved, they do not."""
+    options = {**WIDER, "hps": {"lr": 0.5 if optimizer == "sgd" else 2**-8}, "seeds": (0, 1, 2)}
+    rule = find_rule("mup", optimizer)
+    row = rule.rows[Role.HIDDEN_WEIGHT]
+    moved = dataclasses.replace(row, lr=row.lr * Power(width=0.5))
+    wrong = dataclasses.replace(rule, name="moved", rows={**rule.rows, Role.HIDDEN_WEIGHT: moved})
+    right, broken = (coordinate_check(build, BASE, each, **options) for each in (rule, wrong))
+
+    assert right.passed, right.table().to_string()
+    assert {"up", "down"} & {growth.module for growth in broken.failures if growth.verdict == "grows"}

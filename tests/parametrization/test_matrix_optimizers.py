@@ -83,7 +83,7 @@ def test_the_first_step_of_shampoo_is_orthogonal(shape):
     u, _, v = torch.linalg.svd(weight.grad, full_matrices=False)
     Shampoo([weight], lr=0.5, eps=1e-30, weight_decay=0.2).step()
 
-    torch.testing.assert_close(0.9 * before - 0.5 * u @ v, weight.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(0.9 * before - 0.5 * u @ v, weight.detach(), rtol=1e-3, atol=1e-3)
 
 
 def test_shampoo_splits_large_matrices():

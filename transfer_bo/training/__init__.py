@@ -1,6 +1,6 @@
 """What a study trains: the reference transformer, text, and a trainer for one or more devices.
 
-- `model`: the reference transformer.
+- `model`: the reference transformer; `unit_scaled`: the same in unit scaling, for u-muP.
 - `data`: text to train on.
 - `trainer`, `progress`: one training run, and when it counts as diverged.
 - `ranks`: processes that train one model together.

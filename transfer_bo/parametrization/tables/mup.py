@@ -107,6 +107,34 @@ _COMPLETEP_SGD = replace(
     residual=Power(depth_alpha=-1),
 )
 
+# ----------------------------------------------------------------------------------------------- u-muP
+# 2407.17465, Table 2, Adam: for models that scale themselves, with initial values of standard deviation 1 and
+# constants in the forward pass that depend on width and depth, as `training.unit_scaled` or the library
+# unit-scaling. The learning rate of the embedding falls with its fan-out, the width. Weight decay is lr·λ. ε
+# has no
+# factor: gradients have unit scale in the paper, and Adam does not see it while ε is small.
+_UNIT_BLOCK = Power(depth=-0.5)
+_UNIT_MATRIX = RoleExponents(lr=Power(width=-0.5) * _UNIT_BLOCK)
+_UNIT_VECTOR = RoleExponents(lr=_UNIT_BLOCK)
+U_MUP = Rule(
+    name="u_mup",
+    source="2407.17465, Table 2; for models that scale themselves",
+    rows={
+        **dict.fromkeys((Role.INPUT_EMBEDDING, Role.POSITION_EMBEDDING), RoleExponents(lr=Power(width=-0.5))),
+        **dict.fromkeys((Role.HIDDEN_WEIGHT, Role.CONV_KERNEL), _UNIT_MATRIX),
+        **dict.fromkeys((Role.HIDDEN_BIAS, Role.NORM_GAIN, Role.QK_NORM, Role.SHARED), _UNIT_VECTOR),
+        **dict.fromkeys(
+            (Role.INPUT_BIAS, Role.FINAL_NORM, Role.UNEMBEDDING, Role.OUTPUT_BIAS, Role.FIXED),
+            RoleExponents(),
+        ),
+    },
+    residual=ONE,
+    independent_weight_decay=True,
+    derived=frozenset(
+        {Role.POSITION_EMBEDDING, Role.CONV_KERNEL, Role.QK_NORM, Role.SHARED, Role.INPUT_BIAS}
+    ),
+)
+
 MUP_RULES = (
     _COMPLETEP_SGD,
     MUP,
@@ -114,4 +142,5 @@ MUP_RULES = (
     _MUP_TABLE_9,
     replace(MUP, name="mup_adam", optimizer="adam", parametrization="mup"),
     MUP_SGD,
+    U_MUP,
 )
