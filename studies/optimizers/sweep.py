@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from transfer_bo.errors import Diverged
-from transfer_bo.parametrization import parametrize
+from transfer_bo.parametrization import Parametrization, parametrize
 from transfer_bo.scale import Scale
 from transfer_bo.training.data import Corpus, load_text
 from transfer_bo.training.model import build_transformer
@@ -31,15 +31,15 @@ CSV = Path(__file__).parent / "runs.csv"
 COLUMNS = ("optimizer", "rule", "width", "seed", "octave", "loss", "seconds")
 BASE = Scale(width=16, depth=2)
 WIDE = BASE.replace(width=128)
-BATCH = 8
+BATCH = 4
 CONTEXT = 32
-STEPS = 60
+STEPS = 40
 
 START = {
     "adamw": -4,
     "muon": -3,
+    "muonh": -3,
     "adamh": -4,
-    "muonh": -4,
     "shampoo": -4,
     "sgd": 0,
     "soap": -5,
@@ -85,6 +85,7 @@ class Sweep:
         self.corpus = corpus
         self.rows = read_rows()
         self._best: dict[tuple[str, str, int], int] = {}
+        self._parametrizations: dict[tuple[str, str], Parametrization] = {}
 
     def loss(self, optimizer: str, rule: str, width: int, seed: int, octave: int) -> float:
         """Final held-out loss; infinity if the run diverged."""
@@ -101,7 +102,11 @@ class Sweep:
         return self.rows[key]
 
     def _train(self, optimizer: str, rule: str, width: int, seed: int, octave: int) -> float:
-        p = parametrize(build_transformer, BASE, BASE.replace(width=width), rule, optimizer=optimizer)
+        if (optimizer, rule) not in self._parametrizations:
+            self._parametrizations[optimizer, rule] = parametrize(
+                build_transformer, BASE, rule=rule, optimizer=optimizer
+            )
+        p = self._parametrizations[optimizer, rule].at(BASE.replace(width=width))
         try:
             result = train(
                 build_transformer(p.target),
@@ -131,7 +136,7 @@ class Sweep:
 
 def cases(seeds: list[int]) -> Iterator[tuple[int, str, str]]:
     """Seed, optimizer and rule: optimizers with their table and without, then the further tables of AdamW."""
-    for seed, (optimizer, table) in itertools.product(seeds, TABLES.items()):
+    for (optimizer, table), seed in itertools.product(TABLES.items(), seeds):
         yield from ((seed, optimizer, table), (seed, optimizer, "sp"))
     for seed, (optimizer, rule) in itertools.product(seeds, EVERETT):
         yield seed, optimizer, rule

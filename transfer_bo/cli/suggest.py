@@ -68,7 +68,9 @@ def suggest(
     base: Annotated[
         list[str] | None, typer.Option(help="One axis of the model's base scale.", metavar="AXIS=VALUE")
     ] = None,
-    rule: Annotated[str | None, typer.Option(help="Parametrization of --model, e.g. complete_d_p.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Parametrization of --model, e.g. complete_d_p or mup+muon.")
+    ] = None,
     drift: Annotated[
         list[str] | None,
         typer.Option(help="Drift prior, octaves per doubling.", metavar="HP:AXIS=MEAN,SD"),
