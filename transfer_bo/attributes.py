@@ -33,6 +33,7 @@ __all__ = [
     "SCALE_ATTR",
     "SECONDS_ATTR",
     "SETTINGS_ATTR",
+    "SHARED_ATTR",
     "SOURCE_ATTR",
     "SPEED_ATTR",
     "STUDY_FILE_ATTR",
@@ -71,6 +72,9 @@ SECONDS_ATTR = "transfer_bo:seconds"
 """Trial attribute: wall-clock seconds in the objective, summed over all attempts."""
 
 # What trials are for, and where they come from.
+SHARED_ATTR = "transfer_bo:shared"
+"""Trial attribute: share of the run that another trial had trained when it began, in [0, 1)."""
+
 PURPOSE_ATTR = "transfer_bo:purpose"
 """Trial attribute: "search" (when absent), "verify", "control", "replicate" or "past"."""
 

@@ -21,6 +21,7 @@ from transfer_bo.attributes import (
     SCALE_ATTR,
     SECONDS_ATTR,
     SETTINGS_ATTR,
+    SHARED_ATTR,
     SOURCE_ATTR,
 )
 from transfer_bo.dimension import Dimension
@@ -124,6 +125,7 @@ class Run:
         source: the source study that it was made in, or `SCHEDULE_SOURCE` and its schedule; None for the
             study's own.
         constraints: values of Optuna's constraints by name; one holds at 0 or below.
+        shared: share of the run that another run had trained, in [0, 1), see `training.trunk`.
     """
 
     number: int
@@ -136,6 +138,7 @@ class Run:
     purpose: str = "search"
     source: str | None = None
     constraints: Mapping[str, float] = field(default_factory=dict)
+    shared: float = 0.0
 
     @property
     def is_feasible(self) -> bool:
@@ -201,6 +204,7 @@ def read_run(trial: Any, state: Any = None) -> Run:
         purpose=attrs.get(PURPOSE_ATTR, "search"),
         source=attrs.get(SOURCE_ATTR),
         constraints=trial.constraints,
+        shared=attrs.get(SHARED_ATTR, 0.0),
     )
 
 
@@ -227,6 +231,8 @@ class StudySettings:
         global_share: share of the budget that is spent on the HPs of all tensors alone, before multipliers of
             groups join; None to search everything at once.
         kinds: axis or HP -> its kind (see `synonyms`), where its name does not tell it.
+        trunk_decay: share of a run after which runs with the same HPs that differ in tokens only have
+            nothing in common any more, counted from the end; None if they share nothing.
     """
 
     scales: tuple[Scale, ...]
@@ -240,6 +246,7 @@ class StudySettings:
     seed: int = 0
     global_share: float | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)
+    trunk_decay: float | None = None
 
     @property
     def base(self) -> Scale:
@@ -253,8 +260,9 @@ class StudySettings:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         plain = asdict(self)
-        if not self.kinds:
-            del plain["kinds"]  # so that earlier releases read it
+        for name in ("kinds", "trunk_decay"):
+            if not plain[name]:
+                del plain[name]  # so that earlier releases read it
         return plain | {"scales": [dict(scale) for scale in self.scales], "target": dict(self.target)}
 
     @classmethod

@@ -110,6 +110,8 @@ class TransferSampler(optuna.samplers.BaseSampler):
             multiply `kind` for some tensors, stay at their defaults; then all HPs are searched, in a trust
             region around the best setting, at the cheapest rung, with up to a quarter of what this stage
             spends at larger rungs. For 20 multipliers or more.
+        trunk_decay: with a WSD schedule whose runs share their stable part if they differ in tokens only: the
+            share of a run in which the learning rate falls. Such a run costs what remains of it.
         seed: the same seed gives the same proposals for the same history.
 
     Attributes:
@@ -134,6 +136,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         defaults: Mapping[str, Any] | None = None,
         n_startup_trials: int | None = None,
         global_share: float | None = None,
+        trunk_decay: float | None = None,
         seed: int | None = None,
     ) -> None:
         if (ladder is None) != (target is None):
@@ -156,6 +159,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
         self._drift_prior: DriftOverrides = dict(drift_prior or {})
         self._defaults = dict(defaults or {})
         self._n_startup_trials, self._global_share = n_startup_trials, global_share
+        self._trunk_decay = trunk_decay
         self._has_own_seed = seed is not None
         self._seed = int(np.random.SeedSequence().entropy % 2**31) if seed is None else seed  # type: ignore[operator]
 
@@ -445,6 +449,7 @@ class TransferSampler(optuna.samplers.BaseSampler):
             budget=self._budget,
             seed=self._seed,
             global_share=self._global_share,
+            trunk_decay=self._trunk_decay,
         )
         _store_settings(study, settings, stored or {})
         return settings

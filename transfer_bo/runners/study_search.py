@@ -11,6 +11,7 @@ from transfer_bo.attributes import RUNG
 from transfer_bo.records import Outcome, Run
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.search.budget import spent_so_far
+from transfer_bo.surrogate import priors
 
 if TYPE_CHECKING:
     from transfer_bo.runners.task import Task
@@ -20,6 +21,11 @@ __all__ = ["first_params", "make_sampler", "search_is_over"]
 
 def make_sampler(task: Task) -> TransferSampler:
     """The sampler of a study file, which shares the ladder with the task that trains."""
+    drift_prior, trunk_decay = None, None
+    if task.file.training.trunk:
+        # The rule says nothing about duration then: what is known are the published exponents.
+        drift_prior = {hp: {"tokens": priors.drift_prior(hp, "tokens", "raw")} for hp in task.space.defaults}
+        trunk_decay = task.file.training.decay
     return TransferSampler(
         ladder=task.ladder,
         target=task.file.target,
@@ -27,6 +33,8 @@ def make_sampler(task: Task) -> TransferSampler:
         cost=task.cost,
         budget=task.budget,
         coordinates=task.coordinates,
+        drift_prior=drift_prior,
+        trunk_decay=trunk_decay,
         defaults=task.space.defaults,
         global_share=None if task.file.per_module is None else task.file.per_module.global_share,
     )

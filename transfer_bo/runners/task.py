@@ -13,7 +13,7 @@ import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from transfer_bo.attributes import (
     PROGRESS_STEPS,
     PURPOSE_ATTR,
     REPLICA_ATTR,
+    SHARED_ATTR,
     SPEED_ATTR,
 )
 from transfer_bo.errors import StudyFileError, TransferError
@@ -35,9 +36,11 @@ from transfer_bo.parametrization.builds import BuildModel, build_meta
 from transfer_bo.parametrization.model_file import check_logits, load_build_model
 from transfer_bo.parametrization.optimizers import check_optimizer
 from transfer_bo.parametrization.tables import PARAMETRIZATIONS, find_rule
+from transfer_bo.runners.attempt import PROXY_REPORTS, Attempt
 from transfer_bo.runners.external_program import CommandError, Program
 from transfer_bo.runners.objective import is_out_of_memory
 from transfer_bo.runners.torchrun import endpoint_of, no_rendezvous, torchrun
+from transfer_bo.runners.trunks import settings_of, steps_of, trunk_of, trunk_seed, without_duration
 from transfer_bo.scale import Ladder, Scale, default_cost
 from transfer_bo.space import DEPTH, split_name
 from transfer_bo.study_file import StudyFile
@@ -46,7 +49,6 @@ from transfer_bo.training.checkpoint import remove_checkpoint
 from transfer_bo.training.data import Corpus
 from transfer_bo.training.faults import fault_from_environment
 from transfer_bo.training.ranks import Ranks
-from transfer_bo.training.settings import TrainSettings
 from transfer_bo.verification.gpus import gpu_of_device
 
 __all__ = ["Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
@@ -60,46 +62,11 @@ SEEDS_PER_STUDY = 1000
 N_FINGERPRINT_WINDOWS = 64
 """Windows of a text that are hashed to identify it: a token file may be too large to be read whole."""
 
-PROXY_REPORTS = 10
-"""Reports of a run of the search, evenly spaced."""
-
 TARGET_REPORTS = 50
 """Reports of a run at the target: the more there are, the earlier one sees how it is doing."""
 
 FINGERPRINT_WINDOW = 1024
 """Tokens per window."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One training run of a trial."""
-
-    number: int
-    """The trial's number."""
-
-    scale: Scale
-    """Where it runs."""
-
-    hps: dict[str, float]
-    """Its HPs, as searched."""
-
-    seed: int
-    """Of weights and data order."""
-
-    accumulate: int
-    """Parts in which a process's share of the batch goes through the model."""
-
-    owner_losses: int
-    """How many processes died while running this trial."""
-
-    report: Callable[[float, float], None]
-    """Called with (progress, loss)."""
-
-    speed: Callable[[float], None] = lambda tokens_per_second: None
-    """Called with tokens per second of training."""
-
-    reports: int = PROXY_REPORTS
-    """Number of reports over the run; a program of the user's own reports as often as it likes."""
 
 
 class Task(ABC):
@@ -181,13 +148,16 @@ class Task(ABC):
             number=trial.number,
             scale=scale,
             hps=hps,
-            seed=self._seed(trial),
+            seed=self._seed(trial, scale, hps),
             accumulate=parts,
             owner_losses=attrs.get(OWNER_LOSSES_ATTR, 0),
             report=report,
             speed=speed,
             reports=TARGET_REPORTS if is_at_target else PROXY_REPORTS,
+            shares_trunk=self.file.training.trunk and not is_at_target,
         )
+        if attempt.shares_trunk and SHARED_ATTR not in attrs:  # once: later it may find what it kept itself
+            trial.set_user_attr(SHARED_ATTR, self.shared_part(attempt))
         try:
             return self._run_and_note(trial, attempt, latest)
         except Exception as error:
@@ -213,17 +183,25 @@ class Task(ABC):
         """Share of the GPUs' peak FLOP/s that training achieves; None where the peak is not known."""
         return None
 
-    def _seed(self, trial: optuna.Trial) -> int:
+    def shared_part(self, attempt: Attempt) -> float:
+        """Share of a run that another one has trained; 0 if it has to be trained from the beginning."""
+        return 0.0
+
+    def _seed(self, trial: optuna.Trial, scale: Scale, hps: Mapping[str, float]) -> int:
         """The seed of weights and data order.
 
-        Each trial of the search has one of its own, so that the surrogate sees the true noise. Runs at the
-        target share theirs, so that suggestion and control differ in HPs only; replicas of one number share
-        a seed that no other run has.
+        Each trial of the search has one of its own, so that the surrogate sees the true noise; but runs that
+        share their trunk have one in common. Runs at the target share theirs, so that suggestion and control
+        differ in HPs only; replicas of one number share a seed that no other run has.
         """
         first = SEEDS_PER_STUDY * self.file.seed
         if REPLICA_ATTR in trial.user_attrs:
             return int(REPLICA_SEEDS + first + trial.user_attrs[REPLICA_ATTR])
-        return first + (0 if PURPOSE_ATTR in trial.user_attrs else trial.number + 1)
+        if PURPOSE_ATTR in trial.user_attrs:
+            return first
+        if self.file.training.trunk:
+            return trunk_seed(self.file, scale, hps)
+        return first + trial.number + 1
 
     def clean_up(self, trial: FrozenTrial) -> None:
         """Remove the checkpoints of a trial that has ended."""
@@ -311,6 +289,7 @@ class StudyTask(Task):
             raise self.file.error("parametrization.rule", f"no such rule; use one of {known}.")
         try:
             rule = find_rule(section.rule, section.optimizer)
+            rule = without_duration(rule) if self.file.training.trunk else rule
             check_optimizer(rule)
         except TransferError as error:
             raise self.file.error("parametrization.optimizer", str(error)) from None
@@ -456,11 +435,20 @@ class StudyTask(Task):
             stop=self.should_stop,
             accumulate=attempt.accumulate,
             parallel=self.file.run.parallel,
-            settings=TrainSettings(**self.file.training.settings()),
+            settings=settings_of(self.file, attempt.scale),
             speed=attempt.speed,
             after_step=after_step or fault_from_environment(Ranks().rank),
+            trunk=trunk_of(self.file, attempt) if attempt.shares_trunk else None,
         )
         return float(result.loss)
+
+    def shared_part(self, attempt: Attempt) -> float:
+        """Share of a run that another one has trained; 0 if it has to be trained from the beginning."""
+        if not attempt.shares_trunk or self.checkpoint_file(attempt.number).exists():
+            return 0.0
+        steps = steps_of(self.file, attempt.scale)
+        stable_end = settings_of(self.file, attempt.scale).stable_end(steps)
+        return trunk_of(self.file, attempt).kept(stable_end) / steps
 
 
 class CommandTask(Task):

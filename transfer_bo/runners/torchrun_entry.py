@@ -149,8 +149,9 @@ def _tell_failure(store: Any, outcome: str, message: str) -> None:
 
 
 def _train() -> float:
+    from transfer_bo.runners.attempt import Attempt
     from transfer_bo.runners.external_program import INPUT, tell
-    from transfer_bo.runners.task import Attempt, StudyTask
+    from transfer_bo.runners.task import StudyTask
     from transfer_bo.scale import Scale
     from transfer_bo.study_file import StudyFile
     from transfer_bo.training.ranks import Ranks
@@ -169,6 +170,7 @@ def _train() -> float:
         report=lambda progress, loss: tell(progress=progress, loss=loss),
         reports=content["reports"],
         speed=lambda tokens_per_second: tell(tokens_per_second=tokens_per_second),
+        shares_trunk=content["shares_trunk"],
     )
     return task.train_here(attempt, Path(content["checkpoint"]) / "state.pt")
 

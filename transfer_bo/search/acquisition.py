@@ -11,7 +11,7 @@ run, j rows that may be the optimum.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +62,11 @@ ROUNDING = 1e-9
 
 
 def propose(
-    surrogate: Surrogate, costs: Mapping[Scale, float], remaining_budget: float, generator: torch.Generator
+    surrogate: Surrogate,
+    costs: Mapping[Scale, float],
+    remaining_budget: float,
+    generator: torch.Generator,
+    repeats: Sequence[tuple[Scale, dict[str, Any], float]] = (),
 ) -> tuple[Scale, dict[str, Any]]:
     """The next run, given the running ones.
 
@@ -71,6 +75,7 @@ def propose(
         costs: the rungs that may be used, each with the cost of one run.
         remaining_budget: what may still be spent, in the unit of `costs`.
         generator: source of randomness.
+        repeats: runs that cost less than others at their rung: rung, HPs and cost (`budget.trunk_runs`).
 
     Returns:
         The rung, and the value of every HP.
@@ -84,16 +89,25 @@ def propose(
     X = torch.cat(per_rung)
     rung = torch.arange(len(scales)).repeat_interleave(torch.tensor([len(rows) for rows in per_rung]))
     overhead = OVERHEAD * sum(costs.values()) / len(costs)
-    price = torch.tensor([costs[scale] + overhead for scale in scales]).double()
+    price = torch.tensor([costs[scale] + overhead for scale in scales]).double()[rung]
+    n_new = len(X)
+    if repeats:
+        X = torch.cat([X, *(surrogate.coordinates.row(hps, scale)[None] for scale, hps, _ in repeats)])
+        rung = torch.cat([rung, torch.tensor([scales.index(scale) for scale, _, _ in repeats])])
+        price = torch.cat([price, torch.tensor([cost + overhead for _, _, cost in repeats]).double()])
+    index = torch.arange(len(X))
 
     safe = _safe(surrogate.divergence, X, rung)
-    X, rung = X[safe], rung[safe]
+    X, rung, price, index = X[safe], rung[safe], price[safe], index[safe]
     for feasibility in (surrogate.memory, surrogate.constraints):
         safe = _safe(feasibility, X, torch.zeros_like(rung))  # another rung may have enough memory
-        X, rung = X[safe], rung[safe]
+        X, rung, price, index = X[safe], rung[safe], price[safe], index[safe]
 
     noise = surrogate.model.noise(X)
-    first = plan_runs(posterior, X, noise, price[rung], remaining_budget, optima, generator)[0]
+    first = plan_runs(posterior, X, noise, price, remaining_budget, optima, generator)[0]
+    if index[first] >= n_new:
+        scale, hps, _ = repeats[int(index[first]) - n_new]
+        return scale, dict(hps)
     v, flags, _ = surrogate.landscape.split(X[first])
     return scales[int(rung[first])], surrogate.coordinates.params(v, flags)
 

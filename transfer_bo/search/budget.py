@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -24,8 +24,10 @@ __all__ = [
     "check_budget",
     "check_costs",
     "measured_seconds",
+    "shared_part",
     "spent",
     "spent_so_far",
+    "trunk_runs",
 ]
 
 UNMEASURED = 64
@@ -120,10 +122,59 @@ def spent(settings: StudySettings, runs: Iterable[Run], min_cost: float = 0.0) -
         if run.outcome is Outcome.PREEMPTED or (
             run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
         ):
-            total += cost * min(1.0, reached)
+            total += cost * max(0.0, min(1.0, reached) - run.shared)
         else:
-            total += cost
+            total += cost * (1.0 - run.shared)
     return total
+
+
+def shared_part(
+    settings: StudySettings, scale: Scale, params: Mapping[str, Any], runs: Iterable[Run]
+) -> float:
+    """Share of a run that finished runs with the same HPs have trained, see `training.trunk`.
+
+    Args:
+        settings: settings of the study.
+        scale: where it would run.
+        params: its HPs.
+        runs: all runs.
+    """
+    if settings.trunk_decay is None or "tokens" not in scale:
+        return 0.0
+    lengths = [
+        run.scale.tokens
+        for run in finished_runs(runs)
+        if run.source is None
+        and run.purpose == "search"
+        and run.params == params
+        and run.scale.replace(tokens=scale.tokens) == scale
+    ]
+    stable = 1.0 - settings.trunk_decay
+    return float(stable * min(1.0, max(lengths, default=0.0) / scale.tokens))
+
+
+def trunk_runs(
+    settings: StudySettings, runs: Sequence[Run], costs: Mapping[Scale, float]
+) -> list[tuple[Scale, dict[str, Any], float]]:
+    """Runs that would go on from where others were kept: rung, HPs, and cost of what remains.
+
+    Args:
+        settings: settings of the study.
+        runs: all runs.
+        costs: the rungs that may be used, each with the cost of one whole run.
+    """
+    if settings.trunk_decay is None:
+        return []
+    done = {(run.scale, *sorted(run.params.items())) for run in runs if run.purpose == "search"}
+    found: dict[Any, tuple[Scale, dict[str, Any], float]] = {}
+    for run in finished_runs(runs):
+        for scale, cost in costs.items():
+            key = (scale, *sorted(run.params.items()))
+            shared = shared_part(settings, scale, run.params, [run])
+            if shared and key not in done:
+                cost = min(cost * (1.0 - shared), found[key][2] if key in found else math.inf)
+                found[key] = (scale, run.params, cost)
+    return list(found.values())
 
 
 def spent_so_far(study: Any, runs: Iterable[Run]) -> float:

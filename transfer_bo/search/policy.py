@@ -15,7 +15,7 @@ from typing import Any
 from transfer_bo.records import Outcome
 from transfer_bo.scale import Scale
 from transfer_bo.search import acquisition
-from transfer_bo.search.budget import affordable_rungs, cheapest_rung, spent
+from transfer_bo.search.budget import affordable_rungs, cheapest_rung, spent, trunk_runs
 from transfer_bo.search.exclusions import drop_always_failing, matches_failed_run
 from transfer_bo.search.startup import startup_count, startup_point, startup_rung
 from transfer_bo.search.state import SearchState
@@ -186,7 +186,8 @@ def _run_of_acquisition(
     # spends as much again as was spent so far.
     used = spent(settings, state.runs, min_cost)
     remaining_budget = used if settings.budget is None else max(settings.budget - used, *costs.values())
-    return acquisition.propose(surrogate, costs, remaining_budget, generator)
+    repeats = trunk_runs(settings, state.runs, costs)
+    return acquisition.propose(surrogate, costs, remaining_budget, generator, repeats)
 
 
 def _scale_to_check(state: SearchState, costs: Mapping[Scale, float]) -> Scale:

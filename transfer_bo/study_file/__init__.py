@@ -47,6 +47,7 @@ A study file in full (every section and key; those with a value after `#` may be
     warmup = 0.05                     # 0.05; share of the steps in which the learning rate rises
     schedule = "cosine"               # "cosine", "linear": to 0; or "wsd": constant, with a decay at the end
     decay = 0.2                       # 0.2; share of the steps in which "wsd" decays
+    trunk = false                     # true: runs that differ in tokens only share their stable part ("wsd")
     max_norm = 1.0                    # 1.0; gradients are clipped to this global norm
     precision = "auto"                # "auto": bfloat16 on cuda; or "float32", "bfloat16"
     compile = true                    # (on cuda); whether torch.compile is used

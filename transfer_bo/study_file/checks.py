@@ -26,6 +26,7 @@ def check_together(study_file: StudyFile) -> None:
     _check_modules(study_file)
     _check_source_studies(study_file)
     _check_nodes(study_file)
+    _check_trunk(study_file)
     _check_optimizer(study_file)
     if study_file.command is None:
         _check_scales(study_file)  # what a program of the user's own can train is not known here
@@ -78,6 +79,13 @@ def _check_modules(study_file: StudyFile) -> None:
         raise StudyFileError(
             f"{study_file.path}: per_module goes with the reference trainer, whose module types are known; "
             'with [command], list the multipliers in [space], as "lr.embedding" = {}.'
+        )
+
+
+def _check_trunk(study_file: StudyFile) -> None:
+    if study_file.training.trunk and study_file.training.schedule != "wsd":
+        raise study_file.error(
+            "training.trunk", 'only runs with schedule = "wsd" have a stable part; set it.'
         )
 
 

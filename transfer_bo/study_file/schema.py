@@ -101,6 +101,7 @@ class TrainingSection(_Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    trunk: bool = False
     max_norm: Positive = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool | None = None
@@ -110,11 +111,11 @@ class TrainingSection(_Section):
 
     def settings(self) -> dict[str, Any]:
         """Arguments of `TrainSettings`."""
-        return self.model_dump(exclude={"accumulate"})
+        return self.model_dump(exclude={"accumulate", "trunk"})
 
     def definition(self) -> dict[str, Any]:
         """What changes results, by key."""
-        return self.model_dump(include={"warmup", "schedule", "decay", "max_norm", "precision"})
+        return self.model_dump(include={"warmup", "schedule", "decay", "trunk", "max_norm", "precision"})
 
 
 class Bounds(_Section):

@@ -5,6 +5,7 @@
 - `trainer`, `progress`: one training run, and when it counts as diverged.
 - `ranks`: processes that train one model together.
 - `resume`, `checkpoint`: stop a run and continue it.
+- `trunk`: runs of several lengths that share their stable part.
 - `faults`: failures on demand, for tests.
 """
 

@@ -40,6 +40,9 @@ class TrainSettings:
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises linearly, in [0, 1)."""
 
+    warmup_steps: int | None = None
+    """Number of steps of the warm-up, where it does not follow from `warmup`."""
+
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     """After warm-up: cosine or linear decay to 0, or constant with a decay at the end (WSD)."""
 
@@ -78,13 +81,24 @@ class TrainSettings:
 
     def lr_factor(self, step: int, steps: int) -> float:
         """Factor on every learning rate at step 1..n: linear warm-up to 1, then 1 or falling, 0 at n + 1."""
-        warmup = max(1, round(self.warmup * steps)) if self.warmup else 0
+        warmup = self.warmup_of(steps)
         if step <= warmup:
             return step / warmup
-        start = max(warmup, steps - round(self.decay * steps)) if self.schedule == "wsd" else warmup
+        start = self.stable_end(steps)
         if step <= start:
             return 1.0
         return _DECAYS[self.schedule]((step - start) / (steps + 1 - start))
+
+    def warmup_of(self, steps: int) -> int:
+        """Number of steps in which the learning rate rises, of a run of so many."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return max(1, round(self.warmup * steps)) if self.warmup else 0
+
+    def stable_end(self, steps: int) -> int:
+        """The last step before the learning rate falls, of a run of so many."""
+        warmup = self.warmup_of(steps)
+        return max(warmup, steps - round(self.decay * steps)) if self.schedule == "wsd" else warmup
 
     def in_bfloat16(self, device: torch.device) -> bool:
         """Whether matrix products run in bfloat16."""

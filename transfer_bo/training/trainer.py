@@ -31,6 +31,7 @@ from transfer_bo.training.progress import Progress
 from transfer_bo.training.ranks import Parallel, Ranks, return_freed_memory
 from transfer_bo.training.resume import Resume
 from transfer_bo.training.settings import TrainSettings, checkpoint_activations, compiled
+from transfer_bo.training.trunk import Trunk
 
 __all__ = ["Parametrization", "TrainResult", "count_flops", "token_loss", "train"]
 
@@ -106,6 +107,7 @@ def train(
     settings: TrainSettings = TrainSettings(),  # noqa: B008 - it is immutable
     speed: Callable[[float], None] | None = None,
     after_step: Callable[[int, nn.Module], None] | None = None,
+    trunk: Trunk | None = None,
 ) -> TrainResult:
     """Initialize a model and train it; on a CPU the same arguments give the same bits.
 
@@ -139,6 +141,9 @@ def train(
             rank only.
         after_step: Called with (0, model) before the first step and with (step, model) after each, for
             diagnostics; it must not change the weights.
+        trunk: The stable part of runs that differ in `tokens` only: this run starts where it is kept, with
+            the result of a run from the beginning, and keeps it where it goes further. The schedule must be
+            "wsd", with `warmup_steps`.
 
     Raises:
         Diverged: if the loss is not finite, or the train loss averaged over about 10 steps is more than 1 nat
@@ -175,6 +180,14 @@ def train(
         resume = Resume(checkpoint, checkpoint_seconds, identity, ranks)
         progress = Progress(corpus.vocab_size, started)
         stored = resume.load(model, optimizers)
+        stable_end = settings.stable_end(steps)
+        keep_at = {step for step in trunk.ends if step <= stable_end} if trunk is not None else set()
+        of_trunk = {
+            **{k: v for k, v in identity.items() if k != "steps"},
+            "warmup": settings.warmup_of(steps),
+        }
+        if stored is None and trunk is not None:
+            stored = trunk.load(model, optimizers, stable_end, of_trunk, ranks)
         if stored is not None:
             progress.restore(stored)
         first = progress.step + 1
@@ -230,12 +243,14 @@ def train(
             losses.append(train_step(step, share))
             if after_step is not None:
                 after_step(step, model)
-            if step % check_every and step not in report_at:
+            if step % check_every and step not in report_at and step not in keep_at:
                 continue
 
             for value in ranks.mean(torch.stack(losses)).tolist():
                 progress.see(value)
             losses.clear()
+            if trunk is not None and step in keep_at:
+                trunk.save(model, optimizers, progress.state(step), of_trunk, ranks)
             try:
                 if step in report_at:
                     report_loss(step)
