@@ -29,11 +29,11 @@ __all__ = [
     "PROGRESS_STEPS",
     "PURPOSE_ATTR",
     "REPLICA_ATTR",
+    "REUSED_ATTR",
     "RUNG",
     "SCALE_ATTR",
     "SECONDS_ATTR",
     "SETTINGS_ATTR",
-    "SHARED_ATTR",
     "SOURCE_ATTR",
     "SPEED_ATTR",
     "STUDY_FILE_ATTR",
@@ -72,7 +72,7 @@ SECONDS_ATTR = "transfer_bo:seconds"
 """Trial attribute: wall-clock seconds in the objective, summed over all attempts."""
 
 # What trials are for, and where they come from.
-SHARED_ATTR = "transfer_bo:shared"
+REUSED_ATTR = "transfer_bo:reused"
 """Trial attribute: share of the run that another trial had trained when it began, in [0, 1)."""
 
 PURPOSE_ATTR = "transfer_bo:purpose"

@@ -17,11 +17,11 @@ from transfer_bo.attributes import (
     PARAMS_ATTR,
     PROGRESS_STEPS,
     PURPOSE_ATTR,
+    REUSED_ATTR,
     RUNG,
     SCALE_ATTR,
     SECONDS_ATTR,
     SETTINGS_ATTR,
-    SHARED_ATTR,
     SOURCE_ATTR,
 )
 from transfer_bo.dimension import Dimension
@@ -125,7 +125,7 @@ class Run:
         source: the source study that it was made in, or `SCHEDULE_SOURCE` and its schedule; None for the
             study's own.
         constraints: values of Optuna's constraints by name; one holds at 0 or below.
-        shared: share of the run that another run had trained, in [0, 1), see `training.trunk`.
+        reused: share of the run that another run had trained, in [0, 1), see `training.trunk`.
     """
 
     number: int
@@ -138,7 +138,7 @@ class Run:
     purpose: str = "search"
     source: str | None = None
     constraints: Mapping[str, float] = field(default_factory=dict)
-    shared: float = 0.0
+    reused: float = 0.0
 
     @property
     def is_feasible(self) -> bool:
@@ -204,7 +204,7 @@ def read_run(trial: Any, state: Any = None) -> Run:
         purpose=attrs.get(PURPOSE_ATTR, "search"),
         source=attrs.get(SOURCE_ATTR),
         constraints=trial.constraints,
-        shared=attrs.get(SHARED_ATTR, 0.0),
+        reused=attrs.get(REUSED_ATTR, 0.0),
     )
 
 

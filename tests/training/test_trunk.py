@@ -13,7 +13,7 @@ import torch
 from stand_in import StandIn
 
 from transfer_bo import Scale
-from transfer_bo.attributes import SHARED_ATTR
+from transfer_bo.attributes import REUSED_ATTR
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import StudyFileError
 from transfer_bo.parametrization import RULES, Rule
@@ -24,7 +24,7 @@ from transfer_bo.runners.study_search import make_sampler
 from transfer_bo.runners.task import StudyTask
 from transfer_bo.runners.trunks import without_duration
 from transfer_bo.search.acquisition import propose
-from transfer_bo.search.budget import shared_part, spent, trunk_runs
+from transfer_bo.search.budget import reused_part, spent, trunk_runs
 from transfer_bo.study_file import load_study_file
 from transfer_bo.surrogate.surrogate import fit_surrogate
 from transfer_bo.training import Corpus, TrainResult, build_transformer, train
@@ -156,11 +156,11 @@ def test_a_study_pays_for_what_is_new(path: Path, tmp_path: Path) -> None:
 
     settings, runs = read_settings(study), read_runs(study)
     short, long = settings.costs[:2]
-    shared = study.trials[1].user_attrs[SHARED_ATTR]
+    shared = study.trials[1].user_attrs[REUSED_ATTR]
     assert [Outcome.FINISHED] * 3 == [run.outcome for run in runs]
     assert study.trials[1].value == other.trials[0].value
     assert shared == pytest.approx(13 / 64)  # 16 steps, of which the last 3 decay
-    assert [0.0, shared, 0.0] == [run.shared for run in runs]
+    assert [0.0, shared, 0.0] == [run.reused for run in runs]
     assert spent(settings, runs) == pytest.approx(short + long * (1 - shared) + long)
     assert settings.drift_prior["lr"]["tokens"] != (0.0, 0.0)
 
@@ -180,12 +180,12 @@ def test_what_a_run_shares_is_the_stable_part_of_the_longest() -> None:
     """At the same HPs, at scales that differ in tokens only; nothing without a trunk."""
     runs = [finished(0, SCALES[0], 0.01), finished(1, SCALES[2], 0.02)]
 
-    assert 0.8 / 4 == pytest.approx(shared_part(SETTINGS, SCALES[1], {"lr": 0.01}, runs))
+    assert 0.8 / 4 == pytest.approx(reused_part(SETTINGS, SCALES[1], {"lr": 0.01}, runs))
     assert 0.8 == pytest.approx(
-        shared_part(SETTINGS, SCALES[0], {"lr": 0.01}, [finished(0, SCALES[1], 0.01)])
+        reused_part(SETTINGS, SCALES[0], {"lr": 0.01}, [finished(0, SCALES[1], 0.01)])
     )
-    assert 0.0 == shared_part(SETTINGS, SCALES[1], {"lr": 0.02}, runs)
-    assert 0.0 == shared_part(replace(SETTINGS, trunk_decay=None), SCALES[1], {"lr": 0.01}, runs)
+    assert 0.0 == reused_part(SETTINGS, SCALES[1], {"lr": 0.02}, runs)
+    assert 0.0 == reused_part(replace(SETTINGS, trunk_decay=None), SCALES[1], {"lr": 0.01}, runs)
 
     costs = dict(zip(SCALES[:3], SETTINGS.costs[:3], strict=True))
     assert [(SCALES[1], {"lr": 0.01}, pytest.approx(3.2))] == trunk_runs(SETTINGS, runs, costs)

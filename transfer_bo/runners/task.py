@@ -27,7 +27,7 @@ from transfer_bo.attributes import (
     PROGRESS_STEPS,
     PURPOSE_ATTR,
     REPLICA_ATTR,
-    SHARED_ATTR,
+    REUSED_ATTR,
     SPEED_ATTR,
 )
 from transfer_bo.errors import StudyFileError, TransferError
@@ -156,8 +156,8 @@ class Task(ABC):
             reports=TARGET_REPORTS if is_at_target else PROXY_REPORTS,
             shares_trunk=self.file.training.trunk and not is_at_target,
         )
-        if attempt.shares_trunk and SHARED_ATTR not in attrs:  # once: later it may find what it kept itself
-            trial.set_user_attr(SHARED_ATTR, self.shared_part(attempt))
+        if attempt.shares_trunk and REUSED_ATTR not in attrs:  # once: later it may find what it kept itself
+            trial.set_user_attr(REUSED_ATTR, self.reused_part(attempt))
         try:
             return self._run_and_note(trial, attempt, latest)
         except Exception as error:
@@ -183,7 +183,7 @@ class Task(ABC):
         """Share of the GPUs' peak FLOP/s that training achieves; None where the peak is not known."""
         return None
 
-    def shared_part(self, attempt: Attempt) -> float:
+    def reused_part(self, attempt: Attempt) -> float:
         """Share of a run that another one has trained; 0 if it has to be trained from the beginning."""
         return 0.0
 
@@ -442,7 +442,7 @@ class StudyTask(Task):
         )
         return float(result.loss)
 
-    def shared_part(self, attempt: Attempt) -> float:
+    def reused_part(self, attempt: Attempt) -> float:
         """Share of a run that another one has trained; 0 if it has to be trained from the beginning."""
         if not attempt.shares_trunk or self.checkpoint_file(attempt.number).exists():
             return 0.0

@@ -24,7 +24,7 @@ __all__ = [
     "check_budget",
     "check_costs",
     "measured_seconds",
-    "shared_part",
+    "reused_part",
     "spent",
     "spent_so_far",
     "trunk_runs",
@@ -122,13 +122,13 @@ def spent(settings: StudySettings, runs: Iterable[Run], min_cost: float = 0.0) -
         if run.outcome is Outcome.PREEMPTED or (
             run.outcome in (Outcome.PRUNED, Outcome.DIVERGED) and run.curve
         ):
-            total += cost * max(0.0, min(1.0, reached) - run.shared)
+            total += cost * max(0.0, min(1.0, reached) - run.reused)
         else:
-            total += cost * (1.0 - run.shared)
+            total += cost * (1.0 - run.reused)
     return total
 
 
-def shared_part(
+def reused_part(
     settings: StudySettings, scale: Scale, params: Mapping[str, Any], runs: Iterable[Run]
 ) -> float:
     """Share of a run that finished runs with the same HPs have trained, see `training.trunk`.
@@ -170,9 +170,9 @@ def trunk_runs(
     for run in finished_runs(runs):
         for scale, cost in costs.items():
             key = (scale, *sorted(run.params.items()))
-            shared = shared_part(settings, scale, run.params, [run])
-            if shared and key not in done:
-                cost = min(cost * (1.0 - shared), found[key][2] if key in found else math.inf)
+            reused = reused_part(settings, scale, run.params, [run])
+            if reused and key not in done:
+                cost = min(cost * (1.0 - reused), found[key][2] if key in found else math.inf)
                 found[key] = (scale, run.params, cost)
     return list(found.values())
 
