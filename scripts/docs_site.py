@@ -40,6 +40,7 @@ SYMBOLS = {
     "tokens": "m_D",
     "fan_out": "m_out",
     "parameters": "m_P",
+    "rank": "m_r",
 }
 """Symbol of each ratio target/base, as in `transfer_bo.parametrization.rules`."""
 
@@ -98,8 +99,9 @@ _INTRODUCTION = """\
 Every rule of `transfer_bo.parametrization.RULES`, made from the tables that the code uses. An entry is what a
 quantity of a tensor is multiplied by when the model grows from the base to the target: a product of powers of
 the ratios target/base of width (m_N; of a weight, its fan-in), depth (m_L), batch (m_B), tokens (m_D),
-fan-out (m_out) and parameters (m_P). α is the exponent of the residual multiplier. Roles with equal entries
-share a row; those in italics are not printed in the source, but follow from its reasoning."""
+fan-out (m_out), parameters (m_P) and ranks of adapters (m_r). α is the exponent of the residual multiplier.
+Roles with equal entries share a row; those in italics are not printed in the source, but follow from its
+reasoning."""
 
 
 def _matrices() -> str:

@@ -93,6 +93,21 @@ BAD = {  # what is replaced by what, and what the sentence must name beside the 
         "set model.experts",
     ),
     "experts in one rung": (("width = 16", "width = 16\nexperts = 2"), "ladder.rungs: ", "other axes"),
+    "a rank above the width": (
+        ("[budget]", '[adapter]\nmethod = "lora"\nweights = "w.pt"\nrank = 17\n[budget]'),
+        "ladder.rungs[0]: rank = 17",
+        "width = 16",
+    ),
+    "an unknown adapter": (
+        ("[budget]", '[adapter]\nmethod = "lorra"\nweights = "w.pt"\n[budget]'),
+        "adapter.method = 'lorra'",
+        "'smoa'",
+    ),
+    "adapters for a model of the user's own": (
+        ("[budget]", '[adapter]\nmethod = "ether"\nweights = "w.pt"\n[model]\nbuild = "m.py:f"\n[budget]'),
+        "[adapter]",
+        "leave one of the two out",
+    ),
     "no TOML": (("[data]", "[data"), "not valid TOML", "line"),
 }
 
@@ -116,19 +131,33 @@ def test_a_good_file_is_read(write_study: WriteStudy) -> None:
 def test_axes_of_experts(write_study: WriteStudy) -> None:
     """A ladder of a mixture of experts has their number, those per token and their width as axes."""
     sizes = "\nexperts = 4\ntop_k = 2\nexpert_width = 8"
-    path = write_study(*((f"width = {w}", f"width = {w}{sizes}") for w in (16, 32)))
+    axes = [(TARGET, f"{TARGET}{sizes[1:]}\n"), *((f"width = {w}", f"width = {w}{sizes}") for w in (16, 32))]
 
-    study = load_study_file(path)
+    study = load_study_file(write_study(*axes))
 
     expected = Scale(width=16, depth=1, batch=2, tokens=512, experts=4, top_k=2, expert_width=8)
     assert expected == study.base
     with pytest.raises(StudyFileError, match="gives it too"):
-        load_study_file(
-            write_study(
-                *((f"width = {w}", f"width = {w}{sizes}") for w in (16, 32)),
-                ("[budget]", "[model]\nexperts = 4\n[budget]"),
-            )
-        )
+        load_study_file(write_study(*axes, ("[budget]", "[model]\nexperts = 4\n[budget]")))
+    with pytest.raises(StudyFileError, match=r"ladder.target: .* other axes"):
+        load_study_file(write_study(*axes[1:]))
+
+
+def test_rank_as_an_axis(write_study: WriteStudy) -> None:
+    """It needs a section on adapters that have a rank, and is given once."""
+    adapter = '[adapter]\nmethod = "{}"\nweights = "w.pt"\n{}[budget]'
+    ranks = [(TARGET, f"{TARGET}rank = 4\n"), *((f"width = {w}", f"width = {w}\nrank = 4") for w in (16, 32))]
+
+    study = load_study_file(write_study(*ranks, ("[budget]", adapter.format("lora", ""))))
+
+    assert {4} == {scale.rank for scale in [*study.proxies, study.target]}
+    for sections, said in (
+        ("[budget]", "there is no"),
+        (adapter.format("ether", ""), "has no rank"),
+        (adapter.format("smoa", "rank = 2\n"), "gives it too"),
+    ):
+        with pytest.raises(StudyFileError, match=said):
+            load_study_file(write_study(*ranks, ("[budget]", sections)))
 
 
 def test_paths_are_relative_to_the_study_file(

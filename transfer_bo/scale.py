@@ -53,9 +53,9 @@ class Scale(Mapping[str, float]):
 
     Axes are free names. `width`, `depth`, `batch` (sequences or tokens per step) and `tokens` (length of
     the training run) are the ones that the parametrization knows; of a mixture of experts also `experts`
-    (their number), `top_k` (those that a token uses) and `expert_width` (the hidden width of each). A name
-    that is almost one of those gets a warning. Values are numbers or texts such as "1B", "20G" or "1e9"; they
-    are read as attributes or items, and whole numbers stay integers.
+    (their number), `top_k` (those that a token uses) and `expert_width` (the hidden width of each), of
+    adapters `rank`. A name that is almost one of those gets a warning. Values are numbers or texts such as
+    "1B", "20G" or "1e9"; they are read as attributes or items, and whole numbers stay integers.
 
     Raises:
         ScaleError: for no axis at all, or a value that is not a positive finite number.

@@ -131,7 +131,9 @@ class ParametrizationSuite:
         ]
 
         assert len(grouped) == len(set(grouped))
-        assert set(grouped) == {id(q) for q in model.parameters() if q.requires_grad}
+        assert set(grouped) == {
+            id(q) for name, q in parameters_of(model).items() if name in p.settings(self.hps)
+        }
 
     def test_folded_trains_as_multiplied(self) -> None:
         """Multipliers folded into tensors train as in the forward pass, clipped gradients included."""

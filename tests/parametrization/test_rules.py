@@ -19,14 +19,15 @@ from transfer_bo.parametrization.rules import (
 )
 from transfer_bo.parametrization.tables import COMPLETE_D_P, find_rule
 
-M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7, parameters=11)
+M = Ratios(width=4, depth=3, batch=2, tokens=5, fan_out=7, parameters=11, rank=9)
 ALPHAS = (0.5, 1.0)
 
 
 def literature(role: str, alpha: float) -> dict[str, float]:
-    """2512.22382, Table 1, column Complete(d)P, at m = (4, 3, 2, 5), fan-out 7: numbers, row by row.
+    """2512.22382, Table 1, column Complete(d)P, at m = (4, 3, 2, 5), fan-out 7, rank 9: numbers, row by row.
 
-    Experts and router: 2601.20205. Position, tied, fixed and shared tensors and kernels follow from these.
+    Experts and router: 2601.20205; adapters: 2402.12354 over the width, their ranks derived. Position, tied,
+    fixed and shared tensors and kernels follow from these.
     """
     lr = math.sqrt(2 / 5)
     eps = math.sqrt(5 / 2)
@@ -41,6 +42,9 @@ def literature(role: str, alpha: float) -> dict[str, float]:
         "router": (1 / 4, block_lr / 4, block_eps, wd * 4),
         "wide_to_narrow": (1 / 2, block_lr / 4, block_eps, wd * 4),
         "narrow_to_wide": (1, block_lr, block_eps / 4, wd),
+        "adapter_down": (1 / 2, block_lr / 4, block_eps / 9, wd * 4),
+        "adapter_up": (1, block_lr / 3, block_eps / 4 / 3, wd * 3),
+        "modulation": (1, block_lr, block_eps / 4 / 9, wd),
         "shared": (1, block_lr, block_eps, wd),
         "fixed": (1, lr, eps, wd),
         "input_embedding": (1, lr, eps / 4, wd),

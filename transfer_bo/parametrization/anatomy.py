@@ -37,9 +37,11 @@ __all__ = ["Anatomy", "Tensor", "dissect"]
 
 _WIDTHS = ("width", "expert_width")
 """Axes that sizes of the model grow with."""
+_ADAPTERS = {Role.WIDE_TO_NARROW: Role.ADAPTER_DOWN, Role.NARROW_TO_WIDE: Role.ADAPTER_UP}
+"""Roles of tensors whose fixed size is the rank."""
 GAINS = frozenset({Role.NORM_GAIN, Role.QK_NORM, Role.FINAL_NORM})
 """Roles of the group "norm"."""
-_HIDDEN = MATRICES | {Role.NARROW_TO_WIDE, Role.WIDE_TO_NARROW, Role.ROUTER}
+_HIDDEN = MATRICES | {Role.NARROW_TO_WIDE, Role.WIDE_TO_NARROW, Role.ROUTER, *_ADAPTERS.values()}
 """Roles of the group "hidden"."""
 
 
@@ -70,6 +72,8 @@ class Tensor:
     """Relative depth of its block's middle, (i + 1/2) / L in (0, 1); None outside a stack."""
     branch: str | None
     """Name of the block's submodule that holds it, if that may be a residual branch; e.g. "attn"."""
+    rank: float = 1.0
+    """Ratio of ranks target/base, for a tensor whose shape depends on the axis `rank`."""
     readers: tuple[str, ...] = ()
     """Of a tied embedding: paths of the linear layers that map to the outputs with it; () if others do."""
 
@@ -128,7 +132,12 @@ def dissect(base: BaseModel, target: Scale, roles: Mapping[str, str] | None = No
         trace=trace,
         not_run=base.call.reason,
     )
-    inferred = infer_roles(observations, roles or {})
+    ranked = _depends_on_rank(base)
+    inferred = {
+        name: _ADAPTERS.get(role, role) if base_names[name] in ranked else role
+        for name, role in infer_roles(observations, roles or {}).items()
+    }
+    rank_ratio = target.rank / base.scale.rank if ranked else 1.0
     scale_ratio = target.width / base.scale.width
     branches = _branches(places, inferred)
     types = module_types(shapes, stacks)
@@ -152,6 +161,7 @@ def dissect(base: BaseModel, target: Scale, roles: Mapping[str, str] | None = No
             block=place.block_path,
             position=_position(place, blocks),
             branch=branches[name],
+            rank=rank_ratio if base_names[name] in ranked else 1.0,
             readers=_readers(name, observations, base) if role is Role.TIED_EMBEDDING else (),
         )
 
@@ -254,8 +264,30 @@ def _all_blocks_are_frozen(base: BaseModel) -> bool:
     return same_trained and more(unique=True)
 
 
+def _depends_on_rank(base: BaseModel) -> frozenset[str]:
+    """Tensors of the base whose shapes depend on its rank.
+
+    Raises:
+        ParametrizationError: if there are none, though the scale has a rank.
+    """
+    if "rank" not in base.scale:
+        return frozenset()
+    # Smaller, if that is possible: the base's may be the largest.
+    other = base.scale.replace(rank=base.scale.rank // 2 or PROBE)
+    shapes, others = base.shapes(base.scale), base.shapes(other)
+    found = frozenset(name for name, shape in shapes.items() if others.get(name) != shape)
+    if not found:
+        raise ParametrizationError(
+            f"build_model ignores rank: every tensor has the same shape at rank {base.scale.rank:g} and "
+            f"{other.rank:g}; use scale.rank in it, or leave it out of the scale."
+        )
+    return found
+
+
 def _measure_width(base: BaseModel, target: Scale) -> dict[str, tuple[bool, ...]]:
     """Per dimension of each tensor of the target: whether it grows with the width, or that of experts."""
+    # At one rank, as a larger one than the smallest width is no rank.
+    target = target.replace(**{axis: base.scale[axis] for axis in ("rank",) if axis in target})
     shapes = base.shapes(target)
 
     def at_width(factor: float) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ Symbols:
     m_B: Ratio of batch sizes (tokens per step).
     m_D: Ratio of tokens in the whole run.
     m_P: Ratio of parameters in the whole model.
+    m_r: Ratio of ranks of adapters.
     α: Exponent of the residual multiplier m_L^-α; exponents of m_L are affine in it.
     β: Decay rate of Adam's moving averages, β1 of the gradient and β2 of its square.
     ε: Adam's term in the denominator.
@@ -73,6 +74,12 @@ class Role(enum.StrEnum):
     map's first half."""
     NARROW_TO_WIDE = "narrow_to_wide"
     """In a block: a fixed size to the width; a low-rank map's second half, a depthwise convolution."""
+    ADAPTER_DOWN = "adapter_down"
+    """Beside a frozen weight: width to the rank, which is an axis of the scale; A of LoRA."""
+    ADAPTER_UP = "adapter_up"
+    """Beside a frozen weight: the rank to the width; B of LoRA."""
+    MODULATION = "modulation"
+    """Changes a frozen weight by a share of it: a reflection's vector, a factor of its elements."""
     HIDDEN_BIAS = "hidden_bias"
     """Bias of a hidden layer, in a block: one number per output, and the outputs grow."""
     NORM_GAIN = "norm_gain"
@@ -104,11 +111,15 @@ class Ratios:
     tokens: float = 1.0
     fan_out: float = 1.0
     parameters: float = 1.0
+    rank: float = 1.0
 
 
 @dataclass(frozen=True)
 class Power:
-    """m_N^width · m_L^(depth + depth_alpha·α) · m_B^batch · m_D^tokens · m_out^fan_out · m_P^parameters."""
+    """A product of powers of the ratios, with m_L to the power of depth + depth_alpha·α.
+
+    m_N^width · m_out^fan_out · m_B^batch · m_D^tokens · m_P^parameters · m_r^rank besides.
+    """
 
     width: float = 0.0
     depth: float = 0.0
@@ -117,6 +128,7 @@ class Power:
     tokens: float = 0.0
     fan_out: float = 0.0
     parameters: float = 0.0
+    rank: float = 0.0
 
     def __mul__(self, other: Power) -> Power:
         return Power(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -129,7 +141,7 @@ class Power:
         depth_exponent = self.depth + self.depth_alpha * alpha
         value = float(m.width**self.width * m.depth**depth_exponent)
         value *= float(m.batch**self.batch * m.tokens**self.tokens)
-        return value * float(m.fan_out**self.fan_out * m.parameters**self.parameters)
+        return value * float(m.fan_out**self.fan_out * m.parameters**self.parameters * m.rank**self.rank)
 
 
 ONE = Power()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Tensor, dissect
@@ -75,6 +76,7 @@ class ScaledSettings:
         anatomy = dissect(base, target, options.roles)
         self._warn_of_transfer(base.attention if target.width != options.base.width else "")
         self._warn_of_sparsity()
+        self._warn_of_adapters()
 
         self.tensors: dict[str, Tensor] = anatomy.tensors
         """Every trainable tensor by name."""
@@ -93,7 +95,13 @@ class ScaledSettings:
         self._factors: dict[str, ScalingFactors] = {
             name: self.rule.factors(
                 tensor.role,
-                replace(self.run_ratios, width=tensor.width, depth=tensor.depth, fan_out=tensor.fan_out),
+                replace(
+                    self.run_ratios,
+                    width=tensor.width,
+                    depth=tensor.depth,
+                    fan_out=tensor.fan_out,
+                    rank=tensor.rank,
+                ),
                 self.alpha,
             )
             for name, tensor in self.tensors.items()
@@ -136,6 +144,23 @@ class ScaledSettings:
             warnings.warn(
                 f"The share of experts that a token uses is {shares[0]:.3g} at the base and {shares[1]:.3g} "
                 "at the target, while rules hold at a fixed one; let top_k grow with experts.",
+                stacklevel=5,
+            )
+
+    def _warn_of_adapters(self) -> None:
+        """Warn if the low-rank updates of peft's layers are not scaled by rank^-1/2, as rules suppose."""
+        found = [
+            {factor for m in base.modules() for factor in _scaling(m)}
+            for base in (self._base_model.meta(self.base), self._base_model.meta(self.target))
+        ]
+        if self.base.get("rank") == self.target.get("rank") or not all(found):
+            return
+        expected = (self.base.rank / self.target.rank) ** 0.5
+        if not math.isclose(max(found[1]) / max(found[0]), expected):
+            warnings.warn(
+                f"Updates of adapters are multiplied by {max(found[0]):.3g} at the base and "
+                f"{max(found[1]):.3g} at the target, while rules suppose one in proportion to rank^-1/2; "
+                "give peft's LoraConfig use_rslora=True and the same lora_alpha at every rank.",
                 stacklevel=5,
             )
 
@@ -270,6 +295,12 @@ class ScaledSettings:
                 }
             )
         return pd.DataFrame(rows)
+
+
+def _scaling(module: nn.Module) -> Iterable[float]:
+    """The factors by which a layer of peft multiplies the updates of its adapters."""
+    scaling = getattr(module, "scaling", None)
+    return scaling.values() if isinstance(scaling, dict) else ()
 
 
 def _unique(items: Iterable[str]) -> tuple[str, ...]:

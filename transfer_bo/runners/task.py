@@ -36,6 +36,7 @@ from transfer_bo.parametrization.builds import BuildModel, build_meta
 from transfer_bo.parametrization.model_file import check_logits, load_build_model
 from transfer_bo.parametrization.optimizers import check_optimizer
 from transfer_bo.parametrization.tables import PARAMETRIZATIONS, find_rule
+from transfer_bo.runners.adapted_model import roles_of, with_adapters
 from transfer_bo.runners.attempt import PROXY_REPORTS, Attempt
 from transfer_bo.runners.external_program import CommandError, Program
 from transfer_bo.runners.objective import is_out_of_memory
@@ -314,7 +315,8 @@ class StudyTask(Task):
         model, vocab_size = self.file.model, self.corpus.vocab_size
         if model.build is None:
             settings = model.model_dump(exclude={"build"})
-            return functools.partial(build_transformer, vocab_size=vocab_size, **settings)
+            build = functools.partial(build_transformer, vocab_size=vocab_size, **settings)
+            return build if self.file.adapter is None else with_adapters(self.file, self.file.adapter, build)
 
         try:
             build_model = load_build_model(model.build, self.file.path.parent)
@@ -355,7 +357,12 @@ class StudyTask(Task):
         if scale not in self._parametrizations:
             alpha = self.file.parametrization.alpha
             self._parametrizations[scale] = parametrize(
-                self.build, base=self.file.base, target=scale, rule=self.rule, alpha=alpha
+                self.build,
+                base=self.file.base,
+                target=scale,
+                rule=self.rule,
+                alpha=alpha,
+                roles=roles_of(self.file),
             )
         return self._parametrizations[scale]
 

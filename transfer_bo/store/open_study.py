@@ -248,6 +248,7 @@ def _compare(study_file: StudyFile, study: optuna.Study, definition: dict[str, A
     if kept_definition:  # a study without these keys was made when there was no choice
         kept_definition = {
             **{f"training.{key}": value for key, value in TrainingSection().definition().items()},
+            "adapter.method": None,
             **{f"model.{key}": value for key, value in ModelSection().model_dump().items()},
             "parametrization.optimizer": ParametrizationSection().optimizer,
             **kept_definition,

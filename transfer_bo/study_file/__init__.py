@@ -23,6 +23,14 @@ A study file in full (every section and key; those with a value after `#` may be
     # balance_rate = 0.05             # 0.05; step of the biases that balance their load
     # build = "my_model.py:build_model"   # in their place: a torch model of your own, from tokens to logits
 
+    # [adapter]                       # train adapters on the model with given weights, which stay as they are
+    # method = "lora"                 # "lora" (rsLoRA), "ether" or "smoa"
+    # weights = "base-{width}.pt"     # file of a state_dict; axes in braces are filled in
+    # rank = 8                        # 8; of lora and smoa
+    # alpha = 1.0                     # 1.0; their updates are multiplied by alpha / sqrt(rank)
+    # parts = 4                       # 4; blocks of ether, groups of singular values of smoa
+    # layers = ["q", "v"]             # (all in blocks: q, k, v, o, up, down); linear layers that get one
+
     [[ladder.rungs]]                  # the proxies; a ladder may grow later, at its end
     width = 32
     depth = 2
@@ -31,6 +39,7 @@ A study file in full (every section and key; those with a value after `#` may be
     # experts = 8                     # axes of a mixture of experts, in every rung and the target: their
     # top_k = 2                       # number, those per token (at a fixed share of the experts), and ...
     # expert_width = 128              # ... the hidden width of each (mlp_ratio times width)
+    # rank = 4                        # of adapters, as an axis in every rung and the target
     [ladder.target]                   # the one expensive run
     width = 128
     depth = 4

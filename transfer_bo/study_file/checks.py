@@ -23,6 +23,7 @@ def check_together(study_file: StudyFile) -> None:
     """
     _check_ladder_and_space(study_file)
     _check_model(study_file)
+    _check_adapter(study_file)
     _check_modules(study_file)
     _check_source_studies(study_file)
     _check_nodes(study_file)
@@ -38,6 +39,8 @@ def check_together(study_file: StudyFile) -> None:
 def _check_ladder_and_space(study_file: StudyFile) -> None:
     builds: dict[str, Callable[[], object]] = {
         "ladder.rungs": lambda: Ladder(study_file.proxies),
+        "ladder.target": lambda: Ladder(study_file.proxies).register(study_file.target),
+        "ladder.base": lambda: Ladder(study_file.proxies).register(study_file.base),
         "space": lambda: study_file.hp_space,
     }
     for key, build in builds.items():
@@ -62,6 +65,24 @@ def _check_model(study_file: StudyFile) -> None:
             f"model.{unused[0]}",
             "this is of the reference transformer, which model.build replaces; leave it out.",
         )
+
+
+def _check_adapter(study_file: StudyFile) -> None:
+    if study_file.adapter is None:
+        return
+    if study_file.command is not None or study_file.model.build is not None:
+        raise StudyFileError(
+            f"{study_file.path}: [adapter] is of the reference transformer, which "
+            f"{'[command]' if study_file.command else 'model.build'} replaces; leave one of the two out."
+        )
+    if "rank" not in study_file.base:
+        return
+    if study_file.adapter.method == "ether":
+        raise StudyFileError(
+            f"{study_file.path}: adapter.method = 'ether' has no rank; leave rank out of the ladder."
+        )
+    if "rank" in study_file.adapter.model_fields_set:
+        raise study_file.error("adapter.rank", "the ladder gives it too; leave it out of one of the two.")
 
 
 def _check_modules(study_file: StudyFile) -> None:
@@ -173,6 +194,7 @@ def _check_scales(study_file: StudyFile) -> None:
             )
         if study_file.model.build is None:
             _check_experts(study_file, key, scale)
+            _check_rank(study_file, key, scale)
         step = scale.batch * study_file.data.context
         if scale.tokens < step:
             raise StudyFileError(
@@ -198,6 +220,21 @@ def _check_experts(study_file: StudyFile, key: str, scale: Scale) -> None:
         raise StudyFileError(
             f"{study_file.path}: {key}: top_k = {top_k} is more than experts = {experts}; set it to at most "
             "the number of experts."
+        )
+
+
+def _check_rank(study_file: StudyFile, key: str, scale: Scale) -> None:
+    """Whether adapters can have the rank of a scale."""
+    adapter = study_file.adapter
+    if adapter is None and "rank" in scale:
+        raise StudyFileError(f"{study_file.path}: {key}.rank = {scale.rank}: there is no [adapter]; add it.")
+    if adapter is None or adapter.method == "ether":
+        return
+    rank = scale.get("rank", adapter.rank)
+    if rank > scale.width:
+        raise StudyFileError(
+            f"{study_file.path}: {key}: rank = {rank} is above width = {scale.width}; "
+            "set it to at most the width."
         )
 
 

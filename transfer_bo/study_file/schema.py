@@ -16,7 +16,14 @@ from transfer_bo.scale import Scale
 from transfer_bo.secrets import MASK, hide_passwords, is_secret
 from transfer_bo.space import DEFAULT_RULE, HP, Space
 
-__all__ = ["CommandSection", "ModelSection", "SourceStudySection", "StudyFile", "TrainingSection"]
+__all__ = [
+    "AdapterSection",
+    "CommandSection",
+    "ModelSection",
+    "SourceStudySection",
+    "StudyFile",
+    "TrainingSection",
+]
 
 
 def _whole(value: Any) -> Any:
@@ -57,8 +64,19 @@ class ModelSection(_Section):
     balance_rate: Positive = 0.05
 
 
+class AdapterSection(_Section):
+    """Adapters on trained models, see `transfer_bo.training.adapters`."""
+
+    method: Literal["lora", "ether", "smoa"]
+    weights: str
+    rank: Whole = 8
+    alpha: Positive = 1.0
+    parts: Whole = 4
+    layers: Annotated[list[str], Field(min_length=1)] = ["q", "k", "v", "o", "up", "down"]
+
+
 class Rung(_Section):
-    """One scale: a value for every axis that the parametrization knows; those of experts may be left out."""
+    """One scale: a value for every axis that the parametrization knows; some may be left out."""
 
     width: Whole
     depth: Whole
@@ -67,6 +85,7 @@ class Rung(_Section):
     experts: Whole | None = None
     top_k: Whole | None = None
     expert_width: Whole | None = None
+    rank: Whole | None = None
 
     @property
     def scale(self) -> Scale:
@@ -218,6 +237,7 @@ class StudyFile(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
+    adapter: AdapterSection | None = None
     ladder: LadderSection
     parametrization: ParametrizationSection = ParametrizationSection()
     training: TrainingSection = TrainingSection()
@@ -319,6 +339,8 @@ class StudyFile(_Section):
             command = self.command.without_secrets()
             sections = {"command": command, "parametrization": self.parametrization}
 
+        if self.adapter is not None:
+            sections["adapter"] = self.adapter
         flat = {
             f"{name}.{key}": value
             for name, section in sections.items()

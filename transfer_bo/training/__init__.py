@@ -1,6 +1,8 @@
 """What a study trains: the reference transformer, text, and a trainer for one or more devices.
 
-- `model`: the reference transformer; `unit_scaled`: the same in unit scaling, for u-muP.
+- `model`, `experts`: the reference transformer, with mixtures of experts.
+- `unit_scaled`: the same in unit scaling, for u-muP.
+- `adapters`: adapters on a trained model.
 - `data`: text to train on.
 - `trainer`, `progress`: one training run, and when it counts as diverged.
 - `ranks`: processes that train one model together.

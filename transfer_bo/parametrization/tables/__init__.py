@@ -14,7 +14,8 @@ Exponents that a source does not print follow from its own reasoning; their role
 - a tied embedding is the input embedding, with the unembedding's forward multiplier m_N^-1;
 - what has a fixed size inside a block and reads the width (a router, keys shared by all heads), or is shared
   by heads, gets a gradient that sums over the width, so its ε has no m_N^-1 (the argument for QK-norms);
-- what has a fixed size and writes the width (half of a low-rank map) scales as a hidden bias.
+- what has a fixed size and writes the width (half of a low-rank map) scales as a hidden bias;
+- adapters depend on their rank as explained in `complete_d_p`.
 """
 
 from __future__ import annotations

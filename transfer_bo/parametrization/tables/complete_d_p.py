@@ -61,9 +61,25 @@ _MOE = {
     ),
 }
 
+# Adapters on frozen weights, x + s·B·A·x with s ∝ r^-1/2 (2312.03732), A random and B 0 at first. Widths as
+# in 2402.12354: learning rates n^-1 for A and 1 for B, which are those of any matrix that reads or writes the
+# width. Ranks are derived: the updates of B add up over the r columns, s·r·lr, so that B's rate falls with
+# r^-1/2 (by the same argument 1/r for s = 1 and no change for s = 1/r, the two regimes of 2602.06204); those
+# of A go through B, which is smaller by as much as they are more. What modulates a frozen weight changes it
+# by a share, at every width.
+_ADAPTERS = {
+    Role.ADAPTER_DOWN: replace(_HIDDEN, eps=Power(rank=-1) * _BLOCK_EPS),
+    Role.ADAPTER_UP: RoleExponents(
+        lr=Power(rank=-0.5) * _BLOCK_LR,
+        eps=Power(width=-1, rank=-0.5) * _BLOCK_EPS,
+        weight_decay=Power(rank=+0.5),
+    ),
+    Role.MODULATION: RoleExponents(lr=_BLOCK_LR, eps=Power(width=-1, rank=-1) * _BLOCK_EPS),
+}
+
 COMPLETE_D_P = Rule(
     name="complete_d_p",
-    source="2512.22382, Table 1; mixtures of experts: 2601.20205",
+    source="2512.22382, Table 1; mixtures of experts: 2601.20205; adapters: 2402.12354, 2312.03732",
     rows={
         Role.INPUT_EMBEDDING: _INPUT,
         Role.POSITION_EMBEDDING: _INPUT,
@@ -72,6 +88,7 @@ COMPLETE_D_P = Rule(
         Role.HIDDEN_WEIGHT: _HIDDEN,
         Role.CONV_KERNEL: _HIDDEN,
         **_MOE,
+        **_ADAPTERS,
         Role.WIDE_TO_NARROW: replace(_HIDDEN, eps=_BLOCK_EPS),
         Role.NARROW_TO_WIDE: _HIDDEN_VECTOR,
         Role.HIDDEN_BIAS: _HIDDEN_VECTOR,
