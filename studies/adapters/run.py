@@ -85,8 +85,6 @@ def main() -> None:
     if not parser.parse_args().table:
         torch.set_num_threads(1)
         before, after = domains()
-        for width in (32, 128):
-            pretrain(width, before)
         builds = {m: adapted(build_transformer, AdapterConfig(m), WEIGHTS / "base-{width}.pt") for m in ROLES}
         settings = {}
 
@@ -102,9 +100,10 @@ def main() -> None:
             model = builds[method](scale)
             return train(model, settings[cell], hps, after, seed=seed, **arguments).loss
 
-        lr_drift.sweep(
-            HERE / "runs.csv", list(CELLS), lambda cell: OCTAVES[CELLS[cell][0]], range(SEEDS), run
-        )
+        for width in (32, 128):
+            pretrain(width, before)
+            cells = [name for name, (_, scale, _) in CELLS.items() if scale.width == width]
+            lr_drift.sweep(HERE / "runs.csv", cells, lambda cell: OCTAVES[CELLS[cell][0]], range(SEEDS), run)
 
     runs = pd.read_csv(HERE / "runs.csv")
     table = lr_drift.drift_table(runs, lambda cell: cell.partition(" ")[0])

@@ -121,10 +121,10 @@ def spectral_parts(weight_OI: Tensor, parts: int) -> Tensor:
     """P matrices that sum to a weight, each with about the same sum of singular values, the largest first."""
     if weight_OI.is_meta:
         return torch.empty(parts, *weight_OI.shape, device="meta")
-    left, values, right = torch.linalg.svd(weight_OI, full_matrices=False)
+    rows, values, columns = torch.linalg.svd(weight_OI, full_matrices=False)
     before = (values.cumsum(0) - values) / values.sum()  # share of the larger ones
     group = (before * parts).long().clamp(max=parts - 1)
-    return torch.stack([(left * values * (group == k)) @ right for k in range(parts)])
+    return torch.stack([(rows * values * (group == k)) @ columns for k in range(parts)])
 
 
 def add_adapters(model: nn.Module, config: AdapterConfig) -> nn.Module:
