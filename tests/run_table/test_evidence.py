@@ -184,6 +184,7 @@ def test_reference_laws_by_hand(name: str, hp: str, value: float) -> None:
     (law,) = [law for law in found if law["law"] == name and law["hp"] == hp]
 
     assert value == pytest.approx(law["value"], rel=1e-12)
+    assert law["source"].startswith("arXiv ") == (name != "Lingle")  # whose laws are in posts
     assert math.log2({"lr": 0.002, "batch_tokens": 2e5}[hp] / value) == pytest.approx(law["octaves"])
 
 

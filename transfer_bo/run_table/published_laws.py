@@ -33,7 +33,7 @@ class Law:
         hp: kind of HP: "lr" or "batch" (in tokens).
         exponents: kind of axis -> exponent.
         coefficient: value of the HP where all axes are 1; None if the law only tells how it moves.
-        source: arXiv number of the paper.
+        source: arXiv number of the paper, or what else it is.
         remark: when it holds.
     """
 
@@ -60,6 +60,9 @@ def _of_compute(coefficient: float, exponent: float) -> tuple[dict[str, float], 
     return {"n_params": exponent, "tokens": exponent}, coefficient * 6**exponent
 
 
+POSTS = "posts of 2026 on scaling laws for the optimal learning rate and batch"
+"""Where Lingle's exponents are from."""
+
 LAWS: tuple[Law, ...] = (
     Law("Complete(d)P", "lr", {"n_params": -0.5, "tokens": -0.5}, None, "2512.22382", "theory: N as width²"),
     Law("Complete(d)P", "lr", {"width": -1.0, "depth": 0.0, "tokens": -0.5}, None, "2512.22382", "theory"),
@@ -71,8 +74,8 @@ LAWS: tuple[Law, ...] = (
     Law("Porian et al.", "batch", {"n_params": 0.703}, 0.7576, "2406.19146", "compute-optimal runs"),
     Law("Bjorck et al., mildest", "lr", {"tokens": -0.3}, None, "2409.19913", "fixed batch"),
     Law("Bjorck et al., steepest", "lr", {"tokens": -0.7}, None, "2409.19913", "fixed batch"),
-    Law("Lingle", "lr", {"n_params": -0.48, "tokens": 0.26}, None, "2404.05728", "batch at its optimum"),
-    Law("Lingle", "batch", {"n_params": 0.0, "tokens": 0.57}, None, "2404.05728"),
+    Law("Lingle", "lr", {"n_params": -0.48, "tokens": 0.26}, None, POSTS, "batch at its optimum"),
+    Law("Lingle", "batch", {"n_params": 0.0, "tokens": 0.57}, None, POSTS),
 )
 """The laws as their papers state them; Porian's unit of the batch is taken to be tokens (not certain)."""
 
@@ -128,7 +131,7 @@ def compare(
             found.append(
                 {
                     "law": law.name,
-                    "source": f"arXiv {law.source}",
+                    "source": law.source if " " in law.source else f"arXiv {law.source}",
                     "hp": hp,
                     "value": value,
                     "octaves": math.log2(suggested / value),
