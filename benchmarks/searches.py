@@ -317,15 +317,20 @@ def _tpe(seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed)
 
 
-def _oracle(problem: Problem, budget: float, seed: int) -> Params:
-    """This package, given the true drift (from the full tables) almost exactly."""
+def _oracle_prior(problem: Problem) -> dict[str, dict[str, tuple[float, float]]]:
+    """The true drift of each numeric HP, from the full tables, almost exactly."""
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for name, dist in problem.space.items():
         if isinstance(dist, optuna.distributions.CategoricalDistribution):
             continue
         for axis, slope in problem.true_drift(name).items():
             table.setdefault(name, {})[axis] = (slope, 0.02)
-    return transfer(problem, budget, seed, drift_prior=table)
+    return table
+
+
+def _oracle(problem: Problem, budget: float, seed: int) -> Params:
+    """This package, given the true drift."""
+    return transfer(problem, budget, seed, drift_prior=_oracle_prior(problem))
 
 
 SEARCHES: dict[str, Search] = {
