@@ -137,6 +137,20 @@ def test_an_optimizer_of_another_kind_is_named():
         assert 24 == sum(int(count) for note in notes for count in re.findall(r"(\d+) tensors", note))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "muonh", "adamh", "shampoo"])
+def test_every_format_takes_every_optimizer(optimizer):
+    """Tensors whose optimizer a framework lacks are left out with a sentence; torch and JSON hold all."""
+    p = parametrize(build_transformer, BASE, rule="mup", optimizer=optimizer)
+    for name in ("torchtitan", "megatron"):
+        assert any(f"'{optimizer}'" in note for note in export(suggestion(), p, name).notes)
+
+    groups = export(suggestion(), p, "torch").settings
+    tensors = export(suggestion(), p, "json").settings["tensors"]
+    assert {name for group in groups for name in group["params"]} == {tensor["name"] for tensor in tensors}
+    assert {optimizer, p.rule.optimizer} == {tensor["optimizer"] for tensor in tensors}
+    assert 0 <= export(suggestion(), p, "hf").settings["weight_decay"]
+
+
 def test_what_is_not_possible():
     """An unknown format, and a batch in tokens without a context, are refused by name."""
     with pytest.raises(ParametrizationError) as unknown:

@@ -116,6 +116,21 @@ def test_another_kind_of_optimizer():
     assert {"optimizer"} == {setting for _, setting in found_in(report)}
 
 
+@pytest.mark.parametrize("name", ["adamh", "shampoo", "soap"])
+def test_another_optimizer_of_matrices(name):
+    """AdamW takes the same options as these, and is told apart; their own are as they should be."""
+    if name == "soap":
+        pytest.importorskip("pytorch_optimizer")
+    p = parametrize(Model, BASE, TARGET, "mup", optimizer=name)
+    model = Model(TARGET)
+    p.initialize(model)
+    own, others = p.optimizers(model), p.optimizers(model)
+    replaced = [torch.optim.AdamW(optimizer.param_groups) for optimizer in others]
+
+    assert [] == list(p.check(model, own))
+    assert {"optimizer"} == {setting for _, setting in found_in(p.check(model, replaced))}
+
+
 def test_a_schedule():
     """A warm-up that keeps the peak is no difference; a factor on every rate without it is one."""
     p, model, optimizer = set_up()

@@ -23,7 +23,8 @@ What is set on a model:
 - `initial_values`: sizes of initial values, buffers.
 - `hp_values`: the value of an HP for each tensor.
 - `forward_multipliers`: where multipliers of the forward pass live.
-- `optimizers`: the options of torch's optimizers.
+- `optimizers`: what makes each optimizer, and its options.
+- `hyperball`, `shampoo`: AdamH and MuonH, Shampoo.
 - `sharding`: tensors that are sharded over processes.
 
 Whether it is active, and transfers:

@@ -211,11 +211,11 @@ def _check_options(
 
 
 def _is_kind(optimizer: torch.optim.Optimizer, name: str) -> bool:
-    """Whether an optimizer may be of a kind; of those that torch does not have, only options are compared."""
+    """Whether an optimizer may be of a kind; of classes not known here, only options are compared."""
     kinds = {kind: made for kind, made in OPTIMIZERS.items() if isinstance(made, type)}
-    if type(optimizer) not in kinds.values() or name not in kinds:
+    if type(optimizer) not in kinds.values():
         return True
-    return type(optimizer) is kinds[name]
+    return type(optimizer) is kinds.get(name)
 
 
 def _check_multipliers(p: ScaledSettings, model: nn.Module, hps: HPs) -> list[Difference]:
