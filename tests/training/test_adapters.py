@@ -212,6 +212,19 @@ def test_another_scale_of_updates_is_remarked() -> None:
         tb.parametrize(plain_lora, RANKED, RANKED.replace(rank=4))
 
 
+def test_weights_are_needed_at_the_scales_in_use_only(tmp_path: Path) -> None:
+    """Base and target have some; where there are none a build is refused."""
+    target = SCALE.replace(width=64)
+    weights(tmp_path)
+    build_adapted = adapted(build, AdapterConfig("ether"), weights(tmp_path, target))
+
+    p = tb.parametrize(build_adapted, SCALE, target, roles=ROLES["ether"])
+    p.initialize(build_adapted(target), {}, seed=0)
+
+    with pytest.raises(TrainingError):
+        build_adapted(SCALE.replace(width=32))
+
+
 def test_a_rank_that_the_model_ignores_is_refused() -> None:
     """An axis that changes nothing is a mistake."""
     with pytest.raises(ParametrizationError):

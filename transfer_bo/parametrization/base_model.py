@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from transfer_bo.errors import ScaleError
+from transfer_bo.errors import ScaleError, TransferError
 from transfer_bo.parametrization.builds import BuildModel, build_meta, build_real, modules_of, parameters_of
 from transfer_bo.parametrization.example_inputs import ExampleCall, call_with_example_inputs
 from transfer_bo.parametrization.initial_values import is_constant, kurtosis, rms
@@ -112,9 +112,11 @@ class BaseModel:
             return ""
 
         wide = self.scale.replace(width=PROBE * self.scale.width)
-        wider = call_with_example_inputs(
-            build_real(self.build_model, wide, seed=0).eval(), self.call.arguments
-        )
+        try:
+            wide_model = build_real(self.build_model, wide, seed=0).eval()
+        except TransferError:  # such as trained weights that exist at some widths only
+            return ""
+        wider = call_with_example_inputs(wide_model, self.call.arguments)
         for (size, factor), (wide_size, wide_factor) in zip(
             trace.attention, () if wider.trace is None else wider.trace.attention, strict=False
         ):

@@ -357,12 +357,7 @@ class StudyTask(Task):
         if scale not in self._parametrizations:
             alpha = self.file.parametrization.alpha
             self._parametrizations[scale] = parametrize(
-                self.build,
-                base=self.file.base,
-                target=scale,
-                rule=self.rule,
-                alpha=alpha,
-                roles=roles_of(self.file),
+                self.build, self.file.base, scale, self.rule, alpha, roles=roles_of(self.file)
             )
         return self._parametrizations[scale]
 

@@ -190,10 +190,9 @@ def _add_lora(model: nn.Module, config: AdapterConfig) -> nn.Module:
 def adapted(
     build_model: Callable[[Scale], nn.Module], config: AdapterConfig, weights: str | Path | None
 ) -> Callable[[Scale], nn.Module]:
-    """A function that builds a trained model with adapters at a scale.
+    """A function that builds a trained model with adapters; `TrainingError` where its weights are missing.
 
-    The model has trained weights where there is a file of them. A parametrization also builds it where there
-    is none, to see which sizes grow.
+    On the meta device, where nothing has values, no file is read.
 
     Args:
         build_model: Gives the model without adapters, and ignores the axis `rank`.
@@ -205,7 +204,11 @@ def adapted(
     def build(scale: Scale) -> nn.Module:
         model = build_model(scale)
         file = None if weights is None else weights_file(weights, scale)
-        if file is not None and file.is_file() and not any(p.is_meta for p in model.parameters()):
+        if file is not None and not any(p.is_meta for p in model.parameters()):
+            if not file.is_file():
+                raise TrainingError(
+                    f"There is no file {file} of trained weights at {scale}; keep them there."
+                )
             model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         values = {**vars(config), "rank": scale.get("rank", config.rank)}
         return add_adapters(model, AdapterConfig(**values))
