@@ -12,6 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -227,6 +230,27 @@ class Checks:
 
     def check_workers(self) -> dict[str, Any]:
         """Trials of a small proxy per hour, by the number of processes that share the device."""
+        return {"trials_per_hour": self.rates()}
+
+    def check_workers_with_mps(self) -> dict[str, Any]:
+        """The same under NVIDIA's Multi-Process Service, which runs kernels of several processes at once."""
+        if self.device == "cpu" or shutil.which("nvidia-cuda-mps-control") is None:
+            return {"skipped": "there is no nvidia-cuda-mps-control"}
+        with tempfile.TemporaryDirectory() as folder:
+            pipes = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+            os.environ |= pipes  # what starts from here on finds the service
+            try:
+                subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True, timeout=30)
+                return {"trials_per_hour": self.rates()}
+            finally:
+                subprocess.run(
+                    ["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False, timeout=60
+                )
+                for name in pipes:
+                    del os.environ[name]
+
+    def rates(self) -> dict[str, float]:
+        """Number of workers -> trials per hour of all of them together."""
         rates = {}
         for workers in self.sizes.workers:
             context = get_context("spawn")
@@ -236,7 +260,7 @@ class Checks:
                 started = time.perf_counter()
                 list(pool.map(_one_proxy, [job] * (2 * workers)))
                 rates[str(workers)] = 2 * workers * 3600 / (time.perf_counter() - started)
-        return {"trials_per_hour": rates}
+        return rates
 
 
 def _one_proxy(job: tuple[Sizes, Corpus, str]) -> None:

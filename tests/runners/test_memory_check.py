@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from transfer_bo.errors import StudyFileError
-from transfer_bo.runners import memory_check, study_runner
+from transfer_bo.runners import gpu_sharing, memory_check, study_runner
+from transfer_bo.runners.gpu_sharing import usable_workers, workers_by_size
 from transfer_bo.runners.memory_check import check_memory
 from transfer_bo.runners.task import StudyTask, make_task
+from transfer_bo.runners.worker_pool import devices_of
 from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import load_study_file
 from transfer_bo.verification import room
@@ -49,7 +51,8 @@ def path(write_study: WriteStudy) -> Path:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, n_bytes: float, *, on_gpu: bool = False) -> None:
-    """Let so many bytes be usable."""
+    """Let so many bytes be usable, of each of four GPUs if on GPUs."""
+    monkeypatch.setattr(memory_check, "visible_devices", lambda: "0,1,2,3" if on_gpu else None)
     monkeypatch.setattr(memory_check, "room", lambda devices: Room(n_bytes / USABLE, on_gpu))
 
 
@@ -78,7 +81,7 @@ def test_a_trial_may_use_its_second_try(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("needs")
-def test_workers_share_main_memory_and_not_gpus(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_main_memory_or_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The advice is a number of workers that fits."""
     task = task_with(path)
     free(monkeypatch, 1200)
@@ -88,7 +91,9 @@ def test_workers_share_main_memory_and_not_gpus(path: Path, monkeypatch: pytest.
 
     assert "run.workers = 2" in str(error.value)
     free(monkeypatch, 1200, on_gpu=True)
-    check_memory(task, [task.file.target], 4)
+    check_memory(task, [task.file.target], 8)  # two on each of four
+    with pytest.raises(StudyFileError, match=r"run\.workers = 8"):
+        check_memory(task, [task.file.target], 9)
 
 
 @pytest.mark.usefixtures("needs")
@@ -166,3 +171,42 @@ def test_gpus_are_asked_by_index_or_uuid(tmp_path: Path, monkeypatch: pytest.Mon
     assert Room(500.0 * 2**20, on_gpu=True) == room.room("0,1")
     assert Room(1000.0 * 2**20, on_gpu=True) == room.room("GPU-a")
     assert room.room("0,MIG-c") is None
+
+
+def test_workers_take_turns_over_gpus() -> None:
+    """Each has as many as a trial needs; too few are shared."""
+    assert ["0", "1", "0"] == [devices_of(slot, 1, "0,1") for slot in range(3)]
+    assert ["0,1", "2,3", "0,1"] == [devices_of(slot, 2, "0,1,2,3") for slot in range(3)]
+    assert "0" == devices_of(0, 4, "0")
+    assert devices_of(5, 1, None) is None
+
+
+@pytest.mark.parametrize(
+    ("per_gpu", "visible", "ranks", "usable"),
+    [
+        ("auto", None, 1, 16),
+        ("auto", "0", 1, 8),  # the target is tiny
+        ("auto", "0,1", 1, 16),
+        ("auto", "0,1", 2, 8),
+        (3, "0,1", 1, 6),
+        (1, "0,1", 4, 1),
+    ],
+)
+def test_so_many_workers_are_of_use(
+    per_gpu: int | str,
+    visible: str | None,
+    ranks: int,
+    usable: int,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sixteen are wanted."""
+    monkeypatch.setattr(gpu_sharing, "visible_devices", lambda: visible)
+    task = task_with(path, workers_per_gpu=per_gpu, ranks=ranks)
+
+    assert usable == usable_workers(task, [task.file.target], 16)
+
+
+def test_large_models_have_a_gpu_of_their_own() -> None:
+    """By the number of parameters."""
+    assert [8, 4, 2, 1] == [workers_by_size(n) for n in (1e5, 1e7, 9e7, 1e9)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from transfer_bo.errors import StudyFileError, TrainingError
 from transfer_bo.parametrization.builds import build_meta
 from transfer_bo.runners.task import StudyTask, Task
 from transfer_bo.runners.torchrun import ranks_here
-from transfer_bo.runners.worker_pool import visible_devices
+from transfer_bo.runners.worker_pool import gpu_groups, visible_devices
 from transfer_bo.scale import Scale
 from transfer_bo.verification.room import Room, room
 
@@ -40,12 +41,14 @@ def check_memory(task: Task, scales: Iterable[Scale], workers: int) -> None:
     Raises:
         StudyFileError: Naming the scale, what it needs, what is there, and what to do.
     """
-    at_hand = room(visible_devices())
+    visible = visible_devices()
+    at_hand = room(visible)
     if at_hand is None or not isinstance(task, StudyTask) or task.file.run.runner == "ray":
         return
     scale = max(scales, key=lambda scale: task.cost(scale) / float(scale.tokens) * float(scale.batch))
     together = 1 if at_hand.on_gpu else ranks_here(task.file)  # processes of a run that share the memory
-    at_a_time = 1 if at_hand.on_gpu else workers
+    groups = 1 if visible is None else gpu_groups(ranks_here(task.file), visible)
+    at_a_time = max(1, math.ceil(workers / groups))  # runs that share the memory
     if _bound(task, scale) * together * at_a_time <= at_hand.usable:
         return
 
@@ -55,7 +58,7 @@ def check_memory(task: Task, scales: Iterable[Scale], workers: int) -> None:
         return
 
     if needed.total * together <= at_hand.usable:
-        advice = f"set run.workers = {int(at_hand.usable // (needed.total * together))}"
+        advice = f"set run.workers = {groups * int(at_hand.usable // (needed.total * together))}"
     else:
         advice = _advice(task, scale, parts, together, at_hand)
     times = together * at_a_time

@@ -16,6 +16,7 @@ from rich.console import Console
 from transfer_bo.attributes import ERROR_ATTR, PREDICTION_ATTR
 from transfer_bo.display.progress import Progress
 from transfer_bo.records import Outcome, Run, read_run, read_runs
+from transfer_bo.runners.gpu_sharing import usable_workers
 from transfer_bo.runners.memory_check import check_memory
 from transfer_bo.runners.study_lock import study_lock
 from transfer_bo.runners.study_search import search_is_over
@@ -122,7 +123,8 @@ def _search(task: Task, study: optuna.Study, console: Console, lock: int | None)
     if search_is_over(task, study, runs) and not is_running:
         return False
 
-    check_memory(task, task.ladder.proxies, task.file.run.workers)
+    workers = usable_workers(task, task.ladder.proxies, task.file.run.workers)
+    check_memory(task, task.ladder.proxies, workers)
     progress = Progress(
         study,
         budget=task.budget,
@@ -133,7 +135,7 @@ def _search(task: Task, study: optuna.Study, console: Console, lock: int | None)
     pool = _make_pool(task.file, study, lock)
 
     def start() -> None:
-        for slot in range(task.file.run.workers):
+        for slot in range(workers):
             pool.start(slot)
 
     _run_pool(pool, study, start, progress)
@@ -203,8 +205,9 @@ def run_verification(
         jobs = plan(suggestion, controls, n_search=n_search, curve=curve)
         missing = [job for job in [*jobs, *replicas(jobs, replicate)] if job.find(study) is None]
 
+        workers = usable_workers(task, [study_file.target], min(study_file.run.workers, len(missing)))
         if missing:
-            check_memory(task, [study_file.target], min(study_file.run.workers, len(missing)))
+            check_memory(task, [study_file.target], workers)
 
         progress = Progress(
             study,
@@ -215,7 +218,6 @@ def run_verification(
         )
         pool = _make_pool(study_file, study, lock)
         if missing:
-            workers = min(study_file.run.workers, len(missing))
 
             def start() -> None:
                 for slot in range(workers):

@@ -29,7 +29,7 @@ from transfer_bo.store.heartbeat import requeue_dead
 from transfer_bo.study_file import StudyFile
 from transfer_bo.verification.jobs import Job
 
-__all__ = ["Pool", "WorkerProcess", "devices_of", "remembered_interrupts", "visible_devices"]
+__all__ = ["Pool", "WorkerProcess", "devices_of", "gpu_groups", "remembered_interrupts", "visible_devices"]
 
 MAX_RESTARTS = 3
 """How often each worker is replaced when it dies: once is bad luck, more often is a fault to look into."""
@@ -68,7 +68,7 @@ class _Worker:
 
 
 def devices_of(slot: int, ranks: int, visible: str | None) -> str | None:
-    """CUDA_VISIBLE_DEVICES for one worker: `ranks` devices of its own, as far as there are any.
+    """CUDA_VISIBLE_DEVICES for one worker: `ranks` devices, which several workers share if there are too few.
 
     Args:
         slot: Which worker it is, from 0.
@@ -76,11 +76,17 @@ def devices_of(slot: int, ranks: int, visible: str | None) -> str | None:
         visible: The parent's CUDA_VISIBLE_DEVICES, comma separated; None for no GPU.
 
     Returns:
-        The worker's devices; "" if none remain for it, None if there is no GPU at all.
+        The worker's devices; None if there is no GPU at all.
     """
     if visible is None:
         return None
-    return ",".join(visible.split(",")[slot * ranks : (slot + 1) * ranks])
+    group = slot % gpu_groups(ranks, visible)
+    return ",".join(visible.split(",")[group * ranks : (group + 1) * ranks])
+
+
+def gpu_groups(ranks: int, visible: str) -> int:
+    """How many trials have GPUs of their own, at least one."""
+    return max(1, len(visible.split(",")) // ranks)
 
 
 @functools.cache

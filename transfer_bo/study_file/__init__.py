@@ -90,7 +90,8 @@ A study file in full (every section and key; those with a value after `#` may be
     trials = 100                      # (no limit)
 
     [run]
-    workers = 2                       # 1; local processes, each with GPUs of its own if there are any
+    workers = 2                       # 1; local processes, which take turns over the GPUs if there are any
+    workers_per_gpu = "auto"          # "auto": by the size of the models; or a number
     threads = 1                       # 1; per worker
     out = "runs/sotu_lm"              # "runs/<name>"
     storage = "sqlite:///study.db"    # study.db in `out`; or postgresql://, journal:///, grpc://host:port

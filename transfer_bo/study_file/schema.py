@@ -170,6 +170,7 @@ class RunSection(_Section):
     """Where trials run and where results are kept."""
 
     workers: Whole = 1
+    workers_per_gpu: Whole | Literal["auto"] = "auto"
     threads: Whole = 1
     out: str | None = None
     storage: str | None = None
