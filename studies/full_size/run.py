@@ -146,7 +146,8 @@ def draw(rows: list[dict[str, Any]], curves: list[Any], path: Path) -> None:
         here = [row for row in finished if tuple(row[axis] for axis in COLUMNS[4:]) == scale]
         label = "width {}, depth {}, batch {}, {:.2g} tokens".format(*scale)
         left.plot([row["lr"] for row in here], [row["loss"] for row in here], "o", ms=4, label=label)
-    left.set(xscale="log", xlabel="learning rate (base)", ylabel="held-out loss (nats per byte)")
+    left.set_xscale("log", base=2)
+    left.set(xlabel="learning rate (base)", ylabel="held-out loss (nats per byte)")
     if finished:
         left.legend(fontsize=6)
 

@@ -66,6 +66,7 @@ def test_other_hps_need_no_other_program(fold: bool, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow  # compiles with a C++ compiler: 20 s
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own modules
 def test_the_second_trial_of_a_rung_starts_at_once() -> None:
     """Measured with inductor, in seconds of processor time: of the first trial, and of the second."""
     seconds = []
