@@ -9,6 +9,7 @@
     plan            plan
     coord_check     coord-check
     trajectory      trajectory
+    subset_check    subset-check
     common          the application, shared options, errors and interruptions
     parsing         values of options
     opened          the study that a command reads
@@ -18,7 +19,8 @@ help and version printed, before any heavy import. Each module adds its commands
 of the imports below, which is their order in the help.
 """
 
-from transfer_bo.cli import init, study, worker, suggest, diagnose, plan, coord_check, trajectory  # isort: skip
+from transfer_bo.cli import init, study, worker, suggest, diagnose, plan  # isort: skip
+from transfer_bo.cli import coord_check, trajectory, subset_check  # isort: skip
 from transfer_bo.cli.common import app
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "main",
     "plan",
     "study",
+    "subset_check",
     "suggest",
     "trajectory",
     "worker",

@@ -64,7 +64,7 @@ def check_memory(task: Task, scales: Iterable[Scale], workers: int) -> None:
     times = together * at_a_time
     processes = f" in each of {times} processes" if times > 1 else ""
     place = "the GPU's memory" if at_hand.on_gpu else "main memory"
-    i = None if scale == task.file.target else task.file.proxies.index(scale)
+    i = None if scale == task.file.target else task.file.proxies.index(scale) % len(task.file.ladder.rungs)
     key = "ladder.target" if i is None else f"ladder.rungs[{i}]"
     raise StudyFileError(
         f"{task.file.path}: {key} = {dict(scale)}: training needs {needed.total / 1e9:.3g} GB{processes} "
@@ -76,7 +76,7 @@ def check_memory(task: Task, scales: Iterable[Scale], workers: int) -> None:
 def _bound(task: StudyTask, scale: Scale) -> float:
     """Bytes that a run surely does not exceed, found without running a step."""
     tokens_per_step = float(scale.batch) * task.file.data.context
-    forward_flops = task.cost(scale) / 3 / float(scale.tokens) * tokens_per_step
+    forward_flops = task.flops_per_token(scale) / 3 * tokens_per_step
     parameters = sum(parameter.numel() for parameter in build_meta(task.build, scale).parameters())
     return BYTES_PER_FLOP * forward_flops + BYTES_PER_PARAMETER * parameters
 

@@ -20,7 +20,8 @@ from transfer_bo.runners.gpu_sharing import usable_workers
 from transfer_bo.runners.memory_check import check_memory
 from transfer_bo.runners.study_lock import study_lock
 from transfer_bo.runners.study_search import search_is_over
-from transfer_bo.runners.task import Task, make_task
+from transfer_bo.runners.subset_check import subset_caveats
+from transfer_bo.runners.task import StudyTask, Task, make_task
 from transfer_bo.runners.warm_start import read_missing_source_runs, refuse_missing_source_runs
 from transfer_bo.runners.worker_pool import Pool
 from transfer_bo.scale import Scale
@@ -58,7 +59,8 @@ def run_search(study_file: StudyFile, console: Console) -> bool:
     study = find_study(study_file)
     task = make_task(study_file)
     sources = read_missing_source_runs(task, study)
-    for sentence in task.caveats():
+    unchecked = subset_caveats(task) if isinstance(task, StudyTask) else []
+    for sentence in [*task.caveats(), *unchecked]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     study = _start(task, study)

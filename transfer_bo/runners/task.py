@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,13 @@ from transfer_bo.training.checkpoint import remove_checkpoint
 from transfer_bo.training.data import Corpus
 from transfer_bo.training.faults import fault_from_environment
 from transfer_bo.training.ranks import Ranks
+from transfer_bo.training.subset import (
+    SubsetBatches,
+    full_scale,
+    selection_share,
+    subset_sizes,
+    trained_scale,
+)
 from transfer_bo.verification.gpus import gpu_of_device
 
 __all__ = ["Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
@@ -281,6 +288,15 @@ class StudyTask(Task):
             except TransferError as error:
                 raise StudyFileError(f"{study_file.path}: per_module: {error}") from None
         self._check_groups()
+        self._check_subsets()
+
+    def _check_subsets(self) -> None:
+        """Every subset of the text must hold a batch."""
+        for scale in self.ladder if self.file.data.subset is not None else ():
+            try:
+                subset_sizes(self.corpus, scale, self.file.data.context)
+            except TransferError as error:
+                raise self.file.error("data.subset.fraction", str(error)) from None
 
     def _find_rule(self) -> Rule:
         """The table of the study's parametrization for its optimizer."""
@@ -321,7 +337,7 @@ class StudyTask(Task):
         try:
             build_model = load_build_model(model.build, self.file.path.parent)
             for scale in dict.fromkeys([self.file.base, *self.file.proxies, self.file.target]):
-                check_logits(build_model, scale, self.file.data.context, vocab_size)
+                check_logits(build_model, full_scale(scale), self.file.data.context, vocab_size)
         except TransferError as error:
             raise self.file.error("model.build", str(error)) from error
         return build_model
@@ -340,7 +356,7 @@ class StudyTask(Task):
 
     def build(self, scale: Scale) -> nn.Module:
         """The model at a scale, not yet initialised."""
-        return self._build_model(scale)
+        return self._build_model(full_scale(scale))
 
     def _build_to_train(self, scale: Scale) -> nn.Module:
         """The model, without values where it is sharded over the ranks of this process's group.
@@ -357,7 +373,12 @@ class StudyTask(Task):
         if scale not in self._parametrizations:
             alpha = self.file.parametrization.alpha
             self._parametrizations[scale] = parametrize(
-                self.build, self.file.base, scale, self.rule, alpha, roles=roles_of(self.file)
+                self.build,
+                full_scale(self.file.base),
+                trained_scale(scale),
+                self.rule,
+                alpha,
+                roles=roles_of(self.file),
             )
         return self._parametrizations[scale]
 
@@ -369,10 +390,20 @@ class StudyTask(Task):
         return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
     def cost(self, scale: Scale) -> float:
-        """The cost of a run at a scale, in FLOPs."""
+        """The cost of a run at a scale, in FLOPs, that of choosing its data included."""
         if scale not in self._costs:
-            self._costs[scale] = count_flops(self.build, scale, self.file.data.context)
+            context, subset = self.file.data.context, self.file.data.subset
+            flops = count_flops(self.build, trained_scale(scale), context)
+            if subset is not None:
+                share = selection_share(self.corpus, scale, context, subset.method)
+                flops += share * count_flops(self.build, full_scale(scale), context)
+            self._costs[scale] = flops
         return self._costs[scale]
+
+    def flops_per_token(self, scale: Scale) -> float:
+        """FLOPs of training at a scale per token."""
+        flops = count_flops(self.build, full_scale(scale), self.file.data.context)
+        return flops / float(scale.tokens)
 
     def utilisation(self, scale: Scale, tokens_per_second: float) -> float | None:
         """Share of the GPUs' peak FLOP/s that training achieves; None where the peak is not known."""
@@ -381,7 +412,7 @@ class StudyTask(Task):
         gpu = gpu_of_device(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         if gpu is None:
             return None
-        flops = tokens_per_second * self.cost(scale) / float(scale.tokens)
+        flops = tokens_per_second * self.flops_per_token(scale)
         return flops / (gpu.flops_per_second * self.file.run.ranks)
 
     def definition(self) -> dict[str, Any]:
@@ -420,13 +451,19 @@ class StudyTask(Task):
             checkpoint: File of the checkpoint; None to keep none.
             after_step: See `transfer_bo.training.train`.
         """
+        subset = self._subset(attempt, checkpoint)
+        hooks = [
+            after_step or fault_from_environment(Ranks().rank),
+            None if subset is None else subset.after_step,
+        ]
+
         result = train(
             self._build_to_train(attempt.scale),
             self.parametrization(attempt.scale),
             attempt.hps,
-            self.corpus,
+            subset or self.corpus,
             batch=attempt.scale.batch,
-            tokens=attempt.scale.tokens,
+            tokens=trained_scale(attempt.scale).tokens,
             context=self.file.data.context,
             seed=attempt.seed,
             threads=self.file.run.threads,
@@ -439,7 +476,7 @@ class StudyTask(Task):
             parallel=self.file.run.parallel,
             settings=settings_of(self.file, attempt.scale),
             speed=attempt.speed,
-            after_step=after_step or fault_from_environment(Ranks().rank),
+            after_step=_all_of([hook for hook in hooks if hook is not None]),
             trunk=trunk_of(self.file, attempt) if attempt.shares_trunk else None,
         )
         return float(result.loss)
@@ -451,6 +488,29 @@ class StudyTask(Task):
         steps = steps_of(self.file, attempt.scale)
         stable_end = settings_of(self.file, attempt.scale).stable_end(steps)
         return trunk_of(self.file, attempt).kept(stable_end) / steps
+
+    def _subset(self, attempt: Attempt, checkpoint: Path | None) -> SubsetBatches | None:
+        """The part of the text that an attempt is trained on; None for all of it."""
+        subset, scale = self.file.data.subset, attempt.scale
+        if subset is None or scale.data_fraction >= 1:
+            return None
+        file = None if checkpoint is None else checkpoint.with_suffix("") / "subset.npy"
+        context = self.file.data.context
+        return SubsetBatches(self.corpus, scale, context, subset.method, attempt.seed, file)
+
+
+def _all_of(
+    hooks: Sequence[Callable[[int, nn.Module], None]],
+) -> Callable[[int, nn.Module], None] | None:
+    """One function that calls several after each step; None for none."""
+    if not hooks:
+        return None
+
+    def after_step(step: int, model: nn.Module) -> None:
+        for hook in hooks:
+            hook(step, model)
+
+    return after_step
 
 
 class CommandTask(Task):

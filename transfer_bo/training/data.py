@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from transfer_bo.errors import TrainingError
 
-__all__ = ["Corpus", "load_text", "prefetched"]
+__all__ = ["Batches", "Corpus", "load_text", "prefetched"]
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
@@ -31,6 +31,20 @@ MIN_TOKENS = 1_000
 
 _SCAN = 1 << 24
 """Tokens of a `.bin` that are read at a time: 32 or 64 MB."""
+
+
+class Batches(Protocol):
+    """What a trainer needs of a text."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Larger than every token."""
+
+    def batch(self, seed: int, step: int, batch: int, context: int) -> Tensor:
+        """The windows of a step: batch x (context + 1), int64."""
+
+    def heldout_windows(self, count: int, context: int) -> Tensor:
+        """Windows of held-out tokens: n x (context + 1), int64."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,10 @@ class Corpus:
         last = self._last_start(self.heldout, "held-out", context)
         count = min(count, 1 + last // (context + 1))
         return self._windows(self.heldout, np.linspace(0, last, count).astype(np.int64), context)
+
+    def windows_at(self, starts: npt.NDArray[np.int64], context: int) -> Tensor:
+        """Windows of the training tokens that begin at some positions: n x (context + 1), int64."""
+        return self._windows(self.train, starts, context)
 
     def _last_start(self, tokens: Tokens, name: str, context: int) -> int:
         last = len(tokens) - (context + 1)

