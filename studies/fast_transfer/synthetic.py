@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transfer_bo.diagnostics.curves import read_sweep
-from transfer_bo.diagnostics.rates import transfer_rates
+from transfer_bo.diagnostics.rates import judge_repair, transfer_rates
 
 CSV = Path(__file__).parent / "synthetic.csv"
 COLUMNS = ("case", "width", "seed", "lr", "loss", "steps")
@@ -77,6 +77,10 @@ CASES = {
         64, 2 / 8, lambda x: _norm(x, 15), _MSE, 1024, _WIDTHS, _octaves(-5, 1, 0.5), 1 / 50
     ),
 }
+
+
+REPAIRS = (("multi_index", "multi_index_per_layer"),)
+"""Cases with and without a learning rate of the second layer of its own."""
 
 
 def train_widths(case: Case, width: int, seed: int) -> Tensor:
@@ -134,10 +138,11 @@ def _done() -> set[tuple[str, int, int]]:
 def judge() -> None:
     """Print the rates of every case that has enough widths."""
     frame = pd.read_csv(CSV)
+    found = {}
     for name, rows in frame.groupby("case", sort=False):
         if rows["width"].nunique() < 3:
             continue
-        rates = transfer_rates(read_sweep(rows, size="width", hp="lr"), "width")
+        rates = found[name] = transfer_rates(read_sweep(rows, size="width", hp="lr"), "width")
         print(
             f"\n{name}: {rates.verdict}; alpha {rates.alpha.text()}, beta {rates.beta.text()}, "
             f"gamma {rates.gamma.text()}, drift {rates.drift.text()} octaves"
@@ -145,6 +150,12 @@ def judge() -> None:
         for reason in rates.reasons:
             print(f"  {reason}")
         print(rates.table().to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+    for one, other in REPAIRS:
+        if {one, other} <= found.keys():
+            print(
+                "\n"
+                + judge_repair(found[one], found[other], "the second layer's rate divided by 50").sentence
+            )
 
 
 def main() -> None:

@@ -8,16 +8,19 @@ Reads `runs.csv`, which `sweep.py` writes. A rule is compared once it has three 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from transfer_bo.diagnostics.curves import read_sweep
-from transfer_bo.diagnostics.metrics import compare_parametrizations, metrics_table
+from transfer_bo.diagnostics.metrics import compare_parametrizations, metric_draws, metrics_table
 from transfer_bo.diagnostics.rates import transfer_rates
 
 CSV = Path(__file__).parent / "runs.csv"
+DRAWS = 100
+"""Bootstrap draws of the orders."""
 PUBLISHED = {"sp": "sp", "sp_embedding_lr": "sp_embd", "complete_d_p": "mup_sp"}
 """Our rule -> key of the published table. Where only the width grows Complete(d)P's multipliers are muP's."""
 
@@ -49,20 +52,28 @@ def main() -> None:
         rates = transfer_rates(read_sweep(frame[frame["rule"] == rule], size="width", hp="lr"), "width")
         print(f"{rule}: {rates.verdict}; drift {rates.drift.text('+.2f')} octaves. {' '.join(rates.reasons)}")
     if arguments.published.exists():
-        published = pd.read_csv(arguments.published).groupby("abc_key")[["E", "irr_loss_gap"]].median()
-        print("\npublished, median over weight decays:")
-        print(published.loc[list(PUBLISHED.values())].to_string())
-        for column, number in (("E", "fit_error"), ("irr_loss_gap", "penalty")):
-            ours = {
-                key: getattr(metrics[rule], number).value
-                for rule, key in PUBLISHED.items()
-                if rule in metrics
-            }
-            theirs = published.loc[list(ours), column]
-            print(
-                f"{column}: ours {' < '.join(sorted(ours, key=lambda k: ours[k]))}; "
-                f"published {' < '.join(theirs.sort_values().index)}"
-            )
+        compare_orders(frame, enough, pd.read_csv(arguments.published))
+
+
+def compare_orders(frame: pd.DataFrame, rules: list[str], published: pd.DataFrame) -> None:
+    """For each metric and pair of rules: how surely one is below the other here, and how often there.
+
+    Here: share of bootstrap draws. There: share of the weight decays, whose fits are as good as replicates.
+    """
+    draws = {
+        rule: metric_draws(read_sweep(frame[frame["rule"] == rule], size="width", hp="lr"), DRAWS, i)
+        for i, rule in enumerate(rules)
+    }
+    print("\nshare of draws (here) and of weight decays (published) in which the first is below the second:")
+    for column, number in (("E", "fit_error"), ("kappa", "kappa"), ("irr_loss_gap", "limit")):
+        table = published.pivot_table(index="weight_decay", columns="abc_key", values=column)
+        for one, other in itertools.combinations([rule for rule in PUBLISHED if rule in draws], 2):
+            ours = draws[one][number] < draws[other][number]
+            theirs = (table[PUBLISHED[one]] < table[PUBLISHED[other]])[table[PUBLISHED[one]].notna()]
+            print(f"  {column:12} {one} < {other}: here {ours.mean():.2f}, published {theirs.mean():.2f}")
+        ends = table[list(PUBLISHED.values())].quantile([0.5, 0, 1]).T
+        print(f"  {column:12} published, median and range over weight decays:")
+        print(ends.to_string(header=False))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ridge_curves import BEST_AT_INFINITY, risk, risk_at_infinity
 
 from transfer_bo.diagnostics.curves import read_sweep
-from transfer_bo.diagnostics.laws import EXPONENTS, exponent_interval, fit_gap, fit_law, possible_exponents
-from transfer_bo.diagnostics.rates import Rates, transfer_rates
+from transfer_bo.diagnostics.laws import EXPONENTS, exponent_interval, fit_gap, fit_law, least_exponent
+from transfer_bo.diagnostics.rates import Rates, judge_repair, transfer_rates
 from transfer_bo.errors import DiagnosticError, NoRunsError, TransferError
 
 SIZES = (16, 32, 64, 128, 256)
@@ -85,13 +85,9 @@ def test_intervals_know_of_finite_sizes(smallest: int) -> None:
 def test_an_exact_law_has_one_exponent_and_three_sizes_have_many() -> None:
     """Without a next order nothing is added, with three sizes nearly every exponent is possible."""
     n = 2.0 ** np.arange(4, 10)
-    low, high = possible_exponents(n, 1 + n**-0.7)
-    lowest, highest = possible_exponents(n[:3], 1 + n[:3] ** -0.7)
 
-    assert low == pytest.approx(0.7, rel=0.03)
-    assert high == pytest.approx(0.7, rel=0.03)
-    assert lowest < 0.5
-    assert highest > 1.4
+    assert least_exponent(n, 1 + n**-0.7) == pytest.approx(0.7, rel=0.03)
+    assert least_exponent(n[:3], 1 + n[:3] ** -0.7) < 0.5
 
 
 def test_optima_of_ridge_regression_are_exact() -> None:
@@ -155,7 +151,7 @@ def test_two_minima_are_named() -> None:
     frame["loss"] += np.where(frame["width"] == 64, bump, 0.0)
     rates = rates_of(frame)
 
-    assert "undecided" == rates.verdict
+    assert "jump" == rates.verdict
     assert any("two separate minima" in reason and "64" in reason for reason in rates.reasons)
 
 
@@ -166,8 +162,27 @@ def test_a_jump_is_named() -> None:
     far["lr"] *= 16
     rates = rates_of(pd.concat([frame, far]))
 
-    assert "undecided" == rates.verdict
+    assert "jump" == rates.verdict
     assert any("jumps" in reason for reason in rates.reasons)
+
+
+def test_a_repair_is_judged_by_both_sweeps() -> None:
+    """A jump that is gone afterwards is repaired, one that stays is not; without one nothing is."""
+    frame = bowls(drift=0.0, noise=1e-3, sizes=(16, 32, 64))
+    far = bowls(drift=0.0, noise=1e-3, sizes=(128, 256))
+    far["lr"] *= 16
+    jump = rates_of(pd.concat([frame, far]))
+    steady = rates_of(bowls(0.5, 1.0, drift=4.0, noise=1e-5, sizes=(4, 8, 16, 32, 64, 128, 256)))
+    slow = rates_of(bowls(1.0, 0.5, drift=4.0, noise=1e-5, sizes=(4, 8, 16, 32, 64)))
+    apart = rates_of(bowls(sizes=(1000, 2000, 4000)))
+
+    assert judge_repair(jump, steady, "a rate per layer").repaired
+    assert "repaired by a rate per layer: now fast" in judge_repair(jump, steady, "a rate per layer").sentence
+    assert judge_repair(slow, steady, "a rate per layer").repaired
+    assert not judge_repair(jump, jump, "a rate per layer").repaired
+    assert "Nothing to repair" in judge_repair(steady, jump, "a rate per layer").sentence
+    with pytest.raises(DiagnosticError):
+        judge_repair(jump, apart, "a rate per layer")
 
 
 def test_an_optimum_at_the_edge_is_named() -> None:

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from transfer_bo import Scale
 from transfer_bo.diagnostics.trajectory import Decomposition, TrajectoryRecorder, window_losses
-from transfer_bo.diagnostics.truncation import closest_attempt, select_truncation, vertex
+from transfer_bo.diagnostics.truncation import (
+    closest_attempt,
+    select_truncation,
+    tightest_truncation,
+    vertex,
+)
 from transfer_bo.diagnostics.widths import WatchedRun, compare_widths
 from transfer_bo.display.diagnosis_figures import draw_truncation
 from transfer_bo.display.trajectory import comparison_sentences, draw_comparison
@@ -174,6 +179,21 @@ def test_top_parts_that_bend_down_are_refused() -> None:
     assert 0.0 == closest.displacement
 
 
+def test_the_tightest_split_may_be_one_that_is_not_accepted() -> None:
+    """Top parts with a kink are accepted and have no bound; one k for all learning rates has."""
+    nu = [-2.0, -1.0, 0.0, 1.0, 2.0]
+    kinked = np.array([4.0, 3.2, 3.6, 3.1, 4.1])
+    losses = np.column_stack([kinked, 3 + 0.1 * np.square(nu)])
+    other = np.column_stack([kinked, 3.3 + 0.1 * np.square(nu)])
+    accepted = select_truncation(nu, losses, other, convex_tolerance=0.4)
+    tightest = tightest_truncation(nu, losses, other)
+
+    assert accepted is not None
+    assert np.inf == accepted.bound
+    assert (2,) * 5 == tightest.kappa
+    assert tightest.bound == pytest.approx(2 * (0.3 / 0.2) ** 0.5)
+
+
 def test_vertex_lies_between_grid_points() -> None:
     """Of a parabola it is exact, at an end of the grid it is the end."""
     grid = np.arange(5.0)
@@ -211,7 +231,7 @@ def test_widths_are_compared_with_the_largest() -> None:
     assert split.convex
     assert split.found is not None
     assert split.found.distance == pytest.approx(0.5)
-    assert split.found.bound >= split.found.distance
+    assert split.found.bound >= split.tightest.bound >= split.found.distance
     text = " ".join(comparison_sentences(found))
     assert "0.50 octaves" in text
     assert "learning rate 1." in text
@@ -232,7 +252,8 @@ def test_a_split_that_is_not_found_is_explained() -> None:
     assert not split.convex
     assert "100%" in split.reason
     assert split.reason in comparison_sentences(found)
-    assert found.to_json()["splits"][0]["bound"] is None
+    assert found.to_json()["splits"][0]["accepted"] is None
+    assert "no split bounds this" in " ".join(comparison_sentences(found))
     draw_comparison(found).draw_without_rendering()
 
 

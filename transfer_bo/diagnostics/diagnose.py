@@ -44,7 +44,7 @@ class Diagnosis:
 
     Attributes:
         axis: The axis that grows, or "cost".
-        rates: Fast, slow or undecided, by HP.
+        rates: Fast, slow, jump or undecided, by HP.
         metrics: E and κ of the sweep, by HP; the penalty R(∞) is zero, for nothing is compared.
         sweeps: The sweep that rates and metrics rest on, by HP.
         importance: Importance of the HPs per scale, if there are enough runs.

@@ -9,13 +9,15 @@ best points. An exponent at the grid's end means that the sizes do not determine
 
 At finite sizes the next order of the law biases the exponent, without any noise: on the exact risk of
 random-feature ridge regression, whose optimum settles as n^-1, sizes 8 to 256 give 1.6. So an exponent's
-interval also holds every p for which y∞ + C n^-p + D n^-2p, |D| <= `LARGEST_CORRECTION` |C| at the smallest
-size, fits at least as well as the best law without D. Where a law passes exactly through its points only its
-own p is left; with three sizes nearly all are.
+interval also holds every smaller p for which y∞ + C n^-p + D n^-2p, |D| <= `LARGEST_CORRECTION` |C| at the
+smallest size, fits at least as well as the best law without D. Where a law passes exactly through its points
+only its own p is left; with three sizes nearly all are. Larger p are no matter: in the limit the slowest term
+rules.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ import numpy.typing as npt
 
 from transfer_bo.diagnostics.intervals import Interval
 
-__all__ = ["EXPONENTS", "Law", "exponent_interval", "fit_gap", "fit_law", "possible_exponents"]
+__all__ = ["EXPONENTS", "Law", "exponent_interval", "fit_gap", "fit_law", "least_exponent"]
 
 Array = npt.NDArray[np.float64]
 
@@ -73,8 +75,8 @@ def fit_law(n: Array, y: Array, weight: Array | None = None) -> Law:
     return Law(p, y_mean[:, 0] - slope * x_mean[:, 0], slope * n[0] ** p)
 
 
-def possible_exponents(n: Array, y: Array, weight: Array | None = None) -> tuple[float, float]:
-    """Least and largest p whose law, with a term of the next order, fits as well as the best one without.
+def least_exponent(n: Array, y: Array, weight: Array | None = None) -> float:
+    """The least p whose law, with a term of the next order, fits as well as the best one without.
 
     Args:
         n: Sizes (S), S >= 3, the last may be infinite.
@@ -98,7 +100,7 @@ def possible_exponents(n: Array, y: Array, weight: Array | None = None) -> tuple
     allowed = max(float(plain.min()), 1e-18 * float(target @ target))
     possible = is_small & (corrected <= allowed)
     possible[int(plain.argmin())] = True
-    return float(EXPONENTS[possible].min()), float(EXPONENTS[possible].max())
+    return float(EXPONENTS[possible].min())
 
 
 def fit_gap(n: Array, gap: Array) -> Array:
@@ -115,9 +117,7 @@ def fit_gap(n: Array, gap: Array) -> Array:
     return _refined(squares)
 
 
-def exponent_interval(
-    exponents: Array, factor: float = 1.0, possible: tuple[float, float] | None = None
-) -> Interval:
+def exponent_interval(exponents: Array, factor: float = 1.0, least: float = math.inf) -> Interval:
     """A fitted exponent with its interval, as far as the sizes determine them.
 
     A bound at an end of the grid is 0 or infinite; the value is nan where both are. A value at one end of the
@@ -126,11 +126,10 @@ def exponent_interval(
     Args:
         exponents: Exponents of the fit (first) and of its bootstrap draws (B).
         factor: What they are multiplied with.
-        possible: Exponents that the interval holds as well, as of `possible_exponents`.
+        least: An exponent that the interval holds as well, as of `least_exponent`.
     """
     value, low, high = Interval.of(exponents)
-    if possible is not None:
-        low, high = min(low, possible[0]), max(high, possible[1])
+    low = min(low, least)
     smallest, largest = EXPONENTS[0] * (1 + 1e-9), EXPONENTS[-1] * (1 - 1e-9)
     low = low if low > smallest else 0.0
     high = high if high < largest else np.inf

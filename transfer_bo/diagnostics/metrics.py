@@ -30,11 +30,17 @@ import pandas as pd
 
 from transfer_bo.diagnostics.curves import Array, Sweep, read_sweep
 from transfer_bo.diagnostics.intervals import Interval
-from transfer_bo.diagnostics.laws import exponent_interval, fit_law, possible_exponents
+from transfer_bo.diagnostics.laws import exponent_interval, fit_law, least_exponent
 from transfer_bo.errors import DiagnosticError
 from transfer_bo.quantities import counted
 
-__all__ = ["TransferMetrics", "compare_parametrizations", "metrics_table", "transfer_metrics"]
+__all__ = [
+    "TransferMetrics",
+    "compare_parametrizations",
+    "metric_draws",
+    "metrics_table",
+    "transfer_metrics",
+]
 
 MIN_SIZES = 3
 """Sizes that the joint law needs."""
@@ -97,14 +103,14 @@ def transfer_metrics(
                 f"sweep {sweep.hp!r} at {MIN_SIZES} or more sizes."
             )
 
-    possible = {name: possible_exponents(s.sizes, s.optima(0).loss[0]) for name, s in sweeps.items()}
-    parts = {name: _draws_of(sweep, draws, seed + i) for i, (name, sweep) in enumerate(sweeps.items())}
+    least = {name: least_exponent(s.sizes, s.optima(0).loss[0]) for name, s in sweeps.items()}
+    parts = {name: metric_draws(sweep, draws, seed + i) for i, (name, sweep) in enumerate(sweeps.items())}
     # The lowest limit of each draw, so that R(∞) is never below zero.
     lowest = np.min([part["limit"] for part in parts.values()], axis=0)
     return {
         name: TransferMetrics(
             name=name,
-            **_intervals(part, possible[name]),
+            **_intervals(part, least[name]),
             penalty=Interval.of(part["limit"] - lowest),
             sizes=len(sweeps[name].sizes),
         )
@@ -112,24 +118,23 @@ def transfer_metrics(
     }
 
 
-def _intervals(part: Mapping[str, Array], possible: tuple[float, float]) -> dict[str, Interval]:
+def _intervals(part: Mapping[str, Array], least: float) -> dict[str, Interval]:
     """Each number with its interval; κ is undetermined where α is, and as uncertain from finite sizes."""
     found = {key: Interval.of(values) for key, values in part.items()}
-    found["alpha"] = exponent_interval(part["alpha"], possible=possible)
+    found["alpha"] = exponent_interval(part["alpha"], least=least)
     # Draws have noise about the fitted curves, of which the measured losses may have less.
     error, low, high = found["fit_error"]
     found["fit_error"] = Interval(error, min(low, error), max(high, error))
 
     value, low, high = found["kappa"]
-    offsets = [exponent - found["alpha"].value for exponent in possible]
-    found["kappa"] = Interval(value, min(low, value + offsets[0]), max(high, value + offsets[1]))
+    found["kappa"] = Interval(value, min(low, value + least - found["alpha"].value), high)
     if np.isnan(found["alpha"].value):
         found["kappa"] = Interval(np.nan, np.nan, np.nan)
     return found
 
 
-def _draws_of(sweep: Sweep, draws: int, seed: int) -> dict[str, Array]:
-    """Each number for the fit (first) and for bootstrap draws of the sweep (B)."""
+def metric_draws(sweep: Sweep, draws: int, seed: int) -> dict[str, Array]:
+    """Each number, such as "fit_error", for the fit (first) and for bootstrap draws of the sweep (B + 1)."""
     optima = sweep.optima(draws, seed)
     n = sweep.sizes
     octaves = np.log2(n)

@@ -21,12 +21,12 @@ import pandas as pd
 
 from transfer_bo.diagnostics.curves import Array, Optima, Sweep
 from transfer_bo.diagnostics.intervals import Interval
-from transfer_bo.diagnostics.laws import exponent_interval, fit_gap, fit_law, possible_exponents
+from transfer_bo.diagnostics.laws import exponent_interval, fit_gap, fit_law, least_exponent
 from transfer_bo.errors import DiagnosticError
 
-__all__ = ["Rates", "transfer_rates"]
+__all__ = ["Rates", "Repair", "judge_repair", "transfer_rates"]
 
-Verdict = Literal["fast", "slow", "undecided"]
+Verdict = Literal["fast", "slow", "jump", "undecided"]
 
 MIN_SIZES = 3
 """A law with a limit has three unknowns."""
@@ -55,7 +55,7 @@ class Rates:
         drift: ν*(largest) - ν*(smallest), octaves.
         cost_share: c_n / a_n from the smallest size, with the largest size for infinity: the share of
             the gain from growing that is lost by transfer without correction.
-        verdict: "fast", "slow" or "undecided".
+        verdict: "fast", "slow", "jump" (two minima, or an optimum that moves too far for a law), "undecided".
         reasons: The reasons for the verdict, as sentences.
     """
 
@@ -129,10 +129,10 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(gap > 0, excess_loss[:, 0] / gap, np.nan)
 
-    of_loss = possible_exponents(n, optima.loss[0], _weight(optima.loss))
-    of_hp = possible_exponents(n, optima.z[0], _weight(optima.z))
-    alpha = exponent_interval(loss_law.exponent, possible=of_loss)
-    beta = exponent_interval(hp_law.exponent, possible=of_hp)
+    of_loss = least_exponent(n, optima.loss[0], _weight(optima.loss))
+    of_hp = least_exponent(n, optima.z[0], _weight(optima.z))
+    alpha = exponent_interval(loss_law.exponent, least=of_loss)
+    beta = exponent_interval(hp_law.exponent, least=of_hp)
     ratio = _ratio(loss_law.exponent, hp_law.exponent, of_loss, of_hp)
     if np.isnan(alpha.value) or np.isnan(beta.value):
         ratio = Interval(np.nan, 0.0, np.inf)
@@ -150,7 +150,7 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
         alpha=alpha,
         beta=beta,
         # c_n is a square of the optimum's distance, so that what is possible for β is so for γ / 2.
-        gamma=exponent_interval(gamma, 2.0, possible=of_hp),
+        gamma=exponent_interval(gamma, 2.0, least=of_hp),
         ratio=ratio,
         drift=drift,
         cost_share=cost_share,
@@ -159,10 +159,11 @@ def transfer_rates(sweep: Sweep, axis: str = "size", draws: int = 400, seed: int
     )
 
 
-def _ratio(alpha: Array, beta: Array, of_loss: tuple[float, float], of_hp: tuple[float, float]) -> Interval:
+def _ratio(alpha: Array, beta: Array, of_loss: float, of_hp: float) -> Interval:
     """2β/α from draws of both (B), and as far as finite sizes may have biased each."""
     value, low, high = Interval.of(2 * beta / alpha)
-    return Interval(value, min(low, 2 * of_hp[0] / of_loss[1]), max(high, 2 * of_hp[1] / of_loss[0]))
+    least, largest = 2 * of_hp / float(alpha[0]), 2 * float(beta[0]) / of_loss
+    return Interval(value, min(low, least), max(high, largest))
 
 
 def _weight(y: Array) -> Array | None:
@@ -190,11 +191,11 @@ def _judge(
     gap: Interval,
     cost_share: Interval,
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict and the sentences that explain it; it is undecided where a law cannot hold."""
-    objections = []
+    """The verdict and the sentences that explain it; no rate is claimed where a law cannot hold."""
+    jumps = []
     two = [f"{n:g}" for n, modes in zip(sweep.sizes, optima.modes, strict=True) if modes > 1]
     if two:
-        objections.append(
+        jumps.append(
             f"At {axis} {', '.join(two)} the loss has two separate minima in {sweep.hp}, between which the "
             "optimum may jump; a learning rate per layer or group often removes one of them."
         )
@@ -205,11 +206,12 @@ def _judge(
         step = Interval.of(steps[:, i])
         surely = max(step.low, -step.high, 0.0)
         if np.isfinite(doublings) and surely > JUMP * doublings:
-            objections.append(
+            jumps.append(
                 f"Between {axis} {sweep.sizes[i]:g} and {sweep.sizes[i + 1]:g} the optimum of {sweep.hp} "
                 f"jumps by {step.value:+.1f} octaves."
             )
 
+    objections = []
     if edges := sorted({*sweep.at_edge(), *_at_end_of_curve(sweep, optima)}):
         objections.append(
             f"At {axis} {', '.join(f'{n:g}' for n in edges)} the best {sweep.hp} is at the end of those "
@@ -217,8 +219,8 @@ def _judge(
         )
     if gap.low <= 0:
         objections.append(f"The best loss does not surely fall from the smallest to the largest {axis}.")
-    if objections:
-        return "undecided", tuple(objections)
+    if jumps or objections:
+        return "jump" if jumps else "undecided", (*jumps, *objections)
 
     if drift.holds(0.0):
         return "undecided", (
@@ -238,3 +240,49 @@ def _judge(
     if ratio.high < SLOW_BELOW:
         return "slow", (f"{text}, not above 1: what transfer costs falls no faster than the loss gap.",)
     return "undecided", (f"{text} may lie on either side of 1; more sizes or more seeds would decide it.",)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Whether another setting, such as a learning rate per layer, repairs the transfer of an HP.
+
+    Attributes:
+        repaired: Whether the optimum jumped, or transfer was slow, before and neither is so after.
+        gain: By how much the best loss at the largest common size is lower after, nats or the loss's unit.
+        sentence: The same in words.
+    """
+
+    repaired: bool
+    gain: Interval
+    sentence: str
+
+
+def judge_repair(before: Rates, after: Rates, what: str) -> Repair:
+    """Compare the rates of a sweep before and after a change.
+
+    Args:
+        before: Rates of the sweep as it was.
+        after: Rates with the change.
+        what: What was changed, as the sentence names it: "the second layer's rate divided by 50".
+
+    Raises:
+        DiagnosticError: If the sweeps have no size in common.
+    """
+    common = sorted(set(before.sizes) & set(after.sizes))
+    if not common:
+        raise DiagnosticError(
+            f"The sweeps before and after {what} have no {before.axis} in common; sweep both at the same."
+        )
+    old, new = (rates.best_loss[rates.sizes.index(common[-1])] for rates in (before, after))
+    gain = Interval(old.value - new.value, old.low - new.high, old.high - new.low)
+
+    was = {"jump": "the optimum jumps", "slow": "transfer is slow"}.get(before.verdict)
+    is_now = {"jump": "it still jumps", "slow": "transfer is still slow"}.get(after.verdict)
+    where = f"at {before.axis} {common[-1]:g} the best loss falls by {gain.text('.3g')}"
+    if was is None:
+        return Repair(
+            False, gain, f"Nothing to repair: transfer of {before.hp} is {before.verdict}; {where}."
+        )
+    if is_now is not None:
+        return Repair(False, gain, f"{was.capitalize()}, not repaired by {what}: {is_now}; {where}.")
+    return Repair(True, gain, f"{was.capitalize()}, repaired by {what}: now {after.verdict}; {where}.")

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from transfer_bo.errors import DiagnosticError
 
-__all__ = ["Attempt", "Truncation", "closest_attempt", "select_truncation", "vertex"]
+__all__ = ["Attempt", "Truncation", "closest_attempt", "select_truncation", "tightest_truncation", "vertex"]
 
 Array = npt.NDArray[np.float64]
 
@@ -143,6 +143,23 @@ def closest_attempt(
     return min(_attempts(grid, step, small, large, penalties), key=miss)
 
 
+def tightest_truncation(
+    nu: Sequence[float], small: Array, large: Array, *, penalties: Sequence[float] = PENALTIES
+) -> Truncation:
+    """The κ of least bound t_n, whether or not it meets the tolerances.
+
+    Of all κ only those are tried that a pair (τ1, τ2) leads to, and those with one k at all learning rates.
+    Arguments and errors are those of `select_truncation`.
+    """
+    grid, step, whole = _checked(nu, small, large)
+    tried = list(_attempts(grid, step, small, large, penalties))
+    tried += [
+        _attempt((math.nan, math.nan), np.full(len(grid), k), grid, whole, small, large)
+        for k in range(1, small.shape[1] + 1)
+    ]
+    return min((_judged(grid, step, attempt, whole) for attempt in tried), key=lambda found: found.bound)
+
+
 def _checked(nu: Sequence[float], small: Array, large: Array) -> tuple[Array, float, Array]:
     """The grid (g), its step, and the whole losses at both widths (2 x g)."""
     grid = np.asarray(nu, dtype=float)
@@ -167,11 +184,21 @@ def _attempts(
     whole = np.stack([small[:, -1], large[:, -1]])
     pairs = sorted(itertools.product(penalties, penalties), key=lambda pair: (sum(pair), pair))
     for tau in pairs:
-        kappa = _descend(small, large, whole, tau, step)
-        top = _top(small, large, kappa)
-        concave = float((np.diff(top, n=2, axis=1) < 0).mean())
-        displacement = float(np.abs(grid[top.argmin(1)] - grid[whole.argmin(1)]).max())
-        yield Attempt(tau, tuple(int(k) for k in kappa), top, concave, displacement)
+        yield _attempt(tau, _descend(small, large, whole, tau, step), grid, whole, small, large)
+
+
+def _attempt(
+    tau: tuple[float, float],
+    kappa: npt.NDArray[np.int64],
+    grid: Array,
+    whole: Array,
+    small: Array,
+    large: Array,
+) -> Attempt:
+    top = _top(small, large, kappa)
+    concave = float((np.diff(top, n=2, axis=1) < 0).mean())
+    displacement = float(np.abs(grid[top.argmin(1)] - grid[whole.argmin(1)]).max())
+    return Attempt(tau, tuple(int(k) for k in kappa), top, concave, displacement)
 
 
 def _top(small: Array, large: Array, kappa: npt.NDArray[np.int64]) -> Array:

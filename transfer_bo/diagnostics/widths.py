@@ -23,6 +23,7 @@ from transfer_bo.diagnostics.truncation import (
     Truncation,
     closest_attempt,
     select_truncation,
+    tightest_truncation,
     vertex,
 )
 from transfer_bo.errors import DiagnosticError
@@ -65,7 +66,8 @@ class WidthSplit:
         width: n.
         octaves: The learning rates compared, log2 (g).
         convex: Whether both losses are convex on them.
-        found: The split; None if no κ meets the tolerances.
+        found: The split that the selection accepts; None if no κ meets the tolerances.
+        tightest: The split of least bound t_n, accepted or not.
         change: Share of the loss change at n's own optimum that κ's directions make; nan without a split.
         reason: Why no split was found, as a sentence; else empty.
     """
@@ -74,33 +76,36 @@ class WidthSplit:
     octaves: tuple[float, ...]
     convex: bool
     found: Truncation | None
+    tightest: Truncation
     change: float
     reason: str
 
+    @property
+    def shown(self) -> Truncation:
+        """The accepted split, or the tightest one where there is none or its bound is infinite."""
+        if self.found is None or not math.isfinite(self.found.bound):
+            return self.tightest
+        return self.found
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; what is infinite or unknown is null."""
-        found = self.found
-        numbers: dict[str, Any] = {"kappa": None, "bound": None, "distance": None}
-        if found is not None:
-            numbers = {
-                "kappa": list(found.kappa),
-                "tau": list(found.tau),
-                "invariance": found.invariance,
-                "flatness": found.flatness,
-                "bound": found.bound,
-                "distance": found.distance,
-            }
-        plain = {
-            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in numbers.items()
-        }
         return {
             "width": self.width,
             "octaves": list(self.octaves),
             "convex": self.convex,
-            **plain,
+            "accepted": None if self.found is None else _numbers(self.found),
+            "tightest": _numbers(self.tightest),
+            "distance": self.tightest.distance,
             "change": None if math.isnan(self.change) else self.change,
             "reason": self.reason,
         }
+
+
+def _numbers(split: Truncation) -> dict[str, Any]:
+    """κ and the parts of its bound; what is infinite is null."""
+    numbers = {"bound": split.bound, "invariance": split.invariance, "flatness": split.flatness}
+    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+    return {"kappa": list(split.kappa), **finite}
 
 
 @dataclass(frozen=True)
@@ -238,6 +243,7 @@ def _split(
     options: dict[str, Any] = {"convex_tolerance": convex_tolerance, "argmin_tolerance": argmin_tolerance}
 
     found = select_truncation(list(nu), small, large, **options)
+    tightest = tightest_truncation(list(nu), small, large)
     reason, change = "", math.nan
     if found is None:
         closest = closest_attempt(list(nu), small, large, **options)
@@ -250,7 +256,7 @@ def _split(
     else:
         best = int(small[:, -1].argmin())
         change = float((found.top[0][best] - start) / (small[best, -1] - start))
-    return WidthSplit(width, tuple(map(float, nu)), convex, found, change, reason)
+    return WidthSplit(width, tuple(map(float, nu)), convex, found, tightest, change, reason)
 
 
 def _convex_stretch(one: Array, other: Array) -> slice | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def _draw_losses(axes: Axes, found: WidthComparison) -> None:
 
 def _draw_bounds(axes: Axes, found: WidthComparison) -> None:
     """t_n against b_n; below the line the bound would be broken."""
-    known = [split for split in found.splits if split.found is not None and math.isfinite(split.found.bound)]
+    known = [split for split in found.splits if math.isfinite(split.shown.bound)]
     if not known:
         axes.text(0.5, 0.5, "no bound is finite", ha="center", va="center", fontsize=9)
         axes.set_axis_off()
@@ -59,10 +60,9 @@ def _draw_bounds(axes: Axes, found: WidthComparison) -> None:
 
     colours = dict(zip(found.widths, shades(len(found.widths)), strict=False))
     for split in known:
-        assert split.found is not None
-        at = (split.found.distance, split.found.bound)
+        at = (split.shown.distance, split.shown.bound)
         axes.plot(*at, "o", color=colours[split.width], label=f"width {split.width}")
-    highest = 1.1 * max(max(s.found.bound, s.found.distance) for s in known if s.found is not None)
+    highest = 1.1 * max(max(split.shown.bound, split.shown.distance) for split in known)
     axes.plot([0, highest], [0, highest], "--", color="#888888", linewidth=0.8, label="t = b")
     axes.set_xlim(left=-0.03 * highest)
     axes.set_ylim(bottom=0)
@@ -77,18 +77,13 @@ def _draw_split(axes: Axes, found: WidthComparison, split: WidthSplit, part: int
     """The top part (0) or the others (1) at one width and at the largest."""
     title = ("top directions (width-stable)", "the others (width-sensitive)")[part]
     axes.set_title(f"width {split.width} and {found.widths[-1]}: {title}", fontsize=9)
-    if split.found is None:
-        axes.text(0.5, 0.5, "no κ meets the tolerances", ha="center", va="center", fontsize=9)
-        axes.set_axis_off()
-        return
-
     values = np.exp2(split.octaves)
-    lines = (split.found.top, split.found.sensitive)[part]
+    lines = (split.shown.top, split.shown.sensitive)[part]
     colours: Any = dict(zip(found.widths, shades(len(found.widths)), strict=False))
     for width, line in zip((split.width, found.widths[-1]), lines, strict=True):
         axes.plot(values, line, "o-", color=colours[width], markersize=3, label=f"width {width}")
     if part == 0:
-        for value, at, k in zip(values, lines[0], split.found.kappa, strict=True):
+        for value, at, k in zip(values, lines[0], split.shown.kappa, strict=True):
             axes.annotate(str(k), (value, at), textcoords="offset points", xytext=(0, 4), fontsize=6)
     set_log2_axis(axes, values)
     axes.set_xlabel("lr", fontsize=9)
@@ -113,26 +108,31 @@ def comparison_sentences(found: WidthComparison) -> list[str]:
     for split in found.splits:
         if split.found is None:
             sentences.append(split.reason)
-            continue
-        kappa, distance, bound = split.found.kappa, split.found.distance, split.found.bound
-        ks = f"{min(kappa)}" if min(kappa) == max(kappa) else f"{min(kappa)} to {max(kappa)}"
-        where = f"Between width {split.width} and {found.widths[-1]}"
-        sentences.append(
-            f"{where} the top {ks} of {split.width} directions are taken for width-stable; they make "
-            f"{share_text(split.change)} of the loss change at width {split.width}. {_bound_text(split)} "
-            f"The optimum moves {distance:.2f} octaves"
-            + (f", of at most {bound:.2f} that the split allows." if math.isfinite(bound) else ".")
-        )
+        else:
+            sentences.append(
+                f"Between width {split.width} and {found.widths[-1]} the top {_range(split.found.kappa)} of "
+                f"{split.width} directions are accepted as width-stable; they make "
+                f"{share_text(split.change)} of the loss change at width {split.width}."
+            )
+        sentences.append(_bound_text(split))
     return [*sentences, *found.notes]
 
 
+def _range(kappa: Sequence[int]) -> str:
+    return f"{min(kappa)}" if min(kappa) == max(kappa) else f"{min(kappa)} to {max(kappa)}"
+
+
 def _bound_text(split: WidthSplit) -> str:
-    """Which part decides the bound."""
-    assert split.found is not None
-    if not math.isfinite(split.found.bound):
-        return "There is no finite bound: the losses, or their top parts, are not convex at these rates."
-    stable = 2 * math.sqrt(split.found.invariance)
+    """How far the optimum moves, and how far it could, by which part."""
+    shown = split.shown
+    moves = f"The optimum moves {shown.distance:.2f} octaves"
+    if not math.isfinite(shown.bound):
+        return (
+            f"{moves}; no split bounds this, as losses or top parts are not convex at these learning rates."
+        )
+    which = "" if shown is split.found else f" with the top {_range(shown.kappa)} directions"
+    stable = 2 * math.sqrt(shown.invariance)
     return (
-        f"Of the bound, {stable:.2f} octaves come from how the top parts differ between the widths and "
-        f"{split.found.flatness:.2f} from the slope of the others."
+        f"{moves}, of {shown.bound:.2f} that a split{which} allows: {stable:.2f} for "
+        f"how the top parts differ between the widths, {shown.flatness:.2f} for the slope of the others."
     )

@@ -11,8 +11,9 @@ __all__ = ["directions"]
 ABOUT_DIRECTIONS = (
     "The change of the loss in training, split by directions of the weight updates (2512.22768). "
     "Width-stable: the top directions of every matrix, their number κ at each learning rate written beside "
-    "its point, chosen so that both widths agree; width-sensitive: all others. If the first part is alike "
-    "and the second flat, the optimum cannot move by more than t."
+    "its point, chosen so that both widths agree; width-sensitive: all others. Where the accepted κ gives no "
+    "finite bound, the κ of least bound is drawn. If the first part is alike and the second flat, the "
+    "optimum cannot move by more than t."
 )
 
 
