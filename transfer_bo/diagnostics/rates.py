@@ -220,7 +220,8 @@ def _judge(
     if gap.low <= 0:
         objections.append(f"The best loss does not surely fall from the smallest to the largest {axis}.")
     if jumps or objections:
-        return "jump" if jumps else "undecided", (*jumps, *objections)
+        # An HP without effect leaps from end to end of its range, which is no jump of an optimum.
+        return "undecided" if objections else "jump", (*jumps, *objections)
 
     if drift.holds(0.0):
         return "undecided", (

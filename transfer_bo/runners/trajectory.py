@@ -1,16 +1,17 @@
 """Watched trainings of a study file at several widths and learning rates; what is there is not made again.
 
-Each training leaves a JSON file in the folder `trajectory` of the study's folder, with all settings that its
-result depends on. A file with other settings is made anew.
+Each training is a line of `trajectory.jsonl` in the study's folder, with all settings that its result depends
+on; with other settings it is made anew. A line with a grid says what was asked for.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,13 @@ from transfer_bo.runners.task import Attempt, StudyTask
 from transfer_bo.scale import Scale
 from transfer_bo.study_file import StudyFile
 
-__all__ = ["TRAJECTORY_FOLDER", "learning_rates", "read_comparison", "read_watched", "watch", "widths_of"]
+__all__ = ["TRAJECTORY_FILE", "learning_rates", "read_comparison", "read_watched", "watch", "widths_of"]
 
-TRAJECTORY_FOLDER = "trajectory"
+TRAJECTORY_FILE = "trajectory.jsonl"
 """In the study's folder."""
+_Key = tuple[int, float, int]
+"""Width, log2 of the learning rate, seed."""
+
 WINDOWS = 32
 """Held-out windows on which the loss and its gradients are taken."""
 INTERVALS = 50
@@ -84,35 +88,35 @@ def watch(
         seeds: Number of seeds.
         progress: Called with a line per training.
     """
-    widths = widths_of(task.file)
-    _write(_grid_file(task.file.out), {"octaves": list(octaves), "seeds": seeds, "settings": _settings(task)})
+    widths, folder, settings = widths_of(task.file), task.file.out, _settings(task)
+    entries = _entries(folder)
+    known = _known(entries, settings)
+    grid = {"octaves": list(octaves), "seeds": seeds}
+    if not any(entry.get("grid") == grid and entry["settings"] == settings for entry in entries[-1:]):
+        _write(folder, {"grid": grid, "settings": settings})
+
     wanted = [(width, octave, seed) for seed in range(seeds) for width in widths for octave in octaves]
-    runs = []
-    for i, (width, octave, seed) in enumerate(wanted):
-        run = _read(task, width, octave, seed)
-        if run is None:
-            run = _train(task, width, octave, seed)
-            _write(_file(task, width, octave, seed), asdict(run) | {"settings": _settings(task)})
-            ended = "diverged" if run.top is None else f"loss {run.top[-1]:.4f}"
-            progress(f"{i + 1}/{len(wanted)}: width {width}, lr {2**octave:.4g}, seed {seed}: {ended}")
-        runs.append(run)
-    return runs
+    for i, key in enumerate(wanted):
+        if key in known:
+            continue
+        run = known[key] = _train(task, *key)
+        _write(folder, {"run": asdict(run), "settings": settings})
+        ended = "diverged" if run.top is None else f"loss {run.top[-1]:.4f}"
+        progress(
+            f"{i + 1}/{len(wanted)}: width {run.width}, lr {2**run.octave:.4g}, seed {run.seed}: {ended}"
+        )
+    return [known[key] for key in wanted]
 
 
 def read_watched(folder: Path) -> list[WatchedRun]:
     """The trainings in a study's folder that the latest call of `watch` asked for; none if there are none."""
-    if not _grid_file(folder).exists():
+    entries = _entries(folder)
+    grids = [entry for entry in entries if "grid" in entry]
+    if not grids:
         return []
-    grid = json.loads(_grid_file(folder).read_text(encoding="utf-8"))
-    files = sorted((folder / TRAJECTORY_FOLDER).glob("width-*.json"))
-    entries = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return [
-        _run_of(entry)
-        for entry in entries
-        if entry["settings"] == grid["settings"]
-        and entry["octave"] in grid["octaves"]
-        and entry["seed"] < grid["seeds"]
-    ]
+    known = _known(entries, grids[-1]["settings"])
+    grid = grids[-1]["grid"]
+    return [run for run in known.values() if run.octave in grid["octaves"] and run.seed < grid["seeds"]]
 
 
 def read_comparison(study_file: StudyFile) -> WidthComparison | None:
@@ -124,47 +128,52 @@ def read_comparison(study_file: StudyFile) -> WidthComparison | None:
         return None
 
 
-def _run_of(entry: dict[str, object]) -> WatchedRun:
-    run: dict[str, object] = {key: value for key, value in entry.items() if key != "settings"}
-    if isinstance(run["top"], list):
-        run["top"] = tuple(run["top"])
-    return WatchedRun(**run)  # type: ignore[arg-type]
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """Every line of a study's trainings; a last one that was cut off is not counted."""
+    file = folder / TRAJECTORY_FILE
+    entries = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries
+
+
+def _write(folder: Path, entry: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / TRAJECTORY_FILE
+    was_cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if was_cut_off else "") + json.dumps(entry) + "\n")
+
+
+def _same(kept: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a training still counts; settings that only one version of the package has are left out."""
+    return all(kept[key] == now[key] for key in kept.keys() & now.keys())
+
+
+def _known(entries: Sequence[dict[str, Any]], settings: dict[str, Any]) -> dict[_Key, WatchedRun]:
+    """The trainings with these settings."""
+    known = {}
+    for entry in entries:
+        if "run" in entry and _same(entry["settings"], settings):
+            fields = entry["run"]
+            top = None if fields["top"] is None else tuple(fields["top"])
+            run = WatchedRun(**{**fields, "top": top})
+            known[run.width, run.octave, run.seed] = run
+    return known
 
 
 def _scale(study_file: StudyFile, width: int) -> Scale:
     return study_file.base.replace(width=width)
 
 
-def _settings(task: StudyTask) -> str:
-    """Digest of everything but width, learning rate and seed that a training depends on."""
+def _settings(task: StudyTask) -> dict[str, Any]:
+    """Everything but width, learning rate and seed that a training depends on, as JSON gives it back."""
     definition = {k: v for k, v in task.definition().items() if k != "ladder.rungs"}
-    settings = [definition, dict(task.space.defaults) | {"lr": None}, WINDOWS, INTERVALS]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _file(task: StudyTask, width: int, octave: float, seed: int) -> Path:
-    name = f"width-{width}_lr-{2**octave:.6g}_seed-{seed}.json"
-    return task.file.out / TRAJECTORY_FOLDER / name
-
-
-def _read(task: StudyTask, width: int, octave: float, seed: int) -> WatchedRun | None:
-    file = _file(task, width, octave, seed)
-    if not file.exists():
-        return None
-    entry = json.loads(file.read_text(encoding="utf-8"))
-    return _run_of(entry) if entry["settings"] == _settings(task) else None
-
-
-def _grid_file(folder: Path) -> Path:
-    """What the latest call of `watch` asked for."""
-    return folder / TRAJECTORY_FOLDER / "grid.json"
-
-
-def _write(file: Path, entry: dict[str, object]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(json.dumps(entry), encoding="utf-8")
-    unfinished.replace(file)
+    defaults = {f"hp {name}": value for name, value in task.space.defaults.items() if name != "lr"}
+    settings = {**definition, **defaults, "windows": WINDOWS, "intervals": INTERVALS}
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return plain
 
 
 def _train(task: StudyTask, width: int, octave: float, seed: int) -> WatchedRun:
