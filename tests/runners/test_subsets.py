@@ -73,6 +73,10 @@ def test_trials_run_on_subsets(write_study: WriteStudy) -> None:
         ([with_subset(fractions="[]")], "fraction"),
         ([with_subset("entropy")], "method"),
         ([with_subset(), ("trials = 4", "trials = 4\n[run]\nranks = 2")], "run.ranks"),
+        (
+            [with_subset(), ("[space]", '[training]\nschedule = "wsd"\ntrunk = true\n\n[space]')],
+            "training.trunk",
+        ),
     ],
 )
 def test_bad_subsets_are_named(
