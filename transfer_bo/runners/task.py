@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from transfer_bo.runners.adapted_model import roles_of, with_adapters
 from transfer_bo.runners.attempt import PROXY_REPORTS, Attempt
 from transfer_bo.runners.external_program import CommandError, Program
 from transfer_bo.runners.objective import is_out_of_memory
+from transfer_bo.runners.subsets import all_of, check_subsets_hold_a_batch, flops_of, subset_of
 from transfer_bo.runners.torchrun import endpoint_of, no_rendezvous, torchrun
 from transfer_bo.runners.trunks import settings_of, steps_of, trunk_of, trunk_seed, without_duration
 from transfer_bo.scale import Ladder, Scale, default_cost
@@ -50,13 +51,7 @@ from transfer_bo.training.checkpoint import remove_checkpoint
 from transfer_bo.training.data import Corpus
 from transfer_bo.training.faults import fault_from_environment
 from transfer_bo.training.ranks import Ranks
-from transfer_bo.training.subset import (
-    SubsetBatches,
-    full_scale,
-    selection_share,
-    subset_sizes,
-    trained_scale,
-)
+from transfer_bo.training.subset import full_scale, trained_scale
 from transfer_bo.verification.gpus import gpu_of_device
 
 __all__ = ["Attempt", "CommandTask", "StudyTask", "Task", "make_task"]
@@ -288,15 +283,7 @@ class StudyTask(Task):
             except TransferError as error:
                 raise StudyFileError(f"{study_file.path}: per_module: {error}") from None
         self._check_groups()
-        self._check_subsets()
-
-    def _check_subsets(self) -> None:
-        """Every subset of the text must hold a batch."""
-        for scale in self.ladder if self.file.data.subset is not None else ():
-            try:
-                subset_sizes(self.corpus, scale, self.file.data.context)
-            except TransferError as error:
-                raise self.file.error("data.subset.fraction", str(error)) from None
+        check_subsets_hold_a_batch(self.file, self.corpus)
 
     def _find_rule(self) -> Rule:
         """The table of the study's parametrization for its optimizer."""
@@ -392,12 +379,7 @@ class StudyTask(Task):
     def cost(self, scale: Scale) -> float:
         """The cost of a run at a scale, in FLOPs, that of choosing its data included."""
         if scale not in self._costs:
-            context, subset = self.file.data.context, self.file.data.subset
-            flops = count_flops(self.build, trained_scale(scale), context)
-            if subset is not None:
-                share = selection_share(self.corpus, scale, context, subset.method)
-                flops += share * count_flops(self.build, full_scale(scale), context)
-            self._costs[scale] = flops
+            self._costs[scale] = flops_of(self.file, self.corpus, self.build, scale)
         return self._costs[scale]
 
     def flops_per_token(self, scale: Scale) -> float:
@@ -451,7 +433,7 @@ class StudyTask(Task):
             checkpoint: File of the checkpoint; None to keep none.
             after_step: See `transfer_bo.training.train`.
         """
-        subset = self._subset(attempt, checkpoint)
+        subset = subset_of(self.file, self.corpus, attempt, checkpoint)
         hooks = [
             after_step or fault_from_environment(Ranks().rank),
             None if subset is None else subset.after_step,
@@ -476,7 +458,7 @@ class StudyTask(Task):
             parallel=self.file.run.parallel,
             settings=settings_of(self.file, attempt.scale),
             speed=attempt.speed,
-            after_step=_all_of([hook for hook in hooks if hook is not None]),
+            after_step=all_of(hooks),
             trunk=trunk_of(self.file, attempt) if attempt.shares_trunk else None,
         )
         return float(result.loss)
@@ -488,29 +470,6 @@ class StudyTask(Task):
         steps = steps_of(self.file, attempt.scale)
         stable_end = settings_of(self.file, attempt.scale).stable_end(steps)
         return trunk_of(self.file, attempt).kept(stable_end) / steps
-
-    def _subset(self, attempt: Attempt, checkpoint: Path | None) -> SubsetBatches | None:
-        """The part of the text that an attempt is trained on; None for all of it."""
-        subset, scale = self.file.data.subset, attempt.scale
-        if subset is None or scale.data_fraction >= 1:
-            return None
-        file = None if checkpoint is None else checkpoint.with_suffix("") / "subset.npy"
-        context = self.file.data.context
-        return SubsetBatches(self.corpus, scale, context, subset.method, attempt.seed, file)
-
-
-def _all_of(
-    hooks: Sequence[Callable[[int, nn.Module], None]],
-) -> Callable[[int, nn.Module], None] | None:
-    """One function that calls several after each step; None for none."""
-    if not hooks:
-        return None
-
-    def after_step(step: int, model: nn.Module) -> None:
-        for hook in hooks:
-            hook(step, model)
-
-    return after_step
 
 
 class CommandTask(Task):
