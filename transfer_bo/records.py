@@ -27,6 +27,7 @@ from transfer_bo.attributes import (
 from transfer_bo.dimension import Dimension
 from transfer_bo.errors import PriorError, SearchSpaceError, StudyError
 from transfer_bo.scale import Scale
+from transfer_bo.space import is_multiplier
 
 __all__ = [
     "SCHEDULE_SOURCE",
@@ -347,7 +348,7 @@ def read_dimensions(
 
     Args:
         distributions: for each trial, `{hp: Optuna distribution}`.
-        defaults: prior guess of the optimum, `{hp: value}`.
+        defaults: prior guess of the optimum, `{hp: value}`; that of a group multiplier is 1 unless given.
 
     Raises:
         SearchSpaceError: for a default of a numeric HP that is no finite number.
@@ -399,9 +400,9 @@ def _dimension(
         return Dimension(name, "categorical", choices=tuple(distribution.choices))
 
     low, high = bounds
-    default = None
-    if defaults.get(name) is not None:
-        default = min(max(_default(name, defaults[name]), low), high)
+    default = defaults.get(name, 1.0 if is_multiplier(name) else None)
+    if default is not None:
+        default = min(max(_default(name, default), low), high)
     return Dimension(
         name,
         "log" if distribution.log else "linear",

@@ -92,7 +92,7 @@ def test_one_rung_says_nothing_of_falling_back() -> None:
 @pytest.fixture(scope="module")
 def falling() -> Surrogate:
     """The fit where four tenths of the worth of multipliers' octaves are lost per doubling."""
-    return fit_surrogate(made_up_runs(0.6), DIMENSIONS, SETTINGS)
+    return fit_surrogate(made_up_runs(0.6, larger=20), DIMENSIONS, SETTINGS)
 
 
 def test_it_pays_where_multipliers_lose_their_worth(

@@ -82,7 +82,7 @@ class Coordinates:
         )[: self.d]
         self.z_low, self.z_high = raw_low - self._centre, raw_high - self._centre
 
-        self.mix = self._mixing()
+        self.mix = self._mixing(MULTIPLIES)
         self.unmix = torch.linalg.inv(self.mix)
 
     def with_ranges(
@@ -100,13 +100,24 @@ class Coordinates:
         other.z_low, other.z_high = z_low, z_high
         return other
 
+    def without_couplings(self) -> Coordinates:
+        """The same coordinates, but HPs of different kinds (`priors.MULTIPLIES`) each act alone."""
+        other = copy.copy(self)
+        other.mix = self._mixing({})
+        other.unmix = torch.linalg.inv(other.mix)
+        return other
+
     @property
     def names(self) -> list[str]:
         """The HPs, numeric ones first: the order of the columns."""
         return [dim.name for dim in (*self.numeric, *self.categorical)]
 
-    def _mixing(self) -> Tensor:
-        """M (d x d), unit diagonal: row i adds the HP that HP i multiplies, if both are searched in log2."""
+    def _mixing(self, multiplies: Mapping[str, str]) -> Tensor:
+        """M (d x d), unit diagonal: row i adds the HP that HP i multiplies, if both are searched in log2.
+
+        Args:
+            multiplies: kinds that multiply another kind; group multipliers always multiply their own.
+        """
         identity = torch.eye(self.d, dtype=torch.double)
         in_log2 = [i for i, dim in enumerate(self.numeric) if dim.transform == "log"]
         plain = {i: without_prefix(self.hps_as_known[i]) for i in in_log2}
@@ -116,7 +127,7 @@ class Coordinates:
             if is_multiplier(plain[i]):
                 wanted = plain[i].partition(".")[0]
                 return next((j for j in in_log2 if plain[j] == wanted), None)
-            kind = MULTIPLIES.get(hp_kind(plain[i]))
+            kind = multiplies.get(hp_kind(plain[i]))
             others = [j for j in in_log2 if hp_kind(plain[j]) == kind and not is_multiplier(plain[j])]
             return min(others, key=lambda j: plain[j] != kind, default=None)
 

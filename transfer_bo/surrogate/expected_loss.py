@@ -145,13 +145,23 @@ class ExpectedLoss:
         """The expected loss in y; differentiable."""
         rows = self.surrogate.rows(v, self.scale, flags)
         bowl = self.excess_losses(v).mean(-1)
-        mean, sd = self.posterior.residual_and_category(rows)
+        mean, sd = self.posterior.residual_and_category(self.residual_rows(v, flags))
         value = bowl + mean + self.caution * sd
         if self.surrogate.divergence.any_infeasible:
             value = value + DIVERGENCE_COST * self.surrogate.divergence.probability(rows)
         if self.surrogate.constraints.any_infeasible:
             value = value - CONSTRAINT_COST * self.surrogate.constraints.log_holding(rows)
         return value
+
+    def residual_rows(self, v: Float[Tensor, "m d"], flags: Float[Tensor, "m k"]) -> Float[Tensor, "m row"]:
+        """Rows at which e is taken: those of the settings; with many HPs all at the expected optimum.
+
+        Among many HPs the residual of a run is mostly its noise. It would favour a copy of the luckiest run,
+        with every value that this happened to have.
+        """
+        if self.surrogate.landscape.curvature_prior is not None:
+            v = self.posterior.optimum()[0].expand_as(v)
+        return self.surrogate.rows(v, self.scale, flags)
 
     def excess_losses(self, v: Float[Tensor, "m d"]) -> Float[Tensor, "m count"]:
         """The bowl at each v for each draw of its optimum, in y."""

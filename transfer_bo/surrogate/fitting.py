@@ -125,10 +125,17 @@ def _first_fit(X: Tensor, y: Tensor, landscape: Landscape) -> LandscapeGP:
 
 
 def _first_theta(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
-    """θ at its prior mean, but u halfway between the centre of z and the mean of the best quarter of runs."""
-    theta = landscape.mean.clone()
+    """θ at its prior mean, but u where the curvature's prior says that the runs see the optimum.
+
+    Without such a prior, halfway between the centre of z and the mean of the best quarter of runs.
+    """
+    theta, u = landscape.mean.clone(), landscape.part("u")
+    if landscape.curvature_prior is not None:
+        optimum = landscape.curvature_prior.optimum
+        theta[u] = torch.where(optimum.isnan(), theta[u], optimum)
+        return theta
     best = X[y.argsort()[: max(1, len(y) // 4)], : landscape.d].mean(0)
-    theta[landscape.part("u")] = landscape.coordinates.unmix @ best / 2
+    theta[u] = landscape.coordinates.unmix @ best / 2
     return theta
 
 
@@ -283,7 +290,9 @@ def find_map(model: LandscapeGP) -> tuple[Float[Tensor, " p"], Float[Tensor, " n
         normal = A.T @ A + identity
 
         while damping < MOST_DAMPING:
-            candidate = theta + landscape.sd * torch.linalg.solve(normal + damping * identity, gradient)
+            factor = torch.linalg.cholesky(normal + damping * identity)
+            step = torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+            candidate = theta + landscape.sd * step
             new_b, new_e, new_value = score(candidate)
             if new_value < value:
                 break

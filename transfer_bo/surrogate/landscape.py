@@ -38,7 +38,17 @@ from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.synonyms import axis_kind, hp_kind
 
-__all__ = ["FLATTEN", "STEEPEST", "DriftPrior", "Landscape", "asymmetric"]
+__all__ = [
+    "FLATTEN",
+    "MAX_COUPLED",
+    "STEEPEST",
+    "CurvaturePrior",
+    "DriftPrior",
+    "Landscape",
+    "asymmetric",
+    "optimum_sd",
+    "usual_curvature",
+]
 
 MAX_COUPLED = 12
 """Up to so many HPs every pair may be coupled; beyond, the pairs outnumber any affordable study."""
@@ -117,6 +127,41 @@ class DriftPrior:
         return C, mean.squeeze(-1), self.sd * diagonal
 
 
+@dataclass(frozen=True, eq=False)
+class CurvaturePrior:
+    """Normal prior of ln(c_i e^g) of each HP that stands in for the tables, see `sparsity`.
+
+    Attributes:
+        mean: its mean (d).
+        sd: its sd (d).
+        optimum: where the runs see the optimum, in z; nan of HPs without an effect (d).
+    """
+
+    mean: Float[Tensor, " d"]
+    sd: Float[Tensor, " d"]
+    optimum: Float[Tensor, " d"]
+
+
+def usual_curvature(coordinates: Coordinates) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Mean and sd of ln(c_i e^g) of each HP by the tables of `priors`."""
+    kinds = [hp_kind(name) for name in coordinates.hps_as_known]
+    mean, sd = _look_up(kinds, priors.CURVATURE, priors.CURVATURE_OTHER)
+    return mean.double() + priors.CURVATURE_SCALE[0], sd.double()
+
+
+def optimum_sd(coordinates: Coordinates) -> Float[Tensor, " d"]:
+    """Prior sd of each HP's optimum at the base, octaves."""
+    share = torch.tensor(
+        [
+            priors.optimum_spread(name, dim.default is not None)
+            for name, dim in zip(coordinates.hps_as_known, coordinates.numeric, strict=True)
+        ],
+        dtype=torch.double,
+    )
+    spread: Tensor = (coordinates.z_high - coordinates.z_low) * share
+    return spread
+
+
 class Landscape:
     """f(x; θ), its priors and its derivatives, for given coordinates.
 
@@ -125,6 +170,7 @@ class Landscape:
         drift_prior: prior of B.
         level: prior mean of l0, the ln loss at the base scale's optimum.
         target: the scale that the study is for, see `DriftPrior.base_optimum`; None for the base.
+        curvature: prior of the curvatures; None for that of the tables.
 
     Attributes:
         mean, sd: of the prior of θ (p).
@@ -136,9 +182,14 @@ class Landscape:
     """
 
     def __init__(
-        self, coordinates: Coordinates, drift_prior: DriftPrior, level: float, target: Scale | None = None
+        self,
+        coordinates: Coordinates,
+        drift_prior: DriftPrior,
+        level: float,
+        target: Scale | None = None,
+        curvature: CurvaturePrior | None = None,
     ) -> None:
-        self.coordinates = coordinates
+        self.coordinates, self.curvature_prior = coordinates, curvature
         d, k, a = coordinates.d, coordinates.k, coordinates.a
         self.d, self.k, self.a = d, k, a
         self.drift_mixing, beta_mean, beta_sd = drift_prior.independent()
@@ -149,13 +200,11 @@ class Landscape:
         axis_kinds = [axis_kind(axis) for axis in coordinates.axes_as_known]
         pairs = list(combinations(kinds, 2)) if d <= MAX_COUPLED else []  # in the order of `_upper`
         self._upper = torch.triu_indices(d, d, 1) if pairs else None
-        share = torch.tensor(
-            [
-                priors.optimum_spread(name, dim.default is not None)
-                for name, dim in zip(coordinates.hps_as_known, coordinates.numeric, strict=True)
-            ]
-        )
-        u_sd = (coordinates.z_high - coordinates.z_low) * share.double()
+        lnc, lnc_sd = usual_curvature(coordinates) if curvature is None else (curvature.mean, curvature.sd)
+        u_sd = optimum_sd(coordinates)
+        if curvature is not None:
+            widened = priors.OPTIMUM_SPREAD_WITH_EFFECT * (coordinates.z_high - coordinates.z_low)
+            u_sd = torch.where(curvature.optimum.isnan(), u_sd, torch.maximum(u_sd, widened))
 
         of_theta: dict[str, tuple[Tensor, Tensor]] = {
             "l0": _normal(torch.tensor([level]), priors.LAW_LEVEL_SD),
@@ -164,7 +213,7 @@ class Landscape:
             "alpha": _look_up(axis_kinds, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER),
             "g": _normal(torch.tensor([priors.CURVATURE_SCALE[0]]), priors.CURVATURE_SCALE[1]),
             "gamma": _normal(torch.zeros(a), priors.CURVATURE_SCALE_DRIFT_SD),
-            "lnc": _look_up(kinds, priors.CURVATURE, priors.CURVATURE_OTHER),
+            "lnc": (lnc - priors.CURVATURE_SCALE[0], lnc_sd),
             "kappa": _look_up(kinds, priors.ASYMMETRY, priors.ASYMMETRY_OTHER),
             "u": (drift_prior.base_optimum(coordinates, target or coordinates.base), u_sd),
             "beta": (beta_mean, beta_sd),

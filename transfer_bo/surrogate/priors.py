@@ -90,6 +90,10 @@ OPTIMUM_SPREAD_OTHER = 1 / 12
 a factor of 2.3 in tokens (2512.22382), about 5% of loss, so .06% each; at a curvature of .0022 per octave²
 (e^-1.5 times .01, above) that is an sd of half an octave, a twelfth of the usual range."""
 
+OPTIMUM_SPREAD_WITH_EFFECT = 1 / 4
+"""Of one of many HPs that the runs themselves show to have an effect (`sparsity`): where few matter, these
+are further off than the average of all; weak."""
+
 OPTIMUM_SPREAD_UNKNOWN = 12**-0.5
 """Of an HP without a usual value only the range is known: the sd of a uniform distribution."""
 
@@ -194,10 +198,10 @@ grows by itself along width and batch. Weak."""
 
 # Multipliers that lose their worth with scale
 
-SHRINKAGE_RATE_SD = 0.2
-"""η of `shrinkage`, per doubling of an axis, about 0. The one published pair of speed-ups, 2.3 at the proxy,
-1.32 ten doublings on (2512.22382), would be about .05 if gains go as the square of the distance from 1;
-where nothing shrinks a wider prior costs little (studies/per_module/shrinking.py)."""
+SHRINKAGE_RATE_SD = 0.1
+"""η of `shrinkage`, per doubling of an axis, about 0: twice what is published. The one pair of speed-ups,
+2.3 at the proxy, 1.32 ten doublings on (2512.22382), would be about .05 if gains go as the square of the
+distance from 1."""
 
 # Drift of the optimum, octaves per doubling
 
@@ -205,6 +209,10 @@ BASE_DRIFT_SD: dict[str, float] = {"width": 0.1, "depth": 0.1, "n_params": 0.1, 
 """In base coordinates a parametrization claims 0. The sd is what sources disagree on: the duration exponent
 of the LR is -1/2, -.3 or 0, so 0, .2 and .5 off (rms .3); width and depth are settled better (one grid step
 over the whole range in 2512.22382)."""
+
+MULTIPLIER_DRIFT_SHARE = 0.5
+"""In base coordinates the sd of a multiplier's drift is this share of that: a multiplier is the ratio of two
+rates, and what moves both does not move it; weak."""
 
 BASE_DRIFT_SD_OTHER = 0.2
 """Along an axis of another kind; weak."""
@@ -313,7 +321,8 @@ def drift_prior(
         mean, sd = overrides[name][axis]
         return float(mean), float(sd)
     if coordinates == "base":
-        return 0.0, BASE_DRIFT_SD.get(axis_kind(axis), BASE_DRIFT_SD_OTHER)
+        sd = BASE_DRIFT_SD.get(axis_kind(axis), BASE_DRIFT_SD_OTHER)
+        return 0.0, MULTIPLIER_DRIFT_SHARE * sd if _is_multiplier(name) else sd
     if _is_multiplier(name):  # what it multiplies drifts already
         return RAW_DRIFT_OTHER
     table = RAW_DRIFT | RAW_DRIFT_BATCH_FREE if batch_free else RAW_DRIFT

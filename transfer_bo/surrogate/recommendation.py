@@ -5,14 +5,11 @@ the runs say nothing:
 
 1. An HP that no finished run varied keeps the value that it had.
 2. An HP that the runs do not determine keeps the value of the incumbent, the best run, unless its optimum is
-   known to move with scale. It has no clear effect (`relevance`), or, where there are too few runs for that
-   test, the posterior of its optimum is wide or hardly narrower than the prior.
-3. Multipliers keep those of the best run, unless others are better with a high probability: with almost as
-   many HPs as runs the posterior is approximate, and its optimum is mostly no better than the best run.
+   known to move with scale; a multiplier is set to its default, 1. It has no clear effect (`relevance`,
+   `sparsity`), or, where there are too few runs for that test, the posterior of its optimum is wide or hardly
+   narrower than the prior.
 
-Where every tensor has a multiplier of its kind, these average to 1 (`Landscape.optimum_map`), and the normal
-prior shrinks each of them towards its default where evidence is weak. A prior that shrinks more, with a spike
-at the default or with local scales, was tried and set multipliers worse (`studies/LOG.md`, 2026-11-27).
+Where every tensor has a multiplier of its kind, these average to 1 (`Landscape.optimum_map`).
 
 The result is compared, over the same draws, with the documented defaults, with the best setting without
 multipliers and with a copy of the incumbent; the best of the four is what is recommended.
@@ -85,11 +82,6 @@ the scale with the most runs: they say less of it than a tenth of what the prior
 MAX_RISK = 0.5
 """A run that is likelier than this to violate a constraint is not the best run, if others are not."""
 
-MIN_PROBABILITY = 0.9
-"""Multipliers move off those of the best run only if others are better at least this likely. In nine searches
-of `benchmarks/sparse_multipliers.py` the optimum was expected to be better by .02 in ln loss, with
-probabilities of .6 to .8, and was worse by .004 on average (`studies/LOG.md`, 2026-11-27)."""
-
 MIN_VARIANCE = 1e-12
 """Variances of differences of e are cut here; two settings that are the same have a difference of 0."""
 
@@ -160,32 +152,30 @@ def recommend(
     unvaried = _unvaried(coordinates, runs)
     frozen, frozen_flags = _frozen(coordinates, unvaried)
 
+    # A multiplier without evidence of an effect is best at its default, where z = 0.
+    without_effect = _without_effect(surrogate)
     z = optimum_draws(surrogate, samples.at(coordinates.s(scale)))
+    z = torch.where(without_effect, 0.0, z)
     expected = ExpectedLoss(surrogate, scale, z @ coordinates.mix.T)
 
     v, flags = minimize_expected_loss(expected, generator, frozen, frozen_flags)
-    undetermined = _undetermined(surrogate, runs) & frozen.isnan()
+    undetermined = (_undetermined(surrogate, runs) | without_effect) & frozen.isnan()
     undetermined &= _expected_drift(surrogate, best_run.scale, scale).abs() <= MAX_DRIFT
     kept = [dim.name for dim, keep in zip(coordinates.numeric, undetermined.tolist(), strict=True) if keep]
     kept = [name for name in kept if _value(best_run, name) is not None]
-    exact = {**unvaried, **{name: _value(best_run, name) for name in kept}}
+    exact = {**unvaried, **{name: _kept_value(surrogate, best_run, name) for name in kept}}
     if kept:
         frozen, frozen_flags = _frozen(coordinates, exact)
         v, flags = minimize_expected_loss(expected, generator, frozen, frozen_flags)
     own = _Setting(v, flags, exact)
 
-    def with_multipliers(multipliers: Mapping[str, Any], exact: Mapping[str, Any]) -> _Setting:
-        z, _ = _frozen(coordinates, multipliers)
-        found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
-        return _Setting(*found, {**exact, **multipliers})
-
     baselines = {BEST_RUN: _copy(coordinates, best_run.params, scale)}
     multipliers = [dim.name for dim in coordinates.numeric if is_multiplier(dim.name)]
     if multipliers:
-        cautious = with_multipliers({name: _value(best_run, name) for name in multipliers}, exact)
-        _, probability = _compare(expected, [own, cautious], reference=0)
-        own = cautious if float(probability[1]) < MIN_PROBABILITY else own
-        baselines[GLOBAL] = with_multipliers(dict.fromkeys(multipliers, 1.0), unvaried)
+        at_one = dict.fromkeys(multipliers, 1.0)
+        z, _ = _frozen(coordinates, at_one)
+        found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
+        baselines[GLOBAL] = _Setting(*found, {**unvaried, **at_one})
     baselines |= _defaults(surrogate, scale)
     return _choose(expected, own, baselines, (*unvaried, *kept), best_run)
 
@@ -251,6 +241,13 @@ def _value(run: FinishedRun, name: str) -> Any:
     return run.params.get(name, 1.0 if is_multiplier(name) else None)
 
 
+def _kept_value(surrogate: Surrogate, best_run: FinishedRun, name: str) -> Any:
+    """The value of an HP that the runs do not determine: a multiplier's default, or that of the best run."""
+    if is_multiplier(name):
+        return surrogate.settings.defaults.get(name, 1.0)
+    return _value(best_run, name)
+
+
 def _unvaried(coordinates: Coordinates, runs: list[FinishedRun]) -> dict[str, Any]:
     """HPs that had one value in all runs that had them, with that value."""
     unvaried = {}
@@ -286,6 +283,15 @@ def _undetermined(surrogate: Surrogate, runs: list[FinishedRun]) -> Bool[Tensor,
         return is_wide | torch.ge(variance, HARDLY_NARROWER**2 * prior)
     p = torch.tensor(p_values)
     return torch.ge(p, MAX_P_VALUE) | (is_wide & torch.ge(p, CLEAR_P_VALUE))
+
+
+def _without_effect(surrogate: Surrogate) -> Bool[Tensor, " d"]:
+    """Which of many multipliers show no evidence of an effect, see `sparsity`."""
+    numeric = surrogate.coordinates.numeric
+    prior = surrogate.landscape.curvature_prior
+    if prior is None:
+        return torch.zeros(len(numeric), dtype=torch.bool)
+    return prior.optimum.isnan() & torch.tensor([is_multiplier(dim.name) for dim in numeric])
 
 
 @torch.no_grad()
@@ -337,7 +343,7 @@ def _compare(
     losses = expected(v, flags)
     i = _least(losses) if reference is None else reference
 
-    X = expected.surrogate.rows(v, expected.scale, flags)
+    X = expected.residual_rows(v, flags)
     bowl = expected.excess_losses(v)
     error, _ = expected.posterior.residual_and_category(X)
     covariance = expected.posterior.joint(X, X).residual

@@ -24,10 +24,11 @@ from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.feasibility import FeasibilityModel
 from transfer_bo.surrogate.fitting import fit_gp
 from transfer_bo.surrogate.gp import LandscapeGP
-from transfer_bo.surrogate.landscape import DriftPrior, Landscape
+from transfer_bo.surrogate.landscape import MAX_COUPLED, CurvaturePrior, DriftPrior, Landscape
 from transfer_bo.surrogate.outcome_transform import OutcomeTransform
 from transfer_bo.surrogate.posterior import OptimumPosterior
 from transfer_bo.surrogate.shrinkage import Shrinkage, estimate_shrinkage
+from transfer_bo.surrogate.sparsity import sparse_curvature
 from transfer_bo.surrogate.training_data import TrainingData, has_coordinates, training_data
 
 __all__ = ["Surrogate", "fit_surrogate"]
@@ -163,12 +164,16 @@ def fit_surrogate(
     informative = [run for run in runs if run.outcome.is_informative]
     rows = [_row(run, coordinates) for run in informative]
     data = training_data(informative, rows, finished, coordinates, outcome_transform)
+    curvature = None
+    if coordinates.d > MAX_COUPLED:
+        coordinates, data, curvature = _with_sparse_curvature(coordinates, data)
+        rows = [_row(run, coordinates) for run in informative]
 
     names = [dim.name for dim in coordinates.numeric]
     drift_prior = DriftPrior.from_tables(
         names, coordinates.axes, settings.coordinates, settings.drift_prior, settings.kinds
     )
-    model = _fit(data, coordinates, drift_prior, settings.target)
+    model = _fit(data, coordinates, drift_prior, settings.target, curvature)
     data, model = _refit_with_conditional(data, model, drift_prior, settings.target)
     drift_prior, shrinkage, model = _refit_with_shrinkage(data, model, drift_prior, settings)
 
@@ -204,15 +209,31 @@ def _row(run: Run, coordinates: Coordinates) -> Tensor:
     return coordinates.row(run.params, run.scale, run.source)
 
 
+def _with_sparse_curvature(
+    coordinates: Coordinates, data: TrainingData
+) -> tuple[Coordinates, TrainingData, CurvaturePrior]:
+    """The coordinates of many HPs in which the runs are most likely, with the curvatures that they show."""
+    fits = []
+    for mixed in (coordinates, coordinates.without_couplings()):
+        z = data.X[:, : coordinates.d] @ coordinates.unmix.T
+        X = torch.cat([z @ mixed.mix.T, data.X[:, coordinates.d :]], -1)
+        curvature, log_evidence = sparse_curvature(X, data.y, mixed)
+        fits.append((log_evidence, mixed, replace(data, X=X), curvature))
+
+    _, coordinates, data, curvature = max(fits, key=lambda fit: fit[0])
+    return coordinates, data, curvature
+
+
 def _fit(
     data: TrainingData,
     coordinates: Coordinates,
     drift_prior: DriftPrior,
     target: Scale,
+    curvature: CurvaturePrior | None = None,
     warm_start: LandscapeGP | None = None,
 ) -> LandscapeGP:
     """Fit with a prior of the drift, from a fit with another one if there is any."""
-    landscape = Landscape(coordinates, drift_prior, data.base_level(coordinates), target)
+    landscape = Landscape(coordinates, drift_prior, data.base_level(coordinates), target, curvature)
     return fit_gp(data.X, data.y, landscape, warm_start)
 
 
@@ -222,7 +243,8 @@ def _refit_with_conditional(
     """Runs that lack a conditional HP get its fitted optimum, by turns with the fit."""
     for _ in range(REFITS if bool(data.lacking.any()) else 0):
         data = data.with_lacking_at_optimum(model.landscape, model.theta)
-        model = _fit(data, model.landscape.coordinates, drift_prior, target, model)
+        landscape = model.landscape
+        model = _fit(data, landscape.coordinates, drift_prior, target, landscape.curvature_prior, model)
     return data, model
 
 
@@ -238,7 +260,8 @@ def _refit_with_shrinkage(
     shrinkage = estimate_shrinkage(model.optimum_posterior(coordinates.s(settings.base)))
     if bool((shrinkage.drift.abs() > MIN_SHRINKAGE).any()):
         drift_prior = replace(drift_prior, mean=drift_prior.mean + shrinkage.drift)
-        model = _fit(data, coordinates, drift_prior, settings.target, model)
+        curvature = model.landscape.curvature_prior
+        model = _fit(data, coordinates, drift_prior, settings.target, curvature, model)
     return drift_prior, shrinkage, model
 
 
