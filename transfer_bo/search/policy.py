@@ -33,9 +33,13 @@ from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 __all__ = ["choose_run", "propose", "usable_rungs"]
 
 CHECK_EVERY = 3
-"""Every third trial runs the predicted optimum itself; in a trust region, its point of least posterior mean.
-The acquisition function never proposes the optimum, because under the model a run there says nothing about
-where the optimum lies. But such a run tests the loss law, and shows where the model is wrong."""
+"""Every third trial runs the predicted optimum itself. The acquisition function never proposes the optimum,
+because under the model a run there says nothing about where the optimum lies. But such a run tests the loss
+law, and shows where the model is wrong."""
+
+CHECK_EVERY_IN_REGION = 6
+"""In a trust region only every sixth trial does, the point of least posterior mean: with many HPs there is
+more to learn elsewhere."""
 
 CHECK_SHARE = 0.15
 """Rungs are checked if one run costs at most this share of the budget."""
@@ -157,7 +161,7 @@ def _run_in_trust_region(
         region,
         scale,
         generator,
-        greedy=state.number % CHECK_EVERY == 0,
+        greedy=state.number % CHECK_EVERY_IN_REGION == 0,
         frozen=state.frozen,
     )
     return scale, params

@@ -2,15 +2,17 @@
 
 Thirty to a hundred multipliers cannot be searched everywhere, and divergence lies behind a cliff that no
 stationary model predicts from afar; close to a good setting the loss is tame (arXiv:2512.22382, search in a
-trust region). The region and its rule are those of TuRBO-1 (Eriksson et al., 1910.01739, section 3): side L,
+trust region). The region's size follows the rule of TuRBO-1 (Eriksson et al., 1910.01739, section 3): side L,
 doubled after τ_succ successes in a row, halved after τ_fail runs in a row without one; a success betters the
-best loss by a thousandth. Proposals are draws of Thompson sampling among points that move about 20 HPs at
-once.
+best loss by a thousandth.
 
 What differs: the model is the study's own surrogate, fitted to all runs and not only to those in the region,
-so nothing is forgotten when the region moves; the region starts at half of each range (multipliers: 3 of 6
-octaves), not at .8; τ_fail is at most 10, because a study has a few hundred runs, not thousands; a region
-that has become too small begins anew at the same centre. The state is a function of the runs alone, so any
+so nothing is forgotten when the region moves. Proposals lie around the optimum that it expects, half of them
+draws of the optimum; of these the one is run that most lowers the expected excess loss at the target
+(`_lowered_excess`), since what counts is the setting that is suggested in the end, not the runs on the way.
+Half of the HPs move at once, so that each run tells of many. The region starts at half of each range
+(multipliers: 3 of 6 octaves), not at .8; τ_fail is at most 10, because a study has a few hundred runs, not
+thousands; a region that has become too small begins anew. The state is a function of the runs alone, so any
 worker finds the same.
 
 HPs found to be unimportant are frozen at the centre, so that the region has fewer sides.
@@ -46,7 +48,6 @@ from transfer_bo.scale import Scale
 from transfer_bo.search.acquisition import RISK
 from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.coordinates import Coordinates
-from transfer_bo.surrogate.posterior import normal_draws
 from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = [
@@ -79,8 +80,8 @@ MIN_FAILURES = 4
 MIN_GAIN = 1e-3
 """A success betters the best loss by at least this share of it."""
 
-MOVED = 20
-"""About so many HPs move at once."""
+MOVED_SHARE = 0.5
+"""About this share of the HPs moves at once: a run then tells of all of them."""
 
 CANDIDATES = 256
 """Points a proposal is picked from; half of them draws of the optimum."""
@@ -125,11 +126,11 @@ def trust_region_side(
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """A box in z.
+    """Where a search stands.
 
     Attributes:
-        centre: its centre, z (shape d).
-        side: L.
+        centre: the best setting so far, z (shape d).
+        side: L, the side of the box around the expected optimum from which half of the candidates come.
     """
 
     centre: Float[Tensor, " d"]
@@ -137,7 +138,7 @@ class TrustRegion:
 
     @classmethod
     def of(cls, surrogate: Surrogate, scale: Scale, maximize: bool) -> TrustRegion:
-        """The region after the study's own runs at a scale, centred on the one with the least posterior mean.
+        """After the study's own runs at a scale; the best is the one with the least posterior mean.
 
         Runs whose multipliers were all at their defaults belong to the first stage, before the region.
         """
@@ -165,14 +166,6 @@ class TrustRegion:
         """Whether some multiplier is not at its default at the centre."""
         return _moves_multipliers(coordinates.params(coordinates.mix @ self.centre), defaults)
 
-    def clip(self, v: Float[Tensor, "*batch d"], coordinates: Coordinates) -> Float[Tensor, "*batch d"]:
-        """Move points into the region and into the searched ranges."""
-        half = self.side / 2 * (coordinates.z_high - coordinates.z_low)
-        low = torch.maximum(self.centre - half, coordinates.z_low)
-        high = torch.minimum(self.centre + half, coordinates.z_high)
-        z = torch.minimum(torch.maximum(v @ coordinates.unmix.T, low), high)
-        return z @ coordinates.mix.T
-
 
 def _moves_multipliers(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Whether some multiplier of a setting is not at its default."""
@@ -192,34 +185,34 @@ def propose_inside(
     greedy: bool,
     frozen: Collection[str] = (),
 ) -> dict[str, Any]:
-    """HPs of the next run at a scale, in the trust region.
+    """HPs of the next run at a scale.
 
     Args:
         surrogate: fitted to all runs so far.
         region: at the scale.
         scale: where it runs.
         generator: source of randomness.
-        greedy: whether to take the least posterior mean, instead of the least of one posterior draw.
+        greedy: whether to take the least posterior mean, instead of what teaches most.
         frozen: HPs that stay where they are at the centre.
     """
     coordinates = surrogate.coordinates
-    posterior = surrogate.optimum_posterior(scale, pending=True)
+    at_scale = surrogate.optimum_posterior(scale, pending=True)
+    middle = coordinates.unmix @ at_scale.optimum()[0]
 
-    # Candidates: draws of the optimum, uniform points in the region, and the expected optimum.
+    # Half of the candidates are draws of the optimum, half uniform around its expectation.
     half = CANDIDATES // 2
-    draws = posterior.draw(half, generator) @ posterior.path_map().T @ coordinates.unmix.T
+    draws = at_scale.draw(half, generator) @ at_scale.path_map().T @ coordinates.unmix.T
     width = region.side * (coordinates.z_high - coordinates.z_low)
     steps = torch.rand(half, coordinates.d, dtype=torch.double, generator=generator) - 0.5
-    z = torch.cat([draws, region.centre + steps * width])
+    z = torch.cat([draws, middle + steps * width])
 
-    # Each moves about `MOVED` HPs, at least one; the expected optimum moves all.
-    moved = torch.rand(z.shape, dtype=torch.double, generator=generator) < MOVED / max(coordinates.d, 1)
+    # Each moves about a share of the HPs, at least one; the last candidate is the expected optimum.
+    moved = torch.rand(z.shape, dtype=torch.double, generator=generator) < MOVED_SHARE
     moved[torch.arange(len(z)), torch.randint(coordinates.d, (len(z),), generator=generator)] = True
-    middle = coordinates.unmix @ posterior.optimum()[0]
-    z, moved = torch.cat([z, middle[None]]), torch.cat([moved, torch.ones_like(moved[:1])])
-    moved &= torch.tensor([dim.name not in frozen for dim in coordinates.numeric])
-    z = torch.where(moved, z, region.centre)
-    X = surrogate.rows(region.clip(z @ coordinates.mix.T, coordinates), scale)
+    z = torch.cat([torch.where(moved, z, middle), middle[None]])
+    is_frozen = torch.tensor([dim.name in frozen for dim in coordinates.numeric])
+    z = torch.where(is_frozen, region.centre, z)
+    X = surrogate.rows(coordinates.clip(z @ coordinates.mix.T), scale)
 
     # Close to a cliff everything looks risky; the centre has been run, and was feasible.
     centre = surrogate.rows((coordinates.mix @ region.centre)[None], scale)
@@ -228,10 +221,22 @@ def propose_inside(
             risk = feasibility.probability(torch.cat([centre, X]))
             X = X[risk[1:] <= max(RISK, float(risk[0]), float(risk[1:].min()))]
 
-    mean, covariance = posterior.values(X)
-    score = mean if greedy else normal_draws(mean, covariance, 1, generator)[0]
+    if greedy:
+        score, _ = at_scale.values(X)
+    else:
+        score = -_lowered_excess(surrogate, X)
     chosen, flags, _ = surrogate.landscape.split(X[int(score.argmin())])
     return coordinates.params(chosen, flags)
+
+
+def _lowered_excess(surrogate: Surrogate, X: Float[Tensor, "m row"]) -> Float[Tensor, " m"]:
+    """By how much one run at each row lowers tr(H Cov v*) at the target, as in `acquisition.plan_runs`."""
+    posterior = surrogate.optimum_posterior(surrogate.settings.target, pending=True)
+    joint = posterior.joint(X, X[:1])
+    H = posterior.landscape.curvature(posterior.kernel.theta, posterior.s)
+    with_bowl = joint.with_latent @ (posterior.path_map().T @ torch.linalg.cholesky(H))
+    lowered: Tensor = with_bowl.square().sum(-1) / (joint.covariance.diagonal() + surrogate.model.noise(X))
+    return lowered
 
 
 def next_rung(costs: Mapping[Scale, float], runs: Sequence[Run], defaults: Mapping[str, Any]) -> Scale:
