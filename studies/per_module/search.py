@@ -201,7 +201,7 @@ def fit(arm: str, rows: Sequence[RunRow], seed: int) -> Any:
     from transfer_bo.surrogate.surrogate import fit_surrogate
 
     study = transfer_study(per_module(arm), rows, seed)
-    study.sampler._share_settings(study)  # type: ignore[attr-defined]
+    study.ask()  # the sampler keeps its settings with the study
     settings = read_settings(study)
     dimensions = read_dimensions([t.distributions for t in study.trials], settings.defaults)
     return fit_surrogate(read_runs(study), dimensions, settings)
