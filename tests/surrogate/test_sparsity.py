@@ -78,11 +78,11 @@ def test_hardly_any_effect_is_found_in_noise() -> None:
 
 
 def test_one_odd_run_changes_nothing() -> None:
-    """The effects are the same with a run whose loss came out 8% too high."""
+    """The effects are the same with a run whose loss came out 30% too high."""
     coordinates = Coordinates(DIMENSIONS, BASE, ["width"])
     X, y = rows(90, seed=1)
     odd = y.clone()
-    odd[40] += 0.08
+    odd[40] += 0.3
     effects = [~sparse_curvature(X, losses, coordinates)[0].optimum.isnan() for losses in (y, odd)]
 
     assert effects[0].equal(effects[1])
