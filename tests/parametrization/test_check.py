@@ -118,7 +118,7 @@ def test_another_kind_of_optimizer():
 
 @pytest.mark.parametrize("name", ["adamh", "shampoo", "soap"])
 def test_another_optimizer_of_matrices(name):
-    """AdamW takes the same options as these, and is known apart; their own are as they should be."""
+    """AdamW takes the same options as these, and is distinguished; their own are as they should be."""
     if name == "soap":
         pytest.importorskip("pytorch_optimizer")
     p = parametrize(Model, BASE, TARGET, "mup", optimizer=name)

@@ -1,0 +1,179 @@
+"""Which kinds of multipliers are worth it, at the proxy and at larger scales? Five searches of each.
+
+    OMP_NUM_THREADS=1 python studies/per_module/kinds.py --seeds 0 1 2 3 4
+
+Each search begins with the 20 runs of the global HPs in `search.csv` and makes 50 of its own at the proxy,
+over the global HPs and the multipliers of its kinds ("lr", "betas", "init_std", "residual", "weight
+decay", "all"); those of "global" are in `search.csv`. What `transfer_bo.suggest` answers for all x4 is
+then trained at each scale with new seeds, carried by the default rule. Rows go to `kinds.csv`; the same
+command goes on where it stopped. `--table` prints what is in it: the gap in loss to the global setting of
+the same seed, and what that is worth in tokens, with 90% intervals over searches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import time
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+from problem import BASE, CONTEXT, GLOBAL, KNOTS, Rows, parametrization
+from scipy import stats
+from search import FIRST, THEN, RunRow, _check, fresh_seed, run_seed, transfer_study
+
+import transfer_bo as tb
+from transfer_bo.space import DEFAULT_RULE, Space
+
+KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "global": ((), ()),
+    "lr": (("lr",), ("lr",)),
+    "betas": (("one_minus_beta1", "one_minus_beta2"), ()),
+    "init_std": (("init_std",), ()),
+    "residual": (("residual",), ()),
+    "weight decay": (("weight_decay",), ()),
+    "all": (("lr", "one_minus_beta1", "one_minus_beta2", "init_std", "residual", "weight_decay"), ("lr",)),
+}
+"""Arms: kinds with a multiplier per module type, and over depth."""
+
+SCALES = {
+    "proxy": BASE,
+    "width x4": BASE.replace(width=4 * BASE.width),
+    "depth x4": BASE.replace(depth=4 * BASE.depth),
+    "tokens x4": BASE.replace(tokens=4 * BASE.tokens),
+    "all x2": BASE.replace(width=2 * BASE.width, depth=2 * BASE.depth, tokens=2 * BASE.tokens),
+    "all x4": BASE.replace(width=4 * BASE.width, depth=4 * BASE.depth, tokens=4 * BASE.tokens),
+}
+REPLICAS = {"proxy": 5, "width x4": 2, "depth x4": 2, "tokens x4": 2, "all x2": 2, "all x4": 1}
+LENGTHS = (0.7, 1.4)
+"""The global setting is trained for these shares of the tokens, too: what a gap in loss is worth."""
+
+REPLICA = 70
+"""Seeds of these runs begin here, beyond those of the searches and of `transfer.py`."""
+
+
+@functools.cache
+def space_of(arm: str) -> Space:
+    """The HPs that an arm searches."""
+    return GLOBAL.with_modules(parametrization(BASE), *KINDS[arm], KNOTS)
+
+
+def study_of(arm: str, runs: Sequence[RunRow], seed: int) -> optuna.Study:
+    """A study that holds the runs of a search."""
+    share = None if arm == "global" else FIRST / (FIRST + THEN)
+    return transfer_study(space_of(arm), runs, seed, global_share=share)
+
+
+def propose(arm: str, runs: Sequence[RunRow], seed: int) -> dict[str, float]:
+    """HPs of the next run of a search."""
+    study = study_of(arm, runs, seed)
+    trial = study.ask()
+    study.sampler._ladder.suggest(trial)  # type: ignore[attr-defined]
+    return space_of(arm).suggest(trial)
+
+
+def search(rows: Rows, past: Rows, arm: str, seed: int, until: float) -> list[RunRow]:
+    """All runs of a search; those that are missing are made."""
+    first = past.of("search", "first", seed)[:FIRST]
+    if arm == "global":
+        return [*first, *past.of("search", "global", seed)[:THEN]]
+    while len(own := rows.of("search", arm, seed)) < THEN:
+        number = FIRST + len(own)
+        params = propose(arm, [*first, *own], seed)
+        rows.make("search", arm, seed, number, params, BASE, run_seed(seed, number))
+        _check(until)
+    return [*first, *own]
+
+
+def suggested(arm: str, runs: Sequence[RunRow], seed: int) -> dict[str, float]:
+    """What the package suggests for the largest scale."""
+    study = study_of(arm, runs, seed)
+    study.ask()  # the sampler keeps its settings with the study
+    return dict(tb.suggest(study, target=SCALES["all x4"]).params)
+
+
+def train_at(rows: Rows, name: str, arm: str, seed: int, params: dict[str, float], until: float) -> None:
+    """The missing trainings of a suggestion at a scale; the global one also for other lengths."""
+    scale = SCALES[name]
+    lengths = (1.0, *LENGTHS) if arm == "global" else (1.0,)
+    for length in lengths:
+        part = name if length == 1.0 else f"{name}, tokens x{length}"
+        steps = round(length * scale.tokens / (scale.batch * CONTEXT))
+        longer = scale.replace(tokens=steps * scale.batch * CONTEXT) if length != 1.0 else scale
+        for replica in range(len(rows.of(part, arm, seed)), REPLICAS[name]):
+            rows.make(
+                part, arm, seed, replica, params, longer, fresh_seed(seed, REPLICA + replica), DEFAULT_RULE
+            )
+            _check(until)
+
+
+def table(rows: Rows) -> str:
+    """Gap to the global setting and its worth in tokens, for each arm and scale."""
+    lines = ["| kinds | scale | searches | loss minus global | speed-up |", "|---|---|---|---|---|"]
+    for arm in [arm for arm in KINDS if arm != "global"]:
+        for name in SCALES:
+            seeds = sorted({row["seed"] for row in rows.rows if (row["part"], row["arm"]) == (name, arm)})
+            gaps = [_gap(rows, name, arm, seed) for seed in seeds]
+            octaves = [-gap / _slope(rows, name, seed) for gap, seed in zip(gaps, seeds, strict=True)]
+            if len(gaps) > 1:
+                speed_up = [2**end for end in interval(octaves)]
+                shown = _show(interval(gaps), "+.4f"), _show(speed_up, ".2f")
+                lines.append(f"| {arm} | {name} | {len(gaps)} | {shown[0]} | {shown[1]} |")
+    return "\n".join(lines)
+
+
+def _gap(rows: Rows, name: str, arm: str, seed: int) -> float:
+    """Mean loss of an arm minus that of the global setting, over the same seeds of training."""
+    ours, theirs = (_losses(rows, name, which, seed) for which in (arm, "global"))
+    both = min(len(ours), len(theirs))
+    return float(np.mean(np.subtract(ours[:both], theirs[:both])))
+
+
+def _slope(rows: Rows, name: str, seed: int) -> float:
+    """By how much the global setting's loss falls per doubling of the tokens."""
+    short, long = (np.mean(_losses(rows, f"{name}, tokens x{x}", "global", seed)) for x in LENGTHS)
+    return float((short - long) / math.log2(LENGTHS[1] / LENGTHS[0]))
+
+
+def interval(values: Sequence[float], level: float = 0.9) -> list[float]:
+    """Mean, and the ends of Student's interval."""
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return [float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)]
+
+
+def _show(numbers: Sequence[float], form: str) -> str:
+    mean, low, high = (format(number, form) for number in numbers)
+    return f"{mean} ({low} to {high})"
+
+
+def _losses(rows: Rows, part: str, arm: str, seed: int) -> list[float]:
+    return [row["loss"] for row in rows.of(part, arm, seed)]
+
+
+def main() -> None:
+    """Make what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--scales", nargs="+", choices=SCALES, default=list(SCALES))
+    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    rows, past = Rows("kinds.csv"), Rows("search.csv")
+    until = time.time() + 60 * options.minutes
+    for seed in [] if options.table else options.seeds:
+        for arm in options.arms:
+            params = suggested(arm, search(rows, past, arm, seed, until), seed)
+            for name in options.scales:
+                train_at(rows, name, arm, seed, params, until)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
