@@ -37,7 +37,7 @@ MIN_AFFORDABLE = 2
 """A small budget lowers the number, but not below this."""
 
 BUDGET_SHARE = 0.5
-"""Start-up runs at the cheapest rung take at most this share of the budget."""
+"""Start-up runs take at most this share of the budget, if more than MIN_AFFORDABLE of them fit."""
 
 WITH_SOURCES = 2
 """Start-up runs where runs of source studies are known."""
@@ -46,7 +46,8 @@ RUNG_SHARE = 0.25
 """Start-up runs use the rungs at which all of them would take at most this share of the budget ..."""
 
 RUNG_FACTOR = 2.5
-"""... or that cost at most so many times as much as the cheapest one."""
+"""... or that cost at most so many times as much as the cheapest one, if all of them would take at most
+BUDGET_SHARE there."""
 
 SPREAD = 0.7
 """Start-up points fill this share of each range, around the optimum expected a priori: the ends of a range
@@ -83,9 +84,11 @@ def startup_rung(state: SearchState, rungs: Sequence[int], count: int) -> int:
         count: number of start-up runs.
     """
     settings = state.settings
-    limit = RUNG_FACTOR * min(settings.costs[index] for index in rungs)
+    cheapest = min(settings.costs[index] for index in rungs)
+    limit = RUNG_FACTOR * cheapest
     if settings.budget is not None:
-        limit = max(limit, RUNG_SHARE * settings.budget / count)
+        per_run = settings.budget / count
+        limit = max(RUNG_SHARE * per_run, min(limit, BUDGET_SHARE * per_run), cheapest)
 
     cheap = [index for index in rungs if settings.costs[index] <= limit]
     cheap.sort(key=lambda index: settings.costs[index])
