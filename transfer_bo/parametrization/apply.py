@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -33,7 +33,7 @@ from transfer_bo.parametrization.check import CheckReport, check_set_up
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.initial_values import copy_buffers, is_constant, rms
 from transfer_bo.parametrization.optimizers import make_optimizer
-from transfer_bo.parametrization.rules import Rule
+from transfer_bo.parametrization.rules import Role, Rule
 from transfer_bo.parametrization.scaled_settings import Options, ScaledSettings
 from transfer_bo.parametrization.sharding import is_sharded, total_norm, write_values
 from transfer_bo.parametrization.tables import find_rule
@@ -302,7 +302,8 @@ class Parametrization(ScaledSettings):
                     "name": ", ".join(_unique(self.tensors[name].module_type for name in names)),
                 }
             )
-        _check_partition(groups, {name: q for name, q in parameters.items() if name in settings})
+        untrained = {id(q) for name, q in parameters.items() if self.tensors[name].role is Role.UNTRAINED}
+        _check_partition(groups, model, untrained)
         return dict(groups)
 
     @torch.no_grad()
@@ -377,21 +378,23 @@ def _unique(items: Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_partition(
-    groups: Mapping[str, list[dict[str, Any]]], parameters: Mapping[str, nn.Parameter]
+    groups: Mapping[str, list[dict[str, Any]]], model: nn.Module, untrained: Collection[int]
 ) -> None:
-    """Raise `ParametrizationError` unless each of the tensors, and no other, is in exactly one group."""
-    counts = Counter(id(p) for of_one in groups.values() for group in of_one for p in group["params"])
-    for name, parameter in parameters.items():
-        if counts.pop(id(parameter), 0) != 1:
+    """Raise `ParametrizationError` unless every tensor that the optimizer trains is in exactly one group.
+
+    Args:
+        groups: by optimizer.
+        model: all of its tensors are looked at, not only those that the parametrization knows.
+        untrained: identities of tensors that something else than the optimizer changes.
+    """
+    grouped = Counter(id(p) for of_one in groups.values() for group in of_one for p in group["params"])
+    for name, parameter in model.named_parameters():
+        is_trained = parameter.requires_grad and id(parameter) not in untrained
+        if is_trained != (grouped[id(parameter)] == 1):
             raise ParametrizationError(
-                f"Tensor {name!r} is not in one parameter group; this is a mistake of the "
+                f"Tensor {name!r} is in {grouped[id(parameter)]} parameter groups; this is a mistake of the "
                 "parametrization, please report it with the model."
             )
-    if counts:
-        raise ParametrizationError(
-            f"{len(counts)} tensors of parameter groups are not trained; this is a mistake of the "
-            "parametrization, please report it with the model."
-        )
 
 
 @dataclass(frozen=True)
