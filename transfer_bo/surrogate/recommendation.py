@@ -8,6 +8,7 @@ the runs say nothing:
    known to move with scale; a multiplier is set to its default, 1. It has no clear effect (`relevance`,
    `sparsity`), or, where there are too few runs for that test, the posterior of its optimum is wide or hardly
    narrower than the prior.
+3. A categorical HP keeps the choice of the best run, unless another is better with a high probability.
 
 Where every tensor has a multiplier of its kind, these average to 1 (`Landscape.optimum_map`).
 
@@ -81,6 +82,10 @@ the scale with the most runs: they say less of it than a tenth of what the prior
 
 MAX_RISK = 0.5
 """A run that is likelier than this to violate a constraint is not the best run, if others are not."""
+
+MIN_PROBABILITY = 0.9
+"""Choices of categorical HPs are those of the best run, unless others are better at least this likely: what a
+few runs say of a choice rests on where its other HPs are expected to be best."""
 
 MIN_VARIANCE = 1e-12
 """Variances of differences of e are cut here; two settings that are the same have a difference of 0."""
@@ -169,12 +174,19 @@ def recommend(
         v, flags = minimize_expected_loss(expected, generator, frozen, frozen_flags)
     own = _Setting(v, flags, exact)
 
-    baselines = {BEST_RUN: _copy(coordinates, best_run.params, scale)}
+    # Another choice than the best run's has to be better with some confidence.
+    _, choices = _frozen(coordinates, best_run.params)
+    if bool((own.flags != choices)[~choices.isnan()].any()):
+        same = minimize_expected_loss(expected, generator, frozen, choices)
+        _, probability = _compare(expected, [own, _Setting(*same, exact)], reference=0)
+        own = own if float(probability[1]) >= MIN_PROBABILITY else _Setting(*same, exact)
+
+    baselines = {BEST_RUN: _copy(surrogate, best_run.params, scale)}
     multipliers = [dim.name for dim in coordinates.numeric if is_multiplier(dim.name)]
     if multipliers:
         at_one = dict.fromkeys(multipliers, 1.0)
         z, _ = _frozen(coordinates, at_one)
-        found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), frozen_flags)
+        found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), own.flags)
         baselines[GLOBAL] = _Setting(*found, {**unvaried, **at_one})
     baselines |= _defaults(surrogate, scale)
     return _choose(expected, own, baselines, (*unvaried, *kept), best_run)
@@ -191,8 +203,9 @@ def incumbent(surrogate: Surrogate) -> FinishedRun:
     with torch.no_grad():
         for scale in {run.scale for run in runs}:
             at_scale = [i for i, run in enumerate(runs) if run.scale == scale]
-            X = torch.stack([surrogate.row(runs[i]) for i in at_scale])
-            v, _, _ = surrogate.landscape.split(X)
+            v = torch.stack([_with_missing_at_optimum(surrogate, runs[i].params, scale) for i in at_scale])
+            _, flags, _ = surrogate.landscape.split(torch.stack([surrogate.row(runs[i]) for i in at_scale]))
+            X = surrogate.rows(v, scale, flags)
 
             posterior = surrogate.optimum_posterior(scale)
             optimum, _ = posterior.optimum()
@@ -218,6 +231,15 @@ def optimum_draws(surrogate: Surrogate, draws: Draws) -> Float[Tensor, "count d"
     """
     z: Tensor = draws.optimum @ surrogate.coordinates.unmix.T + draws.residual_offset
     return z
+
+
+def _with_missing_at_optimum(
+    surrogate: Surrogate, params: Mapping[str, Any], scale: Scale
+) -> Float[Tensor, " d"]:
+    """The v of a setting; an HP that it does not have, a conditional one, adds nothing to its loss."""
+    coordinates = surrogate.coordinates
+    z = coordinates.z(params)
+    return coordinates.mix @ torch.where(z.isnan(), expected_optimum(surrogate, scale), z)
 
 
 def _own_finished(surrogate: Surrogate) -> list[FinishedRun]:
@@ -312,11 +334,12 @@ def _expected_drift(surrogate: Surrogate, start: Scale, end: Scale) -> Float[Ten
     return expected_optimum(surrogate, end) - expected_optimum(surrogate, start)
 
 
-def _copy(coordinates: Coordinates, params: Mapping[str, Any], scale: Scale) -> _Setting:
-    """A setting of given values; where one is missing, the prior guess."""
-    row = coordinates.row(params, scale)
-    exact = {name: params[name] for name in coordinates.names if name in params}
-    return _Setting(row[: coordinates.d], row[coordinates.d : coordinates.d + coordinates.k], exact)
+def _copy(surrogate: Surrogate, params: Mapping[str, Any], scale: Scale) -> _Setting:
+    """A setting of given values."""
+    coordinates = surrogate.coordinates
+    v = _with_missing_at_optimum(surrogate, params, scale)
+    flags = coordinates.one_hot(params)
+    return _Setting(v, flags, {name: params[name] for name in coordinates.names if name in params})
 
 
 def _defaults(surrogate: Surrogate, scale: Scale) -> dict[str, _Setting]:
@@ -325,9 +348,10 @@ def _defaults(surrogate: Surrogate, scale: Scale) -> dict[str, _Setting]:
     known = {name: defaults[name] for name in coordinates.names if defaults.get(name) is not None}
     if not known:
         return {}
-    setting = _copy(coordinates, known, scale)
+    row = coordinates.row(known, scale)  # in the middle of its range where an HP has no default
     _, flags = _frozen(coordinates, known)
-    return {DEFAULTS: _Setting(setting.v, torch.where(flags.isnan(), surrogate.best_flags(), flags), known)}
+    flags = torch.where(flags.isnan(), surrogate.best_flags(), flags)
+    return {DEFAULTS: _Setting(row[: coordinates.d], flags, known)}
 
 
 @torch.no_grad()
