@@ -67,7 +67,7 @@ def completions(*words: str) -> list[str]:
 def test_the_shell_completes_commands_and_options() -> None:
     """Without loading torch or Optuna."""
     assert COMMANDS == sorted(completions(""))
-    assert ["suggest"] == completions("su")
+    assert ["suggest"] == completions("sug")
     assert ["--maximize", "--maximise"] == completions("suggest", "--maxi")
 
 

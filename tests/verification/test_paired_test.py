@@ -14,7 +14,8 @@ from scipy import stats
 from transfer_bo import Ladder, Scale, TransferSampler, objective, verify
 from transfer_bo.attributes import PURPOSE_ATTR, REPLICA_ATTR, SCALE_ATTR
 from transfer_bo.records import read_runs
-from transfer_bo.runners.task import REPLICA_SEEDS, Attempt, StudyTask
+from transfer_bo.runners.base_task import REPLICA_SEEDS
+from transfer_bo.runners.task import Attempt, StudyTask
 from transfer_bo.study_file import load_study_file
 from transfer_bo.verification.jobs import plan, replicas
 from transfer_bo.verification.paired_test import Comparison, compare_paired

@@ -51,7 +51,7 @@ def suggest(
     schedule: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of RUNS that tells the learning-rate schedule, and the target's.",
+            help="Column of RUNS with the LR schedule.",
             metavar="COLUMN[=VALUE]",
         ),
     ] = None,

@@ -125,8 +125,8 @@ def serve_node(study_file: StudyFile, note: Callable[[str], None]) -> int:
     seconds = f"{study_file.run.rank_timeout:g}"
     if n_trials == 0:
         raise WorkerError(
-            f"No trial has come to {endpoint} within run.rank_timeout = {seconds} s; start transfer-bo run, "
-            "worker or verify there, or set it higher."
+            f"No trial has come to {endpoint} within run.rank_timeout = {seconds} s; start the search, a "
+            "worker or the verification there, or set it higher."
         )
     note(f"No further trial has come to {endpoint} within {seconds} s; this node is done.")
     return n_trials
