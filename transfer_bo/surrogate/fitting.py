@@ -36,7 +36,7 @@ from transfer_bo.surrogate.kernel import (
 )
 from transfer_bo.surrogate.landscape import Landscape
 
-__all__ = ["find_map", "fit_gp", "neg_log_posterior", "noise_parts", "student_t_weights"]
+__all__ = ["STUDENT_T_DF", "find_map", "fit_gp", "neg_log_posterior", "noise_parts", "student_t_weights"]
 
 ROUNDS = 3
 """How often the landscape is linearised again and the hyperparameters are fitted again."""

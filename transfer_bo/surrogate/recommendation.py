@@ -202,13 +202,17 @@ def incumbent(surrogate: Surrogate) -> FinishedRun:
     scores: dict[int, float] = {}
     with torch.no_grad():
         for scale in {run.scale for run in runs}:
+            posterior = surrogate.optimum_posterior(scale)
+            optimum, _ = posterior.optimum()
+            z_optimum = _z_inside(surrogate.coordinates, optimum)
+
             at_scale = [i for i, run in enumerate(runs) if run.scale == scale]
-            v = torch.stack([_with_missing_at_optimum(surrogate, runs[i].params, scale) for i in at_scale])
+            v = torch.stack(
+                [_v_of(surrogate.coordinates, runs[i].params, missing=z_optimum) for i in at_scale]
+            )
             _, flags, _ = surrogate.landscape.split(torch.stack([surrogate.row(runs[i]) for i in at_scale]))
             X = surrogate.rows(v, scale, flags)
 
-            posterior = surrogate.optimum_posterior(scale)
-            optimum, _ = posterior.optimum()
             bowl = excess_loss(surrogate, v[:, None], scale, optimum[None])[:, 0]
             error, _ = posterior.residual_and_category(X)
             scores |= dict(zip(at_scale, (bowl + error).tolist(), strict=True))
@@ -217,10 +221,8 @@ def incumbent(surrogate: Surrogate) -> FinishedRun:
 
 def expected_optimum(surrogate: Surrogate, scale: Scale) -> Tensor:
     """The expected optimum at a scale in z (d), inside the ranges."""
-    coordinates = surrogate.coordinates
     centre, _ = surrogate.optimum_posterior(scale).optimum()
-    z: Tensor = coordinates.clip(centre) @ coordinates.unmix.T
-    return z.detach()
+    return _z_inside(surrogate.coordinates, centre)
 
 
 def optimum_draws(surrogate: Surrogate, draws: Draws) -> Float[Tensor, "count d"]:
@@ -233,13 +235,18 @@ def optimum_draws(surrogate: Surrogate, draws: Draws) -> Float[Tensor, "count d"
     return z
 
 
-def _with_missing_at_optimum(
-    surrogate: Surrogate, params: Mapping[str, Any], scale: Scale
+def _z_inside(coordinates: Coordinates, v: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """A v in z, moved into the ranges."""
+    z: Tensor = coordinates.clip(v) @ coordinates.unmix.T
+    return z.detach()
+
+
+def _v_of(
+    coordinates: Coordinates, params: Mapping[str, Any], missing: Float[Tensor, " d"]
 ) -> Float[Tensor, " d"]:
-    """The v of a setting; an HP that it does not have, a conditional one, adds nothing to its loss."""
-    coordinates = surrogate.coordinates
+    """The v of a setting; `missing` is the z of HPs that it does not have, conditional ones."""
     z = coordinates.z(params)
-    return coordinates.mix @ torch.where(z.isnan(), expected_optimum(surrogate, scale), z)
+    return coordinates.mix @ torch.where(z.isnan(), missing, z)
 
 
 def _own_finished(surrogate: Surrogate) -> list[FinishedRun]:
@@ -335,9 +342,9 @@ def _expected_drift(surrogate: Surrogate, start: Scale, end: Scale) -> Float[Ten
 
 
 def _copy(surrogate: Surrogate, params: Mapping[str, Any], scale: Scale) -> _Setting:
-    """A setting of given values."""
+    """A setting of given values; an HP that it does not have adds nothing to its loss."""
     coordinates = surrogate.coordinates
-    v = _with_missing_at_optimum(surrogate, params, scale)
+    v = _v_of(coordinates, params, missing=expected_optimum(surrogate, scale))
     flags = coordinates.one_hot(params)
     return _Setting(v, flags, {name: params[name] for name in coordinates.names if name in params})
 

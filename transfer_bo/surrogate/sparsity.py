@@ -34,6 +34,7 @@ from torch import Tensor
 from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.fitting import STUDENT_T_DF
 from transfer_bo.surrogate.landscape import FLATTEN, CurvaturePrior, optimum_sd, usual_curvature
 
 __all__ = ["sparse_curvature"]
@@ -61,9 +62,6 @@ NOISE_SD = priors.NOISE_SD[0]
 
 NOISE_RUNS = 3.0
 """... worth so many runs: what a few runs leave unexplained says little of it."""
-
-STUDENT_T_DF = 5.0
-"""Degrees of freedom of the weights that keep one odd run from bending the regression."""
 
 LARGEST_EXCESS = 1.0
 """Excess ln loss above which a run is taken to have this much."""

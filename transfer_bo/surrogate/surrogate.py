@@ -213,8 +213,10 @@ def _with_sparse_curvature(
     coordinates: Coordinates, data: TrainingData
 ) -> tuple[Coordinates, TrainingData, CurvaturePrior]:
     """The coordinates of many HPs in which the runs are most likely, with the curvatures that they show."""
+    uncoupled = coordinates.without_couplings()
+    is_coupled = not torch.equal(coordinates.mix, uncoupled.mix)
     fits = []
-    for mixed in (coordinates, coordinates.without_couplings()):
+    for mixed in (coordinates, uncoupled) if is_coupled else (coordinates,):
         z = data.X[:, : coordinates.d] @ coordinates.unmix.T
         X = torch.cat([z @ mixed.mix.T, data.X[:, coordinates.d :]], -1)
         curvature, log_evidence = sparse_curvature(X, data.y, mixed)
