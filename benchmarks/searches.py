@@ -23,7 +23,12 @@ Search = Callable[[Problem, float, int], Params]
 
 
 def transfer(problem: Problem, budget: float, seed: int, **options: Any) -> Params:
-    """This package: `TransferSampler` on the proxies, raw coordinates, no defaults; `tb.suggest`."""
+    """This package: `transfer_study`, then `tb.suggest`."""
+    return tb.suggest(transfer_study(problem, budget, seed, **options)).params
+
+
+def transfer_study(problem: Problem, budget: float, seed: int, **options: Any) -> optuna.Study:
+    """A search with `TransferSampler` on the proxies, in raw coordinates, without defaults."""
     rng = np.random.default_rng([seed, 1])
     ladder = tb.Ladder(problem.proxies)
     sampler = tb.TransferSampler(
@@ -43,7 +48,7 @@ def transfer(problem: Problem, budget: float, seed: int, **options: Any) -> Para
         return problem.observe(scale, _ask(trial, problem), rng)
 
     study.optimize(objective, n_trials=problem.max_runs)
-    return tb.suggest(study).params
+    return study
 
 
 def _scaled_prior(problem: Problem, mean: float, spread: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import optuna
 from problem import BASE, CONTEXT, GLOBAL, KNOTS, Rows, parametrization
 from scipy import stats
 from search import FIRST, THEN, RunRow, _check, fresh_seed, run_seed, transfer_study
+from transfer import SCALES
 
 import transfer_bo as tb
 from transfer_bo.space import DEFAULT_RULE, Space
@@ -39,14 +40,6 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Arms: kinds with a multiplier per module type, and over depth."""
 
-SCALES = {
-    "proxy": BASE,
-    "width x4": BASE.replace(width=4 * BASE.width),
-    "depth x4": BASE.replace(depth=4 * BASE.depth),
-    "tokens x4": BASE.replace(tokens=4 * BASE.tokens),
-    "all x2": BASE.replace(width=2 * BASE.width, depth=2 * BASE.depth, tokens=2 * BASE.tokens),
-    "all x4": BASE.replace(width=4 * BASE.width, depth=4 * BASE.depth, tokens=4 * BASE.tokens),
-}
 REPLICAS = {"proxy": 5, "width x4": 2, "depth x4": 2, "tokens x4": 2, "all x2": 2, "all x4": 1}
 LENGTHS = (0.7, 1.4)
 """The global setting is trained for these shares of the tokens, too: what a gap in loss is worth."""

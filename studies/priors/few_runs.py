@@ -21,7 +21,7 @@ import optuna
 import pandas as pd
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from searches import _ask, _oracle_prior
+from searches import _oracle_prior, transfer_study
 from tables import FAMILIES, Problem, problems
 
 import transfer_bo as tb
@@ -66,25 +66,8 @@ def main() -> None:
 
 def search(problem: Problem, budget: float, seed: int, oracle: bool) -> list[object]:
     """Excess loss, octaves off in lr and batch, number of runs."""
-    rng = np.random.default_rng([seed, 1])
-    ladder = tb.Ladder(problem.proxies)
-    sampler = tb.TransferSampler(
-        ladder=ladder,
-        target=problem.target,
-        cost=lambda scale: problem.costs[scale],
-        budget=budget,
-        coordinates="raw",
-        seed=seed,
-        **({"drift_prior": _oracle_prior(problem)} if oracle else {}),
-    )
-    study = optuna.create_study(sampler=sampler)
-
-    @tb.objective
-    def objective(trial: optuna.Trial) -> float:
-        scale = ladder.suggest(trial)
-        return problem.observe(scale, _ask(trial, problem), rng)
-
-    study.optimize(objective, n_trials=problem.max_runs)
+    options = {"drift_prior": _oracle_prior(problem)} if oracle else {}
+    study = transfer_study(problem, budget, seed, **options)
     params = tb.suggest(study).params
     best = problem.runs[problem.target].nsmallest(5, "seed0")
     off = [math.log2(params[name]) - float(np.log2(best[name]).mean()) for name in problem.space]
