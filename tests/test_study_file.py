@@ -41,6 +41,11 @@ BAD = {  # what is replaced by what, and what the sentence must name beside the 
         "per_module.depth = ['larning_rate']",
         "lr, weight_decay",
     ),
+    "profile of places": (
+        ("[budget]", '[per_module]\ndepth = ["forward"]\n[budget]'),
+        "per_module.depth = ['forward']",
+        "no depth",
+    ),
     "one knot": (
         ("[budget]", '[per_module]\ndepth = ["lr"]\ndepth_knots = 1\n[budget]'),
         "per_module.depth_knots = 1",

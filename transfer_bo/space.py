@@ -70,6 +70,7 @@ KINDS: dict[str, Kind] = {
     "eps": Kind(1e-8, 1e-12, 1e-6, "ε of AdamW"),
     "init_std": Kind(1.0, 0.25, 4.0, "multiplier on the standard deviation of the initial weights"),
     "residual": Kind(1.0, 0.25, 4.0, "multiplier on a residual branch"),
+    "forward": Kind(1.0, 0.25, 4.0, "multiplier at a place of the forward pass that the model names"),
 }
 """Kinds of HPs by name. All are searched in log2; for β the natural coordinate is log(1-β), the logarithm of
 the inverse length of the average."""
@@ -104,6 +105,8 @@ class _Parametrization(Protocol):
     def module_types(self) -> tuple[str, ...]: ...
     @property
     def residual_branches(self) -> tuple[str, ...]: ...
+    @property
+    def forward_places(self) -> tuple[str, ...]: ...
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -213,7 +216,8 @@ class Space:
     ) -> Space:
         """Each kind once for all tensors, and a multiplier of it for each module type of a model.
 
-        `residual` has no common value: it gets one multiplier per residual branch type.
+        `residual` and `forward` have no common value: they get one multiplier per residual branch type, and
+        per place of the forward pass.
 
         Args:
             parametrization: the parametrization of the model.
@@ -234,6 +238,9 @@ class Space:
         for kind in kinds:
             if kind == "residual":
                 hps += [HP.of(f"residual.{branch}") for branch in parametrization.residual_branches]
+            elif kind == "forward":  # its places have no depth
+                hps += [HP.of(f"forward.{place}") for place in parametrization.forward_places]
+                continue
             else:
                 hps.append(HP.of(kind))
                 hps += [HP.of(f"{kind}.{module}") for module in parametrization.module_types]

@@ -98,3 +98,31 @@ def test_a_model_that_cannot_be_trained_is_refused(
     sentence = str(caught.value)
     assert sentence.startswith(f"{path}: model.build = {function!r}: ")
     assert named in sentence
+
+
+UNIT_SCALED = (
+    ("[budget]", '[model]\nbuild = "transfer_bo.training.unit_scaled:unit_transformer"\n[budget]'),
+    ("[budget]", '[parametrization]\nrule = "u_mup"\n[budget]'),
+)
+
+
+def test_multipliers_of_the_unit_scaled_model_are_searched(write_study: WriteStudy) -> None:
+    """Each trial draws one, and trains with it."""
+    hps = ('"lr.embedding" = {}', '"forward.attn_softmax" = {}\n"forward.loss_softmax" = {low = 0.5}')
+    task = StudyTask(load_study_file(write_study(*UNIT_SCALED, hps)))
+    study = optuna.create_study(sampler=make_sampler(task))
+    study.optimize(objective(task), n_trials=1)
+    (run,) = read_runs(study)
+
+    assert Outcome.FINISHED == run.outcome
+    assert {"forward.attn_softmax", "forward.loss_softmax"} <= set(run.params)
+
+
+@pytest.mark.parametrize("name", ["forward.q", "lr.@2"])
+def test_an_hp_that_the_model_does_not_have_is_refused(write_study: WriteStudy, name: str) -> None:
+    """Before any trial, in a sentence that names file and HP."""
+    path = write_study(*UNIT_SCALED, ('"lr.embedding" = {}', f'"{name}" = {{}}'))
+
+    with pytest.raises(StudyFileError) as caught:
+        StudyTask(load_study_file(path))
+    assert str(caught.value).startswith(f"{path}: space: HP {name!r}")

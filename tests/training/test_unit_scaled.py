@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transfer_bo import Scale, parametrize
-from transfer_bo.errors import TrainingError
+from transfer_bo.errors import SearchSpaceError, TrainingError
 from transfer_bo.parametrization.coordcheck import coordinate_check
+from transfer_bo.space import Space
+from transfer_bo.training.model import build_transformer
 from transfer_bo.training.unit_scaled import UnitMultipliers, UnitTransformer, build_unit_transformer
 
 BASE = Scale(width=16, depth=2)
@@ -83,6 +85,53 @@ def test_ratio_keeps_the_sum_of_squares() -> None:
 
     assert 3 == pytest.approx(attn / mlp)
     assert 2 * 0.25 / 4 == pytest.approx(attn**2 + mlp**2)
+
+
+MULTIPLIERS = {"ffn_act": 0.5, "attn_softmax": 4.0, "attn_ratio": 2.0, "loss_softmax": 3.0}
+
+
+def test_multipliers_are_hps() -> None:
+    """HPs `forward.<name>` are those that a model may be built with, and multiply what it is built with."""
+    forward = {f"forward.{name}": value for name, value in MULTIPLIERS.items()}
+    by_build = parametrize(build_unit_transformer(UnitMultipliers(**MULTIPLIERS)), BASE, rule="u_mup")
+    by_hps = parametrize(build_unit_transformer(), BASE, rule="u_mup")
+    found = []
+    for p, hps in ((by_build, {}), (by_hps, forward), (by_hps, {})):
+        model = p.build_model(BASE)
+        p.initialize(model, hps, seed=1)
+        found.append(_losses(model, p.optimizers(model, {"lr": 0.1, **hps})))
+
+    assert found[0] == found[1]
+    assert found[1] != found[2]
+    assert tuple(MULTIPLIERS) == by_hps.forward_places
+    assert 9.0 == by_build.forward_multipliers({"forward.loss_softmax": 3.0})["loss_softmax"]
+
+
+def test_check_finds_a_multiplier_that_is_not_set() -> None:
+    """The check names the place, what is expected and what the model has."""
+    p, hps = parametrize(build_unit_transformer(), BASE, rule="u_mup"), {"forward.ffn_act": 2.0}
+    model = p.build_model(BASE)
+    optimizers = p.optimizers(model, hps)
+    model.set_multipliers({"ffn_act": 1.0})
+    (difference,) = (d for d in p.check(model, optimizers) if d.setting.startswith("forward"))
+
+    assert ("forward.ffn_act", 2.0, 1.0) == (difference.setting, difference.expected, difference.actual)
+
+
+def test_places_that_a_model_does_not_have() -> None:
+    """An error, for the unit-scaled model as for one without any such places."""
+    for build in (build_unit_transformer(), build_transformer):
+        p = parametrize(build, BASE, rule="mup")
+        for name in ("forward", "forward.q", "forward.@0.5", "forward.residual"):
+            with pytest.raises(SearchSpaceError):
+                p.check_hps({name: 1.0})
+
+
+def test_per_module_space_has_a_multiplier_for_each_place() -> None:
+    """The space lists the places, and suggests 1 for each."""
+    space = Space.per_module(parametrize(build_unit_transformer(), BASE, rule="u_mup"), ["forward"], 2)
+
+    assert {f"forward.{name}": 1.0 for name in MULTIPLIERS} == space.defaults
 
 
 def test_bad_multipliers_and_widths() -> None:

@@ -101,6 +101,7 @@ def _json(plan: Plan, max_norm: float) -> Export:
         "tensors": tensors,
         "output_multipliers": {path: factor for path, factor in outputs.items() if factor != 1},
         "input_multipliers": {path: factor for path, factor in inputs.items() if factor != 1},
+        "forward_multipliers": plan.p.forward_multipliers(plan.hps),
         "notes": plan.notes,
     }
     return Export("json", content, tuple(plan.notes), json.dumps(content, indent=2))

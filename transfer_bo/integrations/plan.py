@@ -119,6 +119,12 @@ def make_plan(suggestion: SuggestionLike, p: Parametrization, context: int | Non
             f"(e.g. {hooked[0]}): "
             "p.initialize and p.param_groups register them."
         )
+    places = [name for name in p.forward_places if f"forward.{name}" in hps]
+    if places:
+        notes.append(
+            f"{counted(len(places), 'multiplier')} that the model names (e.g. {places[0]}) must be set in "
+            "it: p.initialize and p.param_groups do."
+        )
     if p.folded and any(factor != 1 for factor in p.folded.values()):
         notes.append(
             f"Gradients of {counted(len(p.folded), 'tensor')} with a folded multiplier count by it in "

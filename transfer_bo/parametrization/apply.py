@@ -30,6 +30,7 @@ from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.base_model import BaseModel
 from transfer_bo.parametrization.builds import BuildModel, build_real, parameters_of, unwrap
 from transfer_bo.parametrization.check import CheckReport, check_set_up
+from transfer_bo.parametrization.forward_multipliers import set_forward_values
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.initial_values import copy_buffers, is_constant, rms
 from transfer_bo.parametrization.optimizers import make_optimizer
@@ -221,6 +222,7 @@ class Parametrization(ScaledSettings):
 
         copy_buffers(native, model, value)
         self._multipliers.set_hooks(model, hps)
+        set_forward_values(model, self.forward_multipliers(hps))
         self._set_up[unwrap(model)] = _SetUp(hps, seed)
 
     def _native(
@@ -286,6 +288,7 @@ class Parametrization(ScaledSettings):
         parameters = self._parameters(model)
         settings = self.settings(hps)
         self._multipliers.set_hooks(model, hps)
+        set_forward_values(model, self.forward_multipliers(hps))
         before = self._set_up.get(unwrap(model))
         seed = None if before is None else before.seed
         self._set_up[unwrap(model)] = _SetUp(hps, seed, self.norm_factors(hps))

@@ -17,6 +17,7 @@ from torch import nn
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.base_model import Draw
 from transfer_bo.parametrization.builds import modules_of, parameters_of
+from transfer_bo.parametrization.forward_multipliers import forward_values
 from transfer_bo.parametrization.hp_values import HPs
 from transfer_bo.parametrization.optimizers import OPTIMIZERS
 from transfer_bo.parametrization.residual import Multiply, MultiplyInput
@@ -219,7 +220,7 @@ def _is_kind(optimizer: torch.optim.Optimizer, name: str) -> bool:
 
 
 def _check_multipliers(p: ScaledSettings, model: nn.Module, hps: HPs) -> list[Difference]:
-    """Hooks that are missing, have another factor, or should not be there."""
+    """Hooks that are missing, have another factor, or should not be there; multipliers of the model's own."""
     outputs, inputs = p.hooked_multipliers(hps)
     found: list[Difference] = []
     for path, module in modules_of(model).items():
@@ -230,6 +231,11 @@ def _check_multipliers(p: ScaledSettings, model: nn.Module, hps: HPs) -> list[Di
             actual = math.prod(hook.factor for hook in hooks.values() if isinstance(hook, kind))
             if not _is_close(expected, actual):
                 found.append(Difference(path, "forward", expected, actual))
+
+    set_values = forward_values(model)
+    for name, expected in p.forward_multipliers(hps).items():
+        if not _is_close(expected, set_values.get(name)):
+            found.append(Difference("", f"forward.{name}", expected, set_values.get(name)))
     return found
 
 

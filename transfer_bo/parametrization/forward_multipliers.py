@@ -3,24 +3,59 @@
 A rule has multipliers of two kinds: m_L^-α on each residual branch (`Rule.residual`), and those of single
 tensors (`RoleExponents.forward`). Where that is exact they are folded into a tensor, so that the model runs
 unchanged; everywhere else a hook multiplies the output of a branch or the input of a layer.
+
+Multipliers at other places, such as the logits of attention, are the model's own (`HasMultipliers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Anatomy, Tensor
 from transfer_bo.parametrization.base_model import BaseModel
-from transfer_bo.parametrization.builds import modules_of
+from transfer_bo.parametrization.builds import modules_of, unwrap
 from transfer_bo.parametrization.hp_values import HPs, value_of
 from transfer_bo.parametrization.residual import Branch, set_input_multiplier, set_multiplier
 from transfer_bo.parametrization.rules import Ratios, Role, Rule, ScalingFactors
 
-__all__ = ["ForwardMultipliers", "ResidualBranches", "find_residual_branches"]
+__all__ = [
+    "ForwardMultipliers",
+    "HasMultipliers",
+    "ResidualBranches",
+    "find_residual_branches",
+    "forward_values",
+    "set_forward_values",
+]
+
+
+@runtime_checkable
+class HasMultipliers(Protocol):
+    """A model with multipliers at places of its forward pass, searched as HPs `forward.<name>`."""
+
+    @property
+    def multipliers(self) -> Mapping[str, float]:
+        """The present values, by name."""
+
+    def set_multipliers(self, values: Mapping[str, float]) -> None:
+        """Set them; called before training, also on a model without memory."""
+
+
+def forward_values(model: nn.Module) -> dict[str, float]:
+    """Multipliers at places that a model names; {} for one that names none."""
+    inner = unwrap(model)
+    return dict(inner.multipliers) if isinstance(inner, HasMultipliers) else {}
+
+
+def set_forward_values(model: nn.Module, values: Mapping[str, float]) -> None:
+    """Set the multipliers that a model names, if it names any."""
+    inner = unwrap(model)
+    if isinstance(inner, HasMultipliers):
+        inner.set_multipliers(values)
 
 
 @dataclass(frozen=True)

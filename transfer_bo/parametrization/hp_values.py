@@ -32,7 +32,12 @@ _MAY_BE_ZERO = frozenset({"lr", "weight_decay", "eps", "init_std"})
 
 
 def check_hps(
-    hps: HPs | None, labels: Sequence[str], branches: Sequence[str], no_branches: str, has_blocks: bool
+    hps: HPs | None,
+    labels: Sequence[str],
+    branches: Sequence[str],
+    places: Sequence[str],
+    no_branches: str,
+    has_blocks: bool,
 ) -> HPs:
     """The HPs, {} for None.
 
@@ -40,6 +45,7 @@ def check_hps(
         hps: By name.
         labels: Groups of the model's tensors.
         branches: Residual branches of the model, the groups of the kind `residual`.
+        places: Places of the forward pass with a multiplier, the groups of the kind `forward`.
         no_branches: Why some branches were not found, for the message.
         has_blocks: Whether any tensor lies in a block, so that a relative depth is defined.
 
@@ -49,8 +55,14 @@ def check_hps(
     """
     for name, value in (hps or {}).items():
         kind, group = split_name(name)
-        known = branches if kind == "residual" else labels
+        known = {"residual": branches, "forward": places}.get(kind, labels)
         is_knot = group is not None and group.startswith(DEPTH)
+
+        if kind == "forward" and group not in places:
+            raise SearchSpaceError(
+                f"HP {name!r}: the model has no place {group or ''!r} with a multiplier; "
+                f"use one of {', '.join(f'forward.{place}' for place in places) or 'none'}."
+            )
         if is_knot:
             _check_knot(name, group or "", value, bool(branches) if kind == "residual" else has_blocks)
         elif group is not None and group not in known:
@@ -59,6 +71,7 @@ def check_hps(
                 f"HP {name!r}: the model has no group {group!r}{why}; "
                 f"use one of {', '.join(known) or 'none'}."
             )
+
         is_number = isinstance(value, Real) or hasattr(value, "item")
         if (
             not is_number

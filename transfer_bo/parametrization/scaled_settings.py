@@ -18,7 +18,11 @@ from transfer_bo.errors import ParametrizationError
 from transfer_bo.parametrization.anatomy import Tensor, dissect
 from transfer_bo.parametrization.base_model import BaseModel, Draw
 from transfer_bo.parametrization.builds import BuildModel
-from transfer_bo.parametrization.forward_multipliers import ForwardMultipliers, find_residual_branches
+from transfer_bo.parametrization.forward_multipliers import (
+    ForwardMultipliers,
+    find_residual_branches,
+    forward_values,
+)
 from transfer_bo.parametrization.hp_values import HPs, check_hps, multiplier_of, value_of
 from transfer_bo.parametrization.optimizers import NORM_KEEPING, optimizer_of, options_of
 from transfer_bo.parametrization.rules import Ratios, Role, RoleExponents, Rule, ScalingFactors
@@ -109,6 +113,8 @@ class ScaledSettings:
         branches = find_residual_branches(anatomy, base)
         self.residual_branches: tuple[str, ...] = _unique(b.name for b in branches.by_path.values())
         """Names of the residual branches, as HPs `residual.<name>` call them."""
+        self.forward_places: tuple[str, ...] = tuple(forward_values(base.meta(target)))
+        """Names of the places of the forward pass with a multiplier, as HPs `forward.<name>` call them."""
         self._no_branches = branches.missing
         self._multipliers = ForwardMultipliers(
             anatomy, branches, self.rule, self.alpha, self._factors, base, options.fold
@@ -179,6 +185,7 @@ class ScaledSettings:
             hps,
             self._labels,
             self.residual_branches,
+            self.forward_places,
             self._no_branches,
             has_blocks=self._multipliers.has_blocks,
         )
@@ -194,6 +201,15 @@ class ScaledSettings:
             SearchSpaceError: for an HP that the model has no group for.
         """
         return self._multipliers.of_outputs(self.check_hps(hps)), self._multipliers.of_inputs()
+
+    def forward_multipliers(self, hps: HPs | None = None) -> dict[str, float]:
+        """Multipliers at places that the model names: what it is built with times the HP `forward.<name>`.
+
+        Raises:
+            SearchSpaceError: for an HP that the model has no group for.
+        """
+        checked, built = self.check_hps(hps), forward_values(self._base_model.meta(self.target))
+        return {name: value * checked.get(f"forward.{name}", 1.0) for name, value in built.items()}
 
     def norm_factors(self, hps: HPs | None = None) -> dict[str, float]:
         """What the gradient of each tensor is multiplied by in the norm that gradients are clipped to.

@@ -161,6 +161,8 @@ def _meaning(hp: str) -> str:
         return f"multiplier on {kind} at relative depth {group.removeprefix(DEPTH)}"
     if kind == "residual":
         return f"multiplier on residual branch {group}"
+    if kind == "forward":
+        return f"multiplier at {group} in the forward pass"
     return f"multiplier on {kind} of {group}"
 
 

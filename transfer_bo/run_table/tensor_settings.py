@@ -82,6 +82,7 @@ class ModelSpec:
 
         scale = self.base.replace(**target)
         hps, others = hps_of_tensors(params)
+        others += [name for name in hps if name.startswith("forward.")]
         p = parametrize(self.build_model, self.base, scale, self.rule, self.alpha)
         model = build_meta(self.build_model, scale)
         names = {id(parameter): name for name, parameter in parameters_of(model).items()}

@@ -29,7 +29,6 @@ from transfer_bo.runners.subsets import all_of, check_subsets_hold_a_batch, flop
 from transfer_bo.runners.torchrun import endpoint_of, no_rendezvous, torchrun
 from transfer_bo.runners.trunks import settings_of, steps_of, trunk_of, without_duration
 from transfer_bo.scale import Scale, default_cost
-from transfer_bo.space import DEPTH, split_name
 from transfer_bo.study_file import StudyFile
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 from transfer_bo.training.data import Corpus
@@ -124,15 +123,11 @@ class StudyTask(Task):
 
     def _check_groups(self) -> None:
         p = self.parametrization(self.file.base)
-        of_tensors = sorted({label for labels in p.groups.values() for label in labels})
         for name in self.space.hps:
-            kind, group = split_name(name)
-            known = sorted(p.residual_branches) if kind == "residual" else of_tensors
-            if group is not None and not group.startswith(DEPTH) and group not in known:
-                raise StudyFileError(
-                    f'{self.file.path}: space."{name}": the model has no group {group!r}; '
-                    f"use one of {', '.join(known)}."
-                )
+            try:
+                p.check_hps({name: 1.0})
+            except TransferError as error:
+                raise StudyFileError(f"{self.file.path}: space: {error}") from None
 
     def build(self, scale: Scale) -> nn.Module:
         """The model at a scale, not yet initialised."""

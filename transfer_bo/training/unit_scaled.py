@@ -18,8 +18,8 @@ Symbols:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from transfer_bo.errors import TrainingError
 from transfer_bo.scale import Scale
 from transfer_bo.training.model import rope_tables, rotate
 
-__all__ = ["UnitMultipliers", "UnitTransformer", "build_unit_transformer"]
+__all__ = ["UnitMultipliers", "UnitTransformer", "build_unit_transformer", "unit_transformer"]
 
 HEAD_SIZE = 16
 MLP_RATIO = 4
@@ -66,6 +66,10 @@ class UnitMultipliers:
                     f"The multiplier {name} is {value!r}; set it to a positive finite number."
                 )
 
+    def forward(self) -> dict[str, float]:
+        """Those that are searched as HPs `forward.<name>`: all but α_res, which is the HP `residual`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "residual"}
+
     def branches(self, depth: int) -> tuple[float, float]:
         """a of the attention and of the MLP branch, for a number of blocks."""
         mlp = self.residual * float(np.sqrt(2 / (1 + self.attn_ratio**2) / depth))
@@ -86,13 +90,13 @@ class UnitLinear(nn.Linear):
 class UnitAttention(nn.Module):
     """Causal multi-head attention with logits q·k / K, as muP needs without norms on queries and keys."""
 
-    def __init__(self, width: int, multiplier: float) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.q = UnitLinear(width, width)
         self.k = UnitLinear(width, width)
         self.v = UnitLinear(width, width)
         self.o = UnitLinear(width, width)
-        self.scale = multiplier / HEAD_SIZE
+        self.scale = 1 / HEAD_SIZE
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         heads = (*x_BTD.shape[:2], -1, HEAD_SIZE)
@@ -106,12 +110,12 @@ class UnitAttention(nn.Module):
 class UnitMLP(nn.Module):
     """Up, GELU divided by its root mean square on normal inputs, down."""
 
-    def __init__(self, width: int, multiplier: float) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.up = UnitLinear(width, MLP_RATIO * width)
         self.down = UnitLinear(MLP_RATIO * width, width)
-        self.multiplier = multiplier
-        self.divisor = _rms_of_gelu(multiplier)
+        self.multiplier = 1.0
+        self.divisor = _rms_of_gelu(1.0)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         out: Tensor = self.down(F.gelu(self.multiplier * self.up(x_BTD)) / self.divisor)
@@ -129,11 +133,18 @@ def _rms_of_gelu(multiplier: float) -> float:
 class UnitBlock(nn.Module):
     """Two residual branches with norms before them."""
 
-    def __init__(self, width: int, depth: int, multipliers: UnitMultipliers) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.attn = UnitAttention(width, multipliers.attn_softmax)
-        self.mlp = UnitMLP(width, multipliers.ffn_act)
+        self.attn = UnitAttention(width)
+        self.mlp = UnitMLP(width)
+        self.set_multipliers(UnitMultipliers(), depth=1)
+
+    def set_multipliers(self, multipliers: UnitMultipliers, depth: int) -> None:
+        """Set all multipliers of a block, given the number of blocks."""
         self.attn_multiplier, self.mlp_multiplier = multipliers.branches(depth)
+        self.attn.scale = multipliers.attn_softmax / HEAD_SIZE
+        self.mlp.multiplier = multipliers.ffn_act
+        self.mlp.divisor = _rms_of_gelu(multipliers.ffn_act)
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         x_BTD = x_BTD + self.attn_multiplier * self.attn(_norm(x_BTD), cos_TK, sin_TK)
@@ -151,12 +162,28 @@ class UnitTransformer(nn.Module):
     def __init__(self, width: int, depth: int, vocab_size: int, multipliers: UnitMultipliers) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, width)
-        self.blocks = nn.ModuleList(UnitBlock(width, depth, multipliers) for _ in range(depth))
+        self.blocks = nn.ModuleList(UnitBlock(width) for _ in range(depth))
         self.unembedding = UnitLinear(width, vocab_size, is_readout=True)
-        self.loss_multiplier = multipliers.loss_softmax
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.normal_()
+        self._set(multipliers)
+
+    def _set(self, multipliers: UnitMultipliers) -> None:
+        self._multipliers = multipliers
+        self.loss_multiplier = multipliers.loss_softmax
+        for block in self.blocks:
+            assert isinstance(block, UnitBlock)
+            block.set_multipliers(multipliers, len(self.blocks))
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """The multipliers that are searched as HPs `forward.<name>`, as they are set."""
+        return self._multipliers.forward()
+
+    def set_multipliers(self, values: Mapping[str, float]) -> None:
+        """Set multipliers by name; the others stay."""
+        self._set(replace(self._multipliers, **values))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits of the next token at every position: B x T -> B x T x V."""
@@ -183,3 +210,8 @@ def build_unit_transformer(multipliers: UnitMultipliers | None = None) -> Callab
         return UnitTransformer(int(scale.width), int(scale.depth), 256, multipliers or UnitMultipliers())
 
     return build
+
+
+def unit_transformer(scale: Scale) -> UnitTransformer:
+    """The unit-scaled transformer at a scale with all multipliers 1, for `model.build` of a study file."""
+    return build_unit_transformer()(scale)
