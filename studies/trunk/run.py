@@ -1,6 +1,6 @@
 """How well is the drift of the learning rate with duration known: one trunk, or a run for each duration?
 
-    python studies/trunk/run.py            # 8 CPU minutes; rows that are in runs.csv are not run again
+    python studies/trunk/run.py            # 12 CPU minutes; rows that are in runs.csv are not run again
     python studies/trunk/run.py --seeds 0  # only print the table
 
 Two designs of equal compute, each of settings of the learning rate at three durations: separate runs with a
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
@@ -24,6 +26,9 @@ from transfer_bo.runners.trunks import without_duration
 from transfer_bo.training import Corpus, build_transformer, load_text, train
 from transfer_bo.training.settings import TrainSettings
 from transfer_bo.training.trunk import Trunk
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lr_drift import interval
 
 FILE = Path(__file__).with_name("runs.csv")
 COLUMNS = ["seed", "design", "setting", "lr", "tokens", "loss", "trained_tokens"]
@@ -90,27 +95,57 @@ def run_all(corpus: Corpus, seeds: int, file: Path) -> None:
 
 
 def print_table(file: Path) -> None:
-    """For each seed and design: tokens trained, and the posterior of the drift."""
-    print("seed  design  settings  tokens     drift (octaves per doubling)    log2 best lr at 8x the tokens")
+    """For each seed and design the posterior of the drift, in octaves per doubling of the duration.
+
+    "by runs": the sd without the prior, (1/sd² - 1/prior sd²)^-1/2. "parabolas": the slope through the
+    optima of the three durations, each the vertex of a parabola within two octaves of the best setting,
+    without any model of ours. "octaves": width of the 90% interval of the optimum at 8 times the duration.
+    """
+    rows = []
     for (seed, design), runs in pd.read_csv(file).groupby(["seed", "design"]):
         complete = runs.groupby("setting").filter(lambda rows: len(rows) == len(LENGTHS))
         found = suggest_from_runs(
-            complete,
-            axes=["tokens"],
-            hps={"lr": "log"},
-            loss="loss",
-            target={"tokens": 8 * LENGTHS[-1]},
+            complete, axes=["tokens"], hps={"lr": "log"}, loss="loss", target={"tokens": 8 * LENGTHS[-1]}
         ).to_json()
-        print(
-            f"{seed:4}  {design:6}  {complete.setting.nunique():8}  {runs.trained_tokens.sum():8.3g}  "
-            f"{found['drift']['lr']['tokens']}  {found['params']}, {found['intervals']}"
+        drift, (low, high) = found["drift"]["lr"]["tokens"], found["intervals"]["lr"]
+        rows.append(
+            {
+                "seed": seed,
+                "design": design,
+                "settings": complete.setting.nunique(),
+                "tokens": complete.trained_tokens.sum(),
+                "drift": drift["mean"],
+                "sd": drift["sd"],
+                "by runs": (drift["sd"] ** -2 - drift["prior_sd"] ** -2) ** -0.5,
+                "parabolas": slope(complete),
+                "octaves": np.log2(high / low),
+            }
         )
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format="%.3f"))
+    print("\nmeans over seeds, 90% t intervals; last column trunk / cosine, of drifts trunk - cosine")
+    by_design = table.pivot(index="seed", columns="design")
+    for name in ("drift", "sd", "by runs", "parabolas", "octaves"):
+        cosine, trunk = (by_design[name][design].to_numpy() for design in SETTINGS)
+        change = trunk - cosine if name in ("drift", "parabolas") else trunk / cosine
+        print(f"{name:10}", *(interval(values) for values in (cosine, trunk, change)), sep="   ")
+
+
+def slope(runs: pd.DataFrame) -> float:
+    """Octaves per doubling of the duration, of the vertices of parabolas."""
+    vertices = []
+    for _, rows in runs.groupby("tokens"):
+        x, y = np.log2(rows.lr.to_numpy()), np.log(rows.loss.to_numpy())
+        close = abs(x - x[y.argmin()]) < 2
+        a, b, _ = np.polyfit(x[close], y[close], 2)
+        vertices.append(-b / (2 * a))
+    return float(np.polyfit(range(len(LENGTHS)), vertices, 1)[0])
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=FILE)
     options = parser.parse_args()
     if options.seeds:
