@@ -1,0 +1,124 @@
+"""Is the predicted loss right on real trainings? Sweeps of other studies, their largest scale held out.
+
+    OMP_NUM_THREADS=1 python studies/predicted_loss/check.py
+
+Each sweep of the learning rate over one axis or several (`transfer_curves/runs.csv`,
+`early_verdict/curves.csv`) is fitted without its largest scale. There the run at the swept learning rate
+closest to the suggestion is predicted, and compared with the loss that it had. The projections of
+`main_result.csv` are added as they are. Rows go to `runs.csv`; the table has means over sweeps, and means
+over the kinds of sweep, which are what differs: seeds of one kind share a text, a model and an axis.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from transfer_bo.errors import TransferError
+from transfer_bo.run_table.suggest import fit_runs
+
+HERE = Path(__file__).parent
+CSV = HERE / "runs.csv"
+AXES = ("width", "depth", "batch", "tokens")
+
+
+def sweeps() -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Kind, coordinates and runs of each sweep; its columns are axes that vary, lr and loss."""
+    curves = pd.read_csv(HERE.parent / "transfer_curves" / "runs.csv")
+    for axis, of_axis in curves[curves["series"] != "weight_decay"].groupby("series"):
+        smallest = of_axis["size"].min()
+        for (rule, seed), grown in of_axis.groupby(["rule", "seed"]):
+            base = of_axis[(of_axis["size"] == smallest) & (of_axis["seed"] == seed)]  # one for all rules
+            runs = pd.concat([base, grown]).drop_duplicates(["size", "octave"])
+            runs = runs.rename(columns={"size": axis}).assign(lr=2.0 ** runs["octave"])
+            yield f"{axis}, {rule}", "raw" if rule.startswith("sp") else "base", runs[[axis, "lr", "loss"]]
+
+    early = pd.read_csv(HERE.parent / "early_verdict" / "curves.csv")
+    for _, runs in early[early["fault"].isna()].groupby("seed"):
+        axes = [axis for axis in AXES if runs[axis].nunique() > 1]
+        yield "width, batch and tokens", "base", runs[[*axes, "lr", "loss"]]
+
+
+def held_out(coordinates: str, runs: pd.DataFrame) -> dict[str, float] | None:
+    """Prediction and loss of one run at the largest scale; None if there are too few scales."""
+    axes = [name for name in runs.columns if name in AXES]
+    largest = runs[axes].max()
+    at_largest = (runs[axes] == largest).all(axis=1)
+    below = runs[~at_largest].replace(math.inf, np.nan)
+    finished = runs[at_largest & np.isfinite(runs["loss"])]
+    if len(below[axes].drop_duplicates()) < 2 or finished.empty:
+        return None
+
+    target = {axis: float(largest[axis]) for axis in axes}
+    fit = fit_runs(below, axes, {"lr": "log"}, target=target, coordinates=coordinates).projection
+    suggested = fit.suggest().params["lr"]
+    nearest = finished.loc[np.log2(finished["lr"] / suggested).abs().idxmin()]
+    row = fit.surrogate.coordinates.row({"lr": float(nearest["lr"])}, fit.target)
+    draws = np.log(fit.predict(fit.target, fit.surrogate.landscape.split(row[None])[0][0]).draws)
+    low, high = np.exp(np.quantile(draws, [0.05, 0.95]))
+    return {
+        "runs": len(below),
+        "suggested_lr": suggested,
+        "lr": nearest["lr"],
+        "loss": nearest["loss"],
+        "predicted": float(np.exp(draws.mean())),
+        "low": low,
+        "high": high,
+        "rank": float((draws < math.log(nearest["loss"])).mean()),
+    }
+
+
+def collect() -> pd.DataFrame:
+    """A row for each sweep, and for each projection of the main study."""
+    rows = []
+    for kind, coordinates, runs in sweeps():
+        try:
+            found = held_out(coordinates, runs)
+        except TransferError as error:
+            print(f"{kind}: {error}")
+            continue
+        if found is not None:
+            rows.append({"kind": kind, **found})
+    main = pd.read_csv(HERE.parent / "main_result.csv").query("arm == 'projection'")
+    columns = {"trials": "runs"}
+    shown = main.rename(columns=columns)[["runs", "loss", "predicted", "low", "high"]]
+    return pd.concat([pd.DataFrame(rows), shown.assign(kind="main result")], ignore_index=True)
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Mean error by kind, and over kinds with a 90% interval; how many runs lie in their 90% interval."""
+    rows = rows.assign(
+        error=100 * np.log(rows["predicted"] / rows["loss"]),
+        inside=(rows["low"] <= rows["loss"]) & (rows["loss"] <= rows["high"]),
+    )
+    lines = ["| kind | runs predicted | mean error, % | inside 90% |", "|---|---|---|---|"]
+    for kind, of_kind in rows.groupby("kind"):
+        lines.append(
+            f"| {kind} | {len(of_kind)} | {of_kind['error'].mean():+.1f} | {of_kind['inside'].sum()} |"
+        )
+
+    means = rows.groupby("kind")["error"].mean()
+    half = stats.t.ppf(0.95, len(means) - 1) * means.std() / math.sqrt(len(means))
+    over_kinds = f"{means.mean():+.1f} ({means.mean() - half:+.1f} to {means.mean() + half:+.1f})"
+    lines.append(f"| mean over kinds | {len(rows)} | {over_kinds} | {rows['inside'].sum()} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Fit all sweeps, write the rows, print the table."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rows = collect()
+    rows.to_csv(CSV, index=False, float_format="%.5g", lineterminator="\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
