@@ -18,6 +18,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from transfer_bo.scale import Scale
+from transfer_bo.surrogate.landscape import FLATTEN
 from transfer_bo.surrogate.posterior import OptimumPosterior
 from transfer_bo.surrogate.surrogate import Surrogate
 
@@ -114,10 +115,12 @@ def excess_loss(
     with draws of its shape, the least expected loss lies well below the middle of what the optimum may be,
     and on every real table looked at the lower learning rates cost more than they saved.
     """
-    s = surrogate.coordinates.s(scale)
-    landscape, theta = surrogate.landscape, surrogate.theta.clone()
-    theta[landscape.part("kappa")] = 0.0
-    return landscape.bowl(theta, v - optima + landscape.path(theta, s), s)
+    root = surrogate.landscape.curvature_root(surrogate.theta, surrogate.coordinates.s(scale))
+    v, optima = v @ root.T, optima @ root.T
+
+    # |v - optimum|², without a tensor of all the differences
+    squared = v.square().sum(-1) - 2 * (v @ optima.T).squeeze(-2) + optima.square().sum(-1)
+    return FLATTEN * torch.log1p(squared.clamp(min=0) / FLATTEN)
 
 
 @dataclass(frozen=True, eq=False)

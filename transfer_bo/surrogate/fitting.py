@@ -283,16 +283,12 @@ def find_map(model: LandscapeGP) -> tuple[Float[Tensor, " p"], Float[Tensor, " n
 
     b, e, value = score(theta)
     damping = FIRST_DAMPING
-    identity = torch.eye(landscape.p, dtype=torch.double)
     for _ in range(MAX_STEPS):
         A = torch.linalg.solve_triangular(chol, landscape.jacobian(theta, X) * landscape.sd, upper=False)
-        gradient = A.T @ b - e
-        normal = A.T @ A + identity
+        damped_step = _damped_steps(A, A.T @ b - e)
 
         while damping < MOST_DAMPING:
-            factor = torch.linalg.cholesky(normal + damping * identity)
-            step = torch.cholesky_solve(gradient[:, None], factor)[:, 0]
-            candidate = theta + landscape.sd * step
+            candidate = theta + landscape.sd * damped_step(1 + damping)
             new_b, new_e, new_value = score(candidate)
             if new_value < value:
                 break
@@ -306,3 +302,19 @@ def find_map(model: LandscapeGP) -> tuple[Float[Tensor, " p"], Float[Tensor, " n
         if finished:
             break
     return theta, noise
+
+
+def _damped_steps(A: Float[Tensor, "n p"], gradient: Float[Tensor, " p"]) -> Callable[[float], Tensor]:
+    """The solution of (AᵀA + λ I) step = gradient as a function of λ, by the smaller of AᵀA and AAᵀ."""
+    is_wide = A.shape[0] < A.shape[1]
+    gram = A @ A.T if is_wide else A.T @ A
+    identity = torch.eye(len(gram), dtype=torch.double)
+
+    def step(damping: float) -> Tensor:
+        factor = torch.linalg.cholesky(gram + damping * identity)
+        if not is_wide:
+            return torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+        explained = A.T @ torch.cholesky_solve((A @ gradient)[:, None], factor)[:, 0]
+        return (gradient - explained) / damping  # Woodbury's identity
+
+    return step

@@ -20,6 +20,9 @@ from transfer_bo.surrogate.landscape import FLATTEN, STEEPEST, Landscape
 
 __all__ = ["FixedRows"]
 
+MAX_ELEMENTS = 2**17
+"""Differences between rows and optima that are computed at a time: as many as a processor's cache holds."""
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -47,6 +50,10 @@ class FixedRows:
 
     def values(self, theta: Float[Array, "count p"]) -> Float[Array, "count n"]:
         """The f of each row for each θ."""
+        parts = math.ceil(len(theta) * self._vT.size / MAX_ELEMENTS)
+        return np.concatenate([self._values(part) for part in np.array_split(theta, max(parts, 1))])
+
+    def _values(self, theta: Array) -> Array:
         of_row, w = self._scale_of_row, self._get(theta, "w")
         with np.errstate(over="ignore", invalid="ignore"):  # far out a bowl may be infinite
             bowl = self._unscaled_bowl(theta) * np.exp(self._log_scale(theta))[:, of_row]
@@ -87,7 +94,7 @@ class FixedRows:
         off = self._vT - (self._map @ z)[..., self._scale_of_row]  # v - ψ(s), count x d x n
 
         lnc, kappa = self._get(theta, "lnc")[..., None], self._get(theta, "kappa")[..., None]
-        t = self._coupling(theta, lnc) @ off
+        t = self._coupling(theta, lnc) @ off if self._get(theta, "N").shape[1] else off
         q = t * t * _curving(kappa * t)
         bowl: Array = (np.exp(lnc) * q).sum(1)
         return bowl
@@ -95,10 +102,8 @@ class FixedRows:
     def _coupling(self, theta: Array, lnc: Array) -> Array:
         """D^(-1/2) (I + N) D^(1/2), count x d x d."""
         coupling = np.tile(np.eye(self._landscape.d), (len(theta), 1, 1))
-        N = self._get(theta, "N")
-        if N.shape[1]:
-            i, j = self._upper
-            coupling[:, i, j] = N * np.exp((lnc[:, j, 0] - lnc[:, i, 0]) / 2)
+        i, j = self._upper
+        coupling[:, i, j] = self._get(theta, "N") * np.exp((lnc[:, j, 0] - lnc[:, i, 0]) / 2)
         return coupling
 
 

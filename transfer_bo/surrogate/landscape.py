@@ -266,10 +266,14 @@ class Landscape:
 
     def curvature(self, theta: Float[Tensor, " p"], s: Float[Tensor, " a"]) -> Float[Tensor, "d d"]:
         """H(s): the bowl near its optimum is (v - ψ)ᵀ H (v - ψ), ln loss per octave²."""
-        root = torch.exp(self.get(theta, "lnc") / 2)
-        half = self._coupling(theta) * root  # D^(1/2) t = (I + N) D^(1/2) (v - ψ)
-        H: Tensor = torch.exp(self._log_scale(theta, s)) * half.T @ half
-        return H
+        root = self.curvature_root(theta, s)
+        return root.T @ root
+
+    def curvature_root(self, theta: Float[Tensor, " p"], s: Float[Tensor, " a"]) -> Float[Tensor, "d d"]:
+        """R with H(s) = RᵀR: e^((g + γ·s) / 2) (I + N) D^(1/2)."""
+        of_hp = torch.exp((self.get(theta, "lnc") + self._log_scale(theta, s)) / 2)
+        root: Tensor = self._coupling(theta) * of_hp
+        return root
 
     def bowl(
         self, theta: Float[Tensor, "*#b p"], v: Float[Tensor, "*#b d"], s: Float[Tensor, "*#b a"]

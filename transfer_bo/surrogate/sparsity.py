@@ -24,6 +24,7 @@ a finite α.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,25 @@ class _Runs:
         """Columns of the regression: levels, slopes and curvatures of some HPs (n x (q + 2k))."""
         return np.column_stack([self.levels, self.t[:, kept], self.t[:, kept] ** 2])
 
+    @cached_property
+    def gram(self) -> Array:
+        """Products of all columns, weighted by 1 / variance ((q + 2d) x (q + 2d))."""
+        terms = self.terms(np.arange(self.t.shape[1]))
+        gram: Array = terms.T @ (terms / self.variance[:, None])
+        return gram
+
+    @cached_property
+    def moments(self) -> Array:
+        """Products of all columns with b, weighted by 1 / variance (q + 2d)."""
+        terms = self.terms(np.arange(self.t.shape[1]))
+        moments: Array = terms.T @ (self.b / self.variance)
+        return moments
+
+    def columns(self, kept: Indices) -> Indices:
+        """Where the columns of `terms(kept)` stand among those of all HPs."""
+        q = self.levels.shape[1]
+        return np.concatenate([np.arange(q), q + kept, q + self.t.shape[1] + kept])
+
     def precision(self, alpha: Array) -> Array:
         """Prior precision of each column of `terms`, given the α of its HPs."""
         return np.concatenate([np.full(self.levels.shape[1], LEVEL_PRECISION), alpha, alpha])
@@ -181,14 +201,15 @@ def _maximize_evidence(runs: _Runs, alpha: Array, may_vanish: Flags) -> _Regress
     """The fixed point from some α. That of an HP that may not vanish (d) stays at most FIRST_PRECISION."""
     n, d, q = len(runs.b), runs.t.shape[1], runs.levels.shape[1]
     noise = max(float(np.var(runs.b)), NOISE_SD**2)
+    sum_of_squares = float(runs.b @ (runs.b / runs.variance))
 
     for _ in range(MAX_ITERATIONS):
         kept = np.flatnonzero(alpha < MAX_PRECISION)
-        terms, precision = runs.terms(kept), runs.precision(alpha[kept])
-        weighted = terms / (runs.variance * noise)[:, None]
-        covariance = np.linalg.inv(terms.T @ weighted + np.diag(precision))
-        mean = covariance @ (weighted.T @ runs.b)
-        residual = runs.b - terms @ mean
+        columns = runs.columns(kept)
+        gram, moments = runs.gram[np.ix_(columns, columns)], runs.moments[columns]
+        precision = runs.precision(alpha[kept])
+        covariance = np.linalg.inv(gram / noise + np.diag(precision))
+        mean = covariance @ moments / noise
 
         # How many terms of each HP the runs determine, over what these came out at
         determined = 1 - precision * covariance.diagonal()
@@ -196,8 +217,10 @@ def _maximize_evidence(runs: _Runs, alpha: Array, may_vanish: Flags) -> _Regress
         squares = (mean[q:] ** 2).reshape(2, -1).sum(0).clip(min=1e-300)
         most = np.where(may_vanish[kept], MAX_PRECISION, FIRST_PRECISION)
         renewed = np.clip(of_hp / squares, LEAST_PRECISION, most)
-        unexplained = float((residual**2 / runs.variance).sum()) + NOISE_RUNS * NOISE_SD**2
-        noise = unexplained / (max(n - float(determined.sum()), 0.0) + NOISE_RUNS)
+        unexplained = max(sum_of_squares - float((2 * moments - gram @ mean) @ mean), 0.0)
+        noise = (unexplained + NOISE_RUNS * NOISE_SD**2) / (
+            max(n - float(determined.sum()), 0.0) + NOISE_RUNS
+        )
 
         moved = np.abs(np.log(renewed / alpha[kept])).max(initial=0.0)
         alpha = alpha.copy()
@@ -205,9 +228,9 @@ def _maximize_evidence(runs: _Runs, alpha: Array, may_vanish: Flags) -> _Regress
         if moved < CONVERGED:
             break
 
-    columns = np.arange(len(kept))[:, None] + np.array([0, len(kept)]) + q
-    S, m = covariance[columns[:, :, None], columns[:, None, :]], mean[columns]
-    of_prior = np.log(precision[columns]).sum(-1) / 2
+    pairs = np.arange(len(kept))[:, None] + np.array([0, len(kept)]) + q
+    S, m = covariance[pairs[:, :, None], pairs[:, None, :]], mean[pairs]
+    of_prior = np.log(precision[pairs]).sum(-1) / 2
     of_posterior = np.linalg.slogdet(S)[1] + (m * np.linalg.solve(S, m[:, :, None])[:, :, 0]).sum(-1)
 
     def of_all(values: Array, others: float = 0.0) -> Array:
@@ -222,7 +245,7 @@ def _maximize_evidence(runs: _Runs, alpha: Array, may_vanish: Flags) -> _Regress
         curvature=of_all(m[:, 1]),
         curvature_sd=of_all(np.sqrt(S[:, 1, 1])),
         log_odds=of_all(of_prior + of_posterior / 2, -np.inf),
-        residual=residual,
+        residual=runs.b - runs.terms(kept) @ mean,
     )
 
 
