@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 from generators import KINDS, Array, draw
-from scipy.stats import beta
+from scipy.stats import beta, kstest
 
 import transfer_bo
 from transfer_bo.errors import TransferError
@@ -124,13 +124,15 @@ def summary(rows: pd.DataFrame) -> str:
     "Within its range" is an HP whose optimum lies in the searched range at all scales with runs; of others
     the runs show one side of the bowl. A new run that diverges is counted in the second table and left out
     of the first. "factor" is what the 90% intervals would have to be multiplied with, about their median, to
-    hold 90% of the truths.
+    hold 90% of the truths. "uniform" is the p value of the Kolmogorov-Smirnov test that ranks are uniform,
+    with one HP of each draw.
     """
     rows = rows[~rows["quantity"].str.startswith("refused")]
     rows = rows.assign(draw=rows["kind"] + rows["seed"].astype(str))
     lines = [
-        "| kind | of | draws | 50% | 80% | 90% | 95% | below, above 90% | width, score at 90% | factor |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| kind | of | draws | 50% | 80% | 90% | 95% | below, above 90% | uniform "
+        "| width, score at 90% | factor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups = [(kind, rows[rows["kind"] == kind]) for kind in KINDS]
     groups.insert(1, ("all misspecified", rows[rows["kind"] != "right"]))
@@ -174,6 +176,8 @@ def _line(part: pd.DataFrame, rank: pd.Series[float], own: bool) -> str:
         low, high = _binomial(inside * n, n)
         cells.append(f"{100 * inside:.0f} ({100 * low:.0f}-{100 * high:.0f})")
     cells.append(f"{100 * (rank < 0.05).mean():.0f}, {100 * (rank > 0.95).mean():.0f}")
+    one_of_each = rank[~part["draw"].duplicated()]
+    cells.append(f"{kstest(one_of_each, 'uniform').pvalue:.2g}")
     factor = (part["miss"].abs() / (part["width90"] / 2)).quantile(0.9)
     said = [f"{part['width90'].median():.3g}, {part['score90'].median():.3g}", f"{factor:.2f}"]
     return " | ".join([*cells, *(said if own else ("", ""))])
