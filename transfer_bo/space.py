@@ -28,6 +28,7 @@ from transfer_bo.errors import SearchSpaceError
 __all__ = [
     "DEFAULT_RULE",
     "DEPTH",
+    "GROUPINGS",
     "HP",
     "KINDS",
     "PRIORS",
@@ -96,6 +97,10 @@ PRIORS: dict[str, dict[str, float]] = {
 """Where multipliers are expected a priori; 1 for those not listed."""
 
 
+GROUPINGS = {"types": "module_types", "branches": "branch_groups"}
+"""Partitions of a model's tensors, each part with a multiplier, and where a parametrization lists them."""
+
+
 class _Trial(Protocol):
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
@@ -103,6 +108,8 @@ class _Trial(Protocol):
 class _Parametrization(Protocol):
     @property
     def module_types(self) -> tuple[str, ...]: ...
+    @property
+    def branch_groups(self) -> tuple[str, ...]: ...
     @property
     def residual_branches(self) -> tuple[str, ...]: ...
     @property
@@ -212,9 +219,13 @@ class Space:
 
     @classmethod
     def per_module(
-        cls, parametrization: _Parametrization, kinds: Iterable[str], depth_knots: int = 0
+        cls,
+        parametrization: _Parametrization,
+        kinds: Iterable[str],
+        depth_knots: int = 0,
+        groups: str = "types",
     ) -> Space:
-        """Each kind once for all tensors, and a multiplier of it for each module type of a model.
+        """Each kind once for all tensors, and a multiplier of it for each group of a model's tensors.
 
         `residual` and `forward` have no common value: they get one multiplier per residual branch type, and
         per place of the forward pass.
@@ -224,11 +235,17 @@ class Space:
             kinds: names in `KINDS`.
             depth_knots: number of knots of each kind's profile over depth, evenly spaced from 0 to 1; 0 for
                 no profile.
-                Types and profile overlap: a profile that is the same everywhere is one of `kind` itself.
+                Groups and profile overlap: a profile that is the same everywhere is one of `kind` itself.
+            groups: a name in `GROUPINGS`: "types" for the module types, or "branches" for fewer groups, which
+                are attention, MLP, norms and each layer outside of the blocks.
 
         Raises:
-            SearchSpaceError: for a number of knots that makes no profile, an unknown kind, or a string.
+            SearchSpaceError: for a number of knots that makes no profile, an unknown kind or grouping, or a
+                string of kinds.
         """
+        if groups not in GROUPINGS:
+            known = " or ".join(map(repr, GROUPINGS))
+            raise SearchSpaceError(f"groups = {groups!r} is no known grouping; use {known}.")
         if isinstance(kinds, str):
             raise SearchSpaceError(f"kinds = {kinds!r} is a string; give a list, e.g. kinds=[{kinds!r}].")
         if depth_knots < 0 or depth_knots == 1:
@@ -243,7 +260,7 @@ class Space:
                 continue
             else:
                 hps.append(HP.of(kind))
-                hps += [HP.of(f"{kind}.{module}") for module in parametrization.module_types]
+                hps += [HP.of(f"{kind}.{group}") for group in getattr(parametrization, GROUPINGS[groups])]
             hps += [HP.of(f"{kind}.{knot}") for knot in knots]
         return cls(hps)
 
@@ -254,25 +271,27 @@ class Space:
         depth: Iterable[str] = (),
         depth_knots: int = 2,
         prior: str = "none",
+        groups: str = "types",
     ) -> Space:
-        """These HPs, and multipliers per module type and over depth for the kinds named.
+        """These HPs, and multipliers per group of tensors and over depth for the kinds named.
 
         A multiplier that is in this space already keeps its range and default. Ranges are those of any
         multiplier, 1/8 to 8, but for 1-β, which stays below 1.
 
         Args:
             parametrization: the parametrization of the model.
-            types: kinds with a multiplier for each module type; for `residual`, for each residual branch.
+            types: kinds with a multiplier for each group; for `residual`, for each residual branch.
             depth: kinds with a profile over depth.
             depth_knots: number of knots of each profile, evenly spaced from 0 to 1.
             prior: a name in `PRIORS`: the multipliers' defaults.
+            groups: a name in `GROUPINGS`.
 
         Raises:
-            SearchSpaceError: for an unknown kind, a number of knots that makes no profile, or a range of 1-β
-                that leaves no room for multipliers.
+            SearchSpaceError: for an unknown kind or grouping, a number of knots that makes no profile, or a
+                range of 1-β that leaves no room for multipliers.
         """
         types, depth = list(types), list(depth)
-        names = list(Space.per_module(parametrization, types).hps) if types else []
+        names = list(Space.per_module(parametrization, types, groups=groups).hps) if types else []
         names = [name for name in names if "." in name]
         for kind in depth:
             profile = Space.per_module(parametrization, [kind], depth_knots).hps

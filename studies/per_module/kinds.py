@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python studies/per_module/kinds.py --seeds 0 1 2 3 4
 
 Each search begins with the 20 runs of the global HPs in `search.csv` and makes 50 of its own at the proxy,
-over the global HPs and the multipliers of its kinds ("lr", "betas", "init_std", "residual", "weight
-decay", "all"); those of "global" are in `search.csv`. What `transfer_bo.suggest` answers for all x4 is
-then trained at each scale with new seeds, carried by the default rule. Rows go to `kinds.csv`; the same
-command goes on where it stopped. `--table` prints what is in it: the gap in loss to the global setting of
-the same seed, and what that is worth in tokens, with 90% intervals over searches.
+over the global HPs and the multipliers of its kinds ("lr by branch" has five: attention, MLP, norms,
+embedding and unembedding; others have one for each module type); those of "global" are in `search.csv`. What
+`transfer_bo.suggest` answers for all x4 is then trained at each scale with new seeds, carried by the default
+rule. Rows go to `kinds.csv`; the same command goes on where it stopped. `--table` prints what is in it: the
+gap in loss to the global setting of the same seed, and what that is worth in tokens, with 90% intervals over
+searches.
 """
 
 from __future__ import annotations
@@ -29,16 +30,21 @@ from transfer import SCALES
 import transfer_bo as tb
 from transfer_bo.space import DEFAULT_RULE, Space
 
-KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "global": ((), ()),
-    "lr": (("lr",), ("lr",)),
-    "betas": (("one_minus_beta1", "one_minus_beta2"), ()),
-    "init_std": (("init_std",), ()),
-    "residual": (("residual",), ()),
-    "weight decay": (("weight_decay",), ()),
-    "all": (("lr", "one_minus_beta1", "one_minus_beta2", "init_std", "residual", "weight_decay"), ("lr",)),
+KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "global": ((), (), "types"),
+    "lr": (("lr",), ("lr",), "types"),
+    "lr by branch": (("lr",), (), "branches"),
+    "betas": (("one_minus_beta1", "one_minus_beta2"), (), "types"),
+    "init_std": (("init_std",), (), "types"),
+    "residual": (("residual",), (), "types"),
+    "weight decay": (("weight_decay",), (), "types"),
+    "all": (
+        ("lr", "one_minus_beta1", "one_minus_beta2", "init_std", "residual", "weight_decay"),
+        ("lr",),
+        "types",
+    ),
 }
-"""Arms: kinds with a multiplier per module type, and over depth."""
+"""Arms: kinds with a multiplier per group of tensors, kinds with a profile over depth, and the groups."""
 
 REPLICAS = {"proxy": 5, "width x4": 2, "depth x4": 2, "tokens x4": 2, "all x2": 2, "all x4": 1}
 LENGTHS = (0.7, 1.4)
@@ -51,7 +57,8 @@ REPLICA = 70
 @functools.cache
 def space_of(arm: str) -> Space:
     """The HPs that an arm searches."""
-    return GLOBAL.with_modules(parametrization(BASE), *KINDS[arm], KNOTS)
+    types, depth, groups = KINDS[arm]
+    return GLOBAL.with_modules(parametrization(BASE), types, depth, KNOTS, groups=groups)
 
 
 def study_of(arm: str, runs: Sequence[RunRow], seed: int) -> optuna.Study:

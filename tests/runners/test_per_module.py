@@ -25,13 +25,29 @@ def test_the_models_own_modules_are_searched(write_study: WriteStudy) -> None:
     assert ["residual.attn", "residual.mlp", "eps.@0", "eps.@0.5", "eps.@1"] == names[-5:]
 
 
-def test_an_empty_section_searches_learning_rates(write_study: WriteStudy) -> None:
-    """The kinds whose multipliers kept their gain at larger scales in studies/per_module."""
-    task = StudyTask(load_study_file(write_study(("[budget]", "[per_module]\n[budget]"))))
+@pytest.mark.parametrize(("depth", "knots"), [(3, []), (4, ["lr.@0", "lr.@1"])])
+def test_an_empty_section_searches_learning_rates(
+    write_study: WriteStudy, depth: int, knots: list[str]
+) -> None:
+    """The kinds whose multipliers kept their gain at larger scales; over depth from four blocks on."""
+    deep = [("depth = 1", f"depth = {depth}"), ("[budget]", "[per_module]\n[budget]")]
+    task = StudyTask(load_study_file(write_study(*deep)))
     multipliers = [name for name in task.space.hps if "." in name]
 
-    assert 13 + 2 == len(multipliers)
     assert {"lr"} == {name.split(".")[0] for name in multipliers}
+    assert 13 == len(multipliers) - len(knots)
+    assert knots == [name for name in multipliers if "@" in name]
+
+
+def test_tensors_may_be_grouped_by_branch(write_study: WriteStudy) -> None:
+    """Attention, MLP, norms and the two layers outside of the blocks cover all tensors."""
+    coarse = '[per_module]\ngroups = "branches"\n[budget]'
+    task = StudyTask(load_study_file(write_study(("[budget]", coarse))))
+    multipliers = ["lr.embedding", "lr.norm", "lr.attn", "lr.mlp", "lr.unembedding"]
+
+    assert multipliers == [name for name in task.space.hps if "." in name]
+    for labels in task.parametrization(task.file.base).groups.values():
+        assert 1 == sum(f"lr.{label}" in multipliers for label in labels)
 
 
 def test_multipliers_may_be_added_to_a_study_with_trials(write_study: WriteStudy) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,8 @@ class ScaledSettings:
         """Every trainable tensor by name."""
         self.module_types: tuple[str, ...] = _unique(t.module_type for t in self.tensors.values())
         """Names of the kinds of layers, in the model's order."""
+        self.branch_groups: tuple[str, ...] = _unique(_branch_group(t.labels) for t in self.tensors.values())
+        """Coarser groups of tensors: residual branches without their norms, all norms, and layers outside."""
         self.groups: dict[str, tuple[str, ...]] = {name: t.labels for name, t in self.tensors.items()}
         """The labels of each tensor; an HP `kind.label` multiplies the tensors that carry the label."""
         self._labels = _unique(label for labels in self.groups.values() for label in labels)
@@ -321,3 +323,8 @@ def _scaling(module: nn.Module) -> Iterable[float]:
 
 def _unique(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(items))
+
+
+def _branch_group(labels: Sequence[str]) -> str:
+    """The group of a tensor among the coarser ones: its residual branch, "norm", or its module type."""
+    return next((label for label in labels[1:] if label != "hidden"), labels[0])

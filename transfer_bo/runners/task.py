@@ -30,6 +30,7 @@ from transfer_bo.runners.torchrun import endpoint_of, no_rendezvous, torchrun
 from transfer_bo.runners.trunks import settings_of, steps_of, trunk_of, without_duration
 from transfer_bo.scale import Scale, default_cost
 from transfer_bo.study_file import StudyFile
+from transfer_bo.study_file.schema import PROFILE_DEPTH
 from transfer_bo.training import build_transformer, count_flops, load_text, train
 from transfer_bo.training.data import Corpus
 from transfer_bo.training.faults import fault_from_environment
@@ -70,6 +71,8 @@ class StudyTask(Task):
 
         if study_file.per_module is not None:
             modules = study_file.per_module.model_dump(exclude={"global_share"})
+            if modules["depth"] is None:
+                modules["depth"] = ["lr"] if study_file.base.get("depth", 0) >= PROFILE_DEPTH else []
             try:
                 self.space = self.space.with_modules(self.parametrization(study_file.base), **modules)
             except TransferError as error:

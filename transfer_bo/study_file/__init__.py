@@ -70,8 +70,9 @@ A study file in full (every section and key; those with a value after `#` may be
     "lr.embedding" = {}
 
     # [per_module]                    # multipliers of HPs in [space]; others than of lr may harm at scale
-    # types = ["lr"]                  # ["lr"]; kinds with one for each module type (residual: each branch)
-    # depth = ["lr"]                  # ["lr"]; kinds with a profile over depth
+    # types = ["lr"]                  # ["lr"]; kinds with one for each group (residual: each branch)
+    # groups = "types"                # "types": module types; "branches": attn, mlp, norm and other layers
+    # depth = ["lr"]                  # ["lr"] if the base has depth 4 or more; kinds with a depth profile
     # depth_knots = 2                 # 2; numbers per profile
     # global_share = 0.3              # 0.3; of the budget for [space] alone, before the trust region
     # prior = "none"                  # "none"; "sharpness": learning rates start at the ratios of 2502.19002

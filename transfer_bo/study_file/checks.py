@@ -91,7 +91,7 @@ def _check_modules(study_file: StudyFile) -> None:
         return
 
     for key in ("types", "depth"):
-        for kind in getattr(study_file.per_module, key):
+        for kind in getattr(study_file.per_module, key) or []:
             if kind not in KINDS:
                 raise study_file.error(
                     f"per_module.{key}", f"{kind!r} is no known kind; use some of {', '.join(KINDS)}."

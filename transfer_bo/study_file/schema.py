@@ -159,15 +159,22 @@ class Bounds(_Section):
     default: float | None = None
 
 
+PROFILE_DEPTH = 4
+"""Blocks of the base from which learning rates get a profile over depth unless the study file says which
+kinds do: with fewer, its two knots are hardly more than the first and the last block."""
+
+
 class PerModuleSection(_Section):
-    """Which kinds of HPs get multipliers per module type, and which a profile over depth.
+    """Which kinds of HPs get multipliers per group of tensors, and which a profile over depth.
 
     By default learning rates only: their multipliers kept their gain at larger scales, those of init_std and
-    residual did harm where training was longer (studies/per_module).
+    residual did harm where training was longer (studies/per_module). Without `depth` they get a profile where
+    the base has `PROFILE_DEPTH` blocks or more.
     """
 
     types: list[str] = ["lr"]
-    depth: list[str] = ["lr"]
+    groups: Literal["types", "branches"] = "types"
+    depth: list[str] | None = None
     depth_knots: Annotated[Whole, Field(ge=2)] = 2
     prior: Literal["none", "sharpness"] = "none"
     global_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
