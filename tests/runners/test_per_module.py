@@ -67,3 +67,11 @@ def test_betas_without_room_for_multipliers_are_refused(write_study: WriteStudy)
 
     with pytest.raises(StudyFileError, match=r"tiny\.toml: per_module: HP 'one_minus_beta1': high = 0\.99"):
         StudyTask(load_study_file(path))
+
+
+def test_multipliers_of_the_same_tensors_are_named(write_study: WriteStudy) -> None:
+    """Of lr.q and lr.attn only the product moves q; a profile over depth overlaps by design."""
+    path = write_study(('"lr.embedding" = {}', '"lr.q" = {}\n"lr.attn" = {}\n"lr.@0" = {}\n"lr.@1" = {}'))
+
+    with pytest.warns(UserWarning, match=r"lr\.q and lr\.attn multiply the same tensors"):
+        StudyTask(load_study_file(path))

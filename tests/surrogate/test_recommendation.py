@@ -82,6 +82,15 @@ def test_multipliers_without_effect_have_been_run() -> None:
     assert [found.params[name] for name in names] in ([best_run.params[name] for name in names], [1.0] * 4)
 
 
+def test_multipliers_that_may_not_be_one_stay_in_their_range() -> None:
+    """Without effect or in the best setting without multipliers, they take the end closest to 1."""
+    found = recommended(fitted([LR, *(Dimension(dim.name, "log", 2.0, 8.0) for dim in MULTIPLIERS)]))
+    settings = [found.params, *(baseline.params for baseline in found.baselines.values())]
+
+    assert all(2.0 <= setting[dim.name] <= 8.0 for setting in settings for dim in MULTIPLIERS)
+    assert {2.0} == {found.baselines[GLOBAL].params[dim.name] for dim in MULTIPLIERS}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_it_was_compared_with_is_expected_to_be_better(seed: int) -> None:
     """The defaults, the best setting without multipliers and the best run copied; the last as it was run."""

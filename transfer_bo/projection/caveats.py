@@ -148,7 +148,7 @@ def undetermined_hps(projection: Projection, suggestion: Suggestion) -> Iterator
     if suggestion.undetermined:
         yield (
             f"The runs do not determine {', '.join(suggestion.undetermined)}: they were not varied, or show "
-            "no clear effect; they keep the value of the best run."
+            "no clear effect; they keep the value of the best run, multipliers their default."
         )
 
 

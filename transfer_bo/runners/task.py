@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from transfer_bo.runners.subsets import all_of, check_subsets_hold_a_batch, flop
 from transfer_bo.runners.torchrun import endpoint_of, no_rendezvous, torchrun
 from transfer_bo.runners.trunks import settings_of, steps_of, trunk_of, without_duration
 from transfer_bo.scale import Scale, default_cost
+from transfer_bo.space import KINDS
 from transfer_bo.study_file import StudyFile
 from transfer_bo.study_file.schema import PROFILE_DEPTH
 from transfer_bo.training import build_transformer, count_flops, load_text, train
@@ -131,6 +132,12 @@ class StudyTask(Task):
                 p.check_hps({name: 1.0})
             except TransferError as error:
                 raise StudyFileError(f"{self.file.path}: space: {error}") from None
+        if names := _multiply_the_same_tensors(self.space.hps, p.groups):
+            warnings.warn(
+                f"{self.file.path}: {' and '.join(names)} multiply the same tensors; runs determine them "
+                "worse than one of them alone.",
+                stacklevel=2,
+            )
 
     def build(self, scale: Scale) -> nn.Module:
         """The model at a scale, not yet initialised."""
@@ -308,3 +315,19 @@ def make_task(study_file: StudyFile, should_stop: Callable[[], bool] = lambda: F
         StudyFileError: If something that the study file names does not exist, or does not fit together.
     """
     return (StudyTask if study_file.command is None else CommandTask)(study_file, should_stop)
+
+
+def _multiply_the_same_tensors(names: Iterable[str], groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The first two or more multipliers of a kind that have a tensor in common, depth profiles apart.
+
+    Args:
+        names: the searched HPs.
+        groups: the groups of each tensor.
+    """
+    searched = set(names)
+    for labels in groups.values():
+        for kind in KINDS:
+            of_tensor = tuple(name for label in labels if (name := f"{kind}.{label}") in searched)
+            if len(of_tensor) > 1:
+                return of_tensor
+    return ()

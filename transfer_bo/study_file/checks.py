@@ -96,7 +96,7 @@ def _check_modules(study_file: StudyFile) -> None:
                 raise study_file.error(
                     f"per_module.{key}", f"{kind!r} is no known kind; use some of {', '.join(KINDS)}."
                 )
-    if "forward" in study_file.per_module.depth:
+    if "forward" in (study_file.per_module.depth or []):
         raise study_file.error("per_module.depth", "the places of 'forward' have no depth; leave it out.")
 
     if study_file.command is not None:

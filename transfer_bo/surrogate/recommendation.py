@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transfer_bo.dimension import Dimension
 from transfer_bo.quantities import LEVEL_SD
 from transfer_bo.records import FinishedRun, finished_runs
 from transfer_bo.scale import Scale
@@ -168,7 +169,10 @@ def recommend(
     undetermined &= _expected_drift(surrogate, best_run.scale, scale).abs() <= MAX_DRIFT
     kept = [dim.name for dim, keep in zip(coordinates.numeric, undetermined.tolist(), strict=True) if keep]
     kept = [name for name in kept if _value(best_run, name) is not None]
-    exact = {**unvaried, **{name: _kept_value(surrogate, best_run, name) for name in kept}}
+    kept_values = {
+        dim.name: _kept_value(surrogate, best_run, dim) for dim in coordinates.numeric if dim.name in kept
+    }
+    exact = {**unvaried, **kept_values}
     if kept:
         frozen, frozen_flags = _frozen(coordinates, exact)
         v, flags = minimize_expected_loss(expected, generator, frozen, frozen_flags)
@@ -182,9 +186,8 @@ def recommend(
         own = own if float(probability[1]) >= MIN_PROBABILITY else _Setting(*same, exact)
 
     baselines = {BEST_RUN: _copy(surrogate, best_run.params, scale)}
-    multipliers = [dim.name for dim in coordinates.numeric if is_multiplier(dim.name)]
-    if multipliers:
-        at_one = dict.fromkeys(multipliers, 1.0)
+    at_one = {dim.name: _clip(dim, 1.0) for dim in coordinates.numeric if is_multiplier(dim.name)}
+    if at_one:
         z, _ = _frozen(coordinates, at_one)
         found = minimize_expected_loss(expected, generator, torch.where(z.isnan(), frozen, z), own.flags)
         baselines[GLOBAL] = _Setting(*found, {**unvaried, **at_one})
@@ -270,11 +273,16 @@ def _value(run: FinishedRun, name: str) -> Any:
     return run.params.get(name, 1.0 if is_multiplier(name) else None)
 
 
-def _kept_value(surrogate: Surrogate, best_run: FinishedRun, name: str) -> Any:
+def _kept_value(surrogate: Surrogate, best_run: FinishedRun, dim: Dimension) -> Any:
     """The value of an HP that the runs do not determine: a multiplier's default, or that of the best run."""
-    if is_multiplier(name):
-        return surrogate.settings.defaults.get(name, 1.0)
-    return _value(best_run, name)
+    if is_multiplier(dim.name):
+        return _clip(dim, surrogate.settings.defaults.get(dim.name, 1.0))
+    return _value(best_run, dim.name)
+
+
+def _clip(dim: Dimension, value: float) -> float:
+    """The value closest to one that the range of an HP may not hold."""
+    return min(max(value, dim.low), dim.high)
 
 
 def _unvaried(coordinates: Coordinates, runs: list[FinishedRun]) -> dict[str, Any]:
