@@ -215,6 +215,27 @@ def test_what_can_not_be_used_is_refused(
     assert [] == study.trials
 
 
+@pytest.mark.parametrize("searched", [False, True])
+def test_schedules_are_source_studies_of_their_own(searched: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The commonest has the table's name; where the study searches the schedule, it is one of the HPs."""
+    lrs = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    table = pd.DataFrame({"width": 64, "tokens": 1e8, "lr": lrs, "loss": [2.2, 2.1, 2.0, 2.1, 2.2]})
+    table["lr_schedule"] = ["cosine", "cosine", "cosine", "wsd", "wsd"]
+    study = make()
+    if searched:
+        space = {"lr_schedule": optuna.distributions.CategoricalDistribution(["cosine", "wsd"])}
+        study.add_trial(optuna.create_trial(params={"lr_schedule": "wsd"}, distributions=space, value=2.0))
+
+    assert 5 == tb.add_past_runs(study, table, name="old")
+    assert 0 == tb.add_past_runs(study, table, name="old")
+
+    runs = [run for run in read_runs(study) if run.source is not None]
+    expected = ["old"] * 5 if searched else ["old"] * 3 + ["old, schedule wsd"] * 2
+    assert expected == [run.source for run in runs]
+    assert [searched] * 5 == ["lr_schedule" in run.params for run in runs]
+    assert searched != ("several schedules by lr_schedule" in caplog.text)
+
+
 def test_a_study_that_goes_the_other_way_is_refused() -> None:
     """A minimized loss says nothing about a maximized metric."""
     old = make(direction="maximize")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from transfer_bo.run_table.cells import is_empty, is_numeric, read_choices
 from transfer_bo.run_table.cleaning import UNIT_HINT, RunTable, read_rows
 from transfer_bo.run_table.columns import name_columns, numbers, refuse_other_types
 from transfer_bo.run_table.read import STATUS, read_table
+from transfer_bo.run_table.schedules import read_schedule
 from transfer_bo.run_table.status import is_status
 from transfer_bo.sampler import TransferSampler
 from transfer_bo.scale import Scale
@@ -53,7 +54,10 @@ MAX_SOURCE_RUNS = 200
 
 
 NOTABLE = frozenset(
-    {"unit_of_source", "unit_gap", "status_unknown", "status_ignored", "history", "history_of_hp"}
+    {
+        *("unit_of_source", "unit_gap", "schedules_of_source", "status_unknown", "status_ignored"),
+        *("history", "history_of_hp"),
+    }
 )
 """Codes of notes that are repeated in the summary; the others are on rows that the summary counts already."""
 
@@ -88,7 +92,8 @@ class SourceRuns:
         Raises:
             StudyError: if the study holds other runs under this name.
         """
-        stored = [run for run in read_runs(study) if run.source == self.name]
+        sources = {self.name, *(run.source for run in self.runs)}
+        stored = [run for run in read_runs(study) if run.source in sources]
         missing = Counter(map(_key, self.runs))
         missing.subtract(map(_key, stored))
         if any(count < 0 for count in missing.values()):
@@ -121,7 +126,8 @@ def add_past_runs(
     """Give a new study the runs of a source study as prior data.
 
     The new study's surrogate fits them with a level of their own, so another data set or tokenizer does no
-    harm, and learns how many octaves their optimum is from the new one: that is their weight. Runs that
+    harm, and learns how many octaves their optimum is from the new one: that is their weight. In a table of
+    several learning-rate schedules, the runs of each are a source study of their own. Runs that
     diverged, failed or were stopped are left out; of more than 200 (`MAX_SOURCE_RUNS`) the best and a
     spread of the others are kept, per scale, repeats averaged. Adding the same runs under the same name once
     more adds nothing, or, after an interruption, what was missing.
@@ -134,8 +140,9 @@ def add_past_runs(
         axes: columns that are axes of scale; by default those of the new study's axes that are there.
         hps: column -> "log", "linear", "one_minus" or "categorical". Runs that lack one of them are left out.
             By default every HP of an Optuna study, and every column of numbers or a few words of a table,
-            that no finished run lacks (a multiplier that is missing was 1). They count where the new study
-            searches HPs of the same names.
+            that no finished run lacks (a multiplier that is missing was 1), but for columns that tell the
+            schedule, unless the new study has trials that search it. They count where the new study searches
+            HPs of the same names.
         loss: column of the metric.
         scale: where all of the source runs ran, for axes that the table does not have, such as
             tb.Scale(width=64).
@@ -150,9 +157,11 @@ def add_past_runs(
         StorageError: for an address that cannot be opened.
         SearchSpaceError: for runs without an HP that the study searches.
     """
+    searched = {hp for trial in study.get_trials(deepcopy=False) for hp in trial.params if hp != RUNG}
     found = read_source_runs(
         source,
         scales=_known_scales(study),
+        searched=searched,
         maximize=study.direction == optuna.study.StudyDirection.MAXIMIZE,
         name=name,
         axes=axes,
@@ -161,7 +170,6 @@ def add_past_runs(
         scale=scale,
     )
 
-    searched = {hp for trial in study.get_trials(deepcopy=False) for hp in trial.params if hp != RUNG}
     known = {hp for run in found.runs for hp in run.params}
     if searched and not searched & known:
         raise SearchSpaceError(
@@ -169,7 +177,8 @@ def add_past_runs(
             f"study searches ({', '.join(sorted(searched)[:8])}); rename its columns."
         )
 
-    logger.log(logging.INFO if found.left_out == 0 else logging.WARNING, found.words)
+    notable = found.left_out > 0 or any(note.code in NOTABLE for note in found.notes)
+    logger.log(logging.WARNING if notable else logging.INFO, found.words)
     added: int = found.store(study)
     return added
 
@@ -188,6 +197,7 @@ def read_source_runs(
     source: Any,
     *,
     scales: Sequence[Scale],
+    searched: Collection[str] = (),
     maximize: bool = False,
     name: str | None = None,
     axes: Sequence[str] | None = None,
@@ -201,6 +211,7 @@ def read_source_runs(
     Args:
         source: an Optuna study or the URL of a storage, a DataFrame, the path of a CSV or Parquet file.
         scales: scales of the new study, at least one.
+        searched: HPs of the new study, as far as they are known.
         maximize: whether larger metrics are better in the new study.
         name: of the source study; by default that of the Optuna study, the file's, or "past" for a DataFrame.
         axes: columns that are axes of scale; by default those of the new study's axes that are there.
@@ -236,7 +247,10 @@ def read_source_runs(
         }
         table = table.assign(**{str(axis): float(value) for axis, value in Scale(fixed).items()})
     axes = _axes(table, name, list(scales[0]), axes, scale or {})
-    columns = name_columns(table, axes, hps or _guessed_hps(table, axes, loss), loss)
+    taken = {*axes, loss, *searched, *(hps or table.attrs.get("hps", {}))}
+    schedule = read_schedule(table, None, list(taken))
+    columns = name_columns(table, axes, hps or _guessed_hps(table, [*axes, *schedule], loss), loss)
+    columns = replace(columns, schedule=schedule)
     rows = read_rows(table, columns, maximize=maximize, seed=0, most=MAX_SOURCE_RUNS)
 
     runs = [
@@ -247,7 +261,7 @@ def read_source_runs(
             outcome=Outcome.FINISHED,
             loss=run.loss,
             purpose="past",
-            source=name,
+            source=name if run.source is None else f"{name}, {run.source}",
             constraints=run.constraints,
         )
         for number, run in enumerate(rows.runs)
@@ -259,7 +273,8 @@ def read_source_runs(
             raise SearchSpaceError(
                 f"Source study {name!r}: HP {hp!r} is {value!r}; categories are words or numbers."
             )
-    notes = [*rows.notes, *_unit_notes(runs, name, scales)]
+    notes = [note for note in rows.notes if note.code != "schedules_mixed"]  # that is on the target's
+    notes += [*_schedule_notes(runs, name, list(schedule)), *_unit_notes(runs, name, scales)]
     words = [_summary(name, len(table), len(runs), rows), *(note for note in notes if note.code in NOTABLE)]
     return SourceRuns(name, runs, len(table) - len(runs), " ".join(words), notes)
 
@@ -393,6 +408,22 @@ def _is_categorical(cells: pd.Series[Any], name: str) -> bool:
     except SearchSpaceError:
         return False
     return bool(choices.map(lambda choice: isinstance(choice, str | bool)).all())
+
+
+def _schedule_notes(runs: Sequence[Run], name: str, columns: Sequence[str]) -> list[Note]:
+    """A note if runs of several learning-rate schedules are source studies of their own."""
+    counts = Counter(run.source for run in runs)
+    if len(counts) < 2:
+        return []
+    listed = "; ".join(f"{source!r} ({count})" for source, count in counts.most_common())
+    return [
+        Note(
+            f"The runs of source study {name!r} have several schedules by {', '.join(columns)}: {listed}; "
+            "each has a level and an optimum of its own.",
+            "schedules_of_source",
+            columns=list(columns),
+        )
+    ]
 
 
 def _unit_notes(runs: Sequence[Run], name: str, scales: Sequence[Scale]) -> list[Note]:

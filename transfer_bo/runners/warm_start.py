@@ -45,6 +45,7 @@ def read_missing_source_runs(task: Task, study: optuna.Study | None) -> list[Sou
             runs = read_source_runs(
                 source.location(task.file.path.parent),
                 scales=[*task.ladder, task.file.target],
+                searched=list(task.space.hps),
                 name=source.label,
                 axes=source.axes,
                 hps=source.hps,
