@@ -84,7 +84,8 @@ def drift_table(runs: pd.DataFrame, base_of: Callable[[str], str]) -> pd.DataFra
 
     Columns: best (mean optimum, log2 of the learning rate), drift (octaves from the base cell), loss (the
     least mean one), excess % (loss at the base's best rate over the least), octave off % (mean cost of a
-    rate that is an octave too low or too high).
+    rate that is an octave too low or too high), within 1% (octaves of the sweep with a loss at most 1%
+    above the least, which end where the sweep ends).
 
     Args:
         runs: What `sweep` wrote.
@@ -105,6 +106,8 @@ def drift_table(runs: pd.DataFrame, base_of: Callable[[str], str]) -> pd.DataFra
         vertex = float(np.mean([best[cell, seed] for seed in seeds]))
         base_best = float(np.mean([best[base, seed] for seed in seeds]))
         at, off = np.interp([base_best, vertex - 1, vertex + 1], octaves, losses), min(losses)
+        fine = np.linspace(octaves[0], octaves[-1], 1001)
+        within = float(np.mean(np.interp(fine, octaves, losses) <= 1.01 * off) * (octaves[-1] - octaves[0]))
         rows.append(
             {
                 "cell": cell,
@@ -114,6 +117,7 @@ def drift_table(runs: pd.DataFrame, base_of: Callable[[str], str]) -> pd.DataFra
                 "loss": off,
                 "excess %": 100 * (at[0] / off - 1),
                 "octave off %": 100 * (at[1:].mean() / off - 1),
+                "within 1%": within,
             }
         )
     return pd.DataFrame(rows)
