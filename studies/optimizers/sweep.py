@@ -49,8 +49,15 @@ START = {
 
 TABLES = dict.fromkeys(START, "mup") | {"adafactor": "mup_everett_full"}
 """The table of each optimizer that is to keep its learning rate in place."""
-EVERETT = [("adamw", rule) for rule in ("sp_full", "sp_none", "ntk_full", "mean_field_full")]
-"""Further tables of AdamW (2407.05872), with and without alignment; at the base all are the same."""
+EVERETT = [
+    *(("adamw", rule) for rule in ("sp_full", "sp_none", "ntk_full", "mean_field_full", "mup_everett_none")),
+    *(("adafactor", rule) for rule in ("sp_full", "ntk_full", "mean_field_full", "mup_everett_none")),
+    *(("sgd", rule) for rule in ("sp_full", "mup_everett_none")),
+]
+"""Further tables of 2407.05872, with and without alignment; at the base all are the same.
+
+Left out for AdamW: `ntk_none` and `mean_field_none`, which train as `sp_none` and `mup_everett_none`.
+"""
 
 Key = tuple[str, str, int, int, int]
 
@@ -135,7 +142,7 @@ class Sweep:
 
 
 def cases(seeds: list[int]) -> Iterator[tuple[int, str, str]]:
-    """Seed, optimizer and rule: optimizers with their table and without, then the further tables of AdamW."""
+    """Seed, optimizer and rule: optimizers with their table and without, then the further tables."""
     for (optimizer, table), seed in itertools.product(TABLES.items(), seeds):
         yield from ((seed, optimizer, table), (seed, optimizer, "sp"))
     for seed, (optimizer, rule) in itertools.product(seeds, EVERETT):
