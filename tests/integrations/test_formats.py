@@ -15,6 +15,7 @@ from transfer_bo.integrations import FORMATS, export
 from transfer_bo.parametrization import parametrize
 from transfer_bo.scale import Scale
 from transfer_bo.training.model import build_transformer
+from transfer_bo.training.unit_scaled import unit_transformer
 
 BASE = Scale(width=32, depth=2, batch=8, tokens=1e5)
 TARGET = Scale(width=64, depth=4, batch=32, tokens=2e5)
@@ -191,3 +192,14 @@ def test_with_torchtitan():
 
     assert P.at(TARGET).check(model, list(container), HPS).is_active
     assert 32 == scope["config"].training.global_batch_size
+
+
+def test_multipliers_that_a_model_names_are_exported():
+    """As they are to be set, with a remark, as they belong to no tensor."""
+    base = Scale(width=16, depth=2)
+    suggested = SimpleNamespace(target=base, params={"lr": 0.1, "forward.ffn_act": 2.0})
+    exported = export(suggested, parametrize(unit_transformer, base, rule="u_mup"), "json")
+    content = json.loads(exported.text)
+
+    assert (2.0, 1.0) == tuple(content["forward_multipliers"][n] for n in ("ffn_act", "loss_softmax"))
+    assert any("ffn_act" in note for note in exported.notes)
