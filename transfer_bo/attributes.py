@@ -33,6 +33,7 @@ __all__ = [
     "RUNG",
     "SCALE_ATTR",
     "SECONDS_ATTR",
+    "SEED_ATTR",
     "SETTINGS_ATTR",
     "SOURCE_ATTR",
     "SPEED_ATTR",
@@ -74,6 +75,10 @@ SECONDS_ATTR = "transfer_bo:seconds"
 # What trials are for, and where they come from.
 REUSED_ATTR = "transfer_bo:reused"
 """Trial attribute: share of the run that another trial had trained when it began, in [0, 1)."""
+
+SEED_ATTR = "transfer_bo:seed"
+"""Trial attribute: seed of initial weights and data order, if runs of one scale share it; an objective of
+your own may set it. Absent where every run has its own."""
 
 PURPOSE_ATTR = "transfer_bo:purpose"
 """Trial attribute: "search" (when absent), "verify", "control", "replicate" or "past"."""

@@ -21,6 +21,7 @@ from transfer_bo.attributes import (
     RUNG,
     SCALE_ATTR,
     SECONDS_ATTR,
+    SEED_ATTR,
     SETTINGS_ATTR,
     SOURCE_ATTR,
 )
@@ -127,6 +128,7 @@ class Run:
             study's own.
         constraints: values of Optuna's constraints by name; one holds at 0 or below.
         reused: share of the run that another run had trained, in [0, 1), see `training.trunk`.
+        seed: of initial weights and data order, if runs of its scale share them; None if it has its own.
     """
 
     number: int
@@ -140,6 +142,7 @@ class Run:
     source: str | None = None
     constraints: Mapping[str, float] = field(default_factory=dict)
     reused: float = 0.0
+    seed: int | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -206,6 +209,7 @@ def read_run(trial: Any, state: Any = None) -> Run:
         source=attrs.get(SOURCE_ATTR),
         constraints=trial.constraints,
         reused=attrs.get(REUSED_ATTR, 0.0),
+        seed=attrs.get(SEED_ATTR),
     )
 
 

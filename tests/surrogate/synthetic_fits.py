@@ -65,6 +65,23 @@ def fit_with_categories_and_a_source_study(seed: int, n: int = 24) -> LandscapeG
     return fit_gp(X, y + 0.01 * torch.randn(n, dtype=torch.double, generator=generator), shape)
 
 
+def fit_with_shared_seeds(seed: int, n: int = 24) -> LandscapeGP:
+    """A fit to n runs, two thirds of which share the seed of their rung: an offset of about 2% each."""
+    generator = torch.Generator().manual_seed(seed)
+    dimensions = two_hps().coordinates.numeric
+    scales = [BASE, BASE.replace(width=64)]
+    coordinates = Coordinates(dimensions, BASE, ["width"], seeds=[(scale, 0) for scale in scales])
+    drift_prior = DriftPrior.from_tables(["lr", "weight_decay"], ["width"], "base")
+    shape = Landscape(coordinates, drift_prior, level=math.log(2.0))
+
+    s = (torch.arange(n) % 2).double()[:, None]
+    flags = torch.eye(2, dtype=torch.double)[torch.arange(n) % 2] * (torch.arange(n) % 3 > 0)[:, None]
+    X = torch.cat([1.5 * torch.randn(n, 2, dtype=torch.double, generator=generator), s, flags], -1)
+    offset = 0.02 * torch.randn(2, dtype=torch.double, generator=generator)
+    noise = 0.003 * torch.randn(n, dtype=torch.double, generator=generator)
+    return fit_gp(X, shape.values(shape.mean, X) + flags @ offset + noise, shape)
+
+
 def one_hp(y: list[float]) -> tuple[torch.Tensor, torch.Tensor, Landscape]:
     """Runs at one scale, evenly over one HP, with these ln losses."""
     coordinates = Coordinates([Dimension("lr", "log", 2**-4, 2**4)], Scale(width=32), [])
@@ -75,5 +92,6 @@ def one_hp(y: list[float]) -> tuple[torch.Tensor, torch.Tensor, Landscape]:
 
 def moved(hyperparameters: KernelHyperparameters, steps: torch.Tensor) -> KernelHyperparameters:
     """The hyperparameters with their logarithms moved."""
-    sources = len(hyperparameters.log_source_shift_sd)
-    return KernelHyperparameters.from_log_vector(hyperparameters.to_log_vector() + steps, sources)
+    sources, seeds = len(hyperparameters.log_source_shift_sd), len(hyperparameters.log_seed_ratio)
+    logs = hyperparameters.to_log_vector() + steps
+    return KernelHyperparameters.from_log_vector(logs, sources, shares_seeds=bool(seeds))

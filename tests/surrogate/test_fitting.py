@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 
 import pytest
 import torch
-from synthetic_fits import TARGET, fit_generated, fit_with_categories_and_a_source_study, moved, one_hp
+from synthetic_fits import (
+    TARGET,
+    fit_generated,
+    fit_with_categories_and_a_source_study,
+    fit_with_shared_seeds,
+    moved,
+    one_hp,
+)
 
 from transfer_bo import Scale
 from transfer_bo.dimension import Dimension
@@ -19,14 +27,20 @@ from transfer_bo.surrogate.fitting import (
     noise_parts,
     student_t_weights,
 )
+from transfer_bo.surrogate.gp import LandscapeGP
 from transfer_bo.surrogate.kernel import hyperparameter_prior
 from transfer_bo.surrogate.landscape import DriftPrior, Landscape
 
+FITS = [fit_with_categories_and_a_source_study, fit_with_shared_seeds]
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_density_of_the_hyperparameters_is_the_models_own(seed: int) -> None:
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("seed", range(2))
+def test_the_density_of_the_hyperparameters_is_the_models_own(
+    seed: int, fit: Callable[[int], LandscapeGP]
+) -> None:
     """Between two sets of them it differs as density of the runs under the kernel, times prior, does."""
-    model = fit_with_categories_and_a_source_study(seed)
+    model = fit(seed)
     objective = neg_log_posterior(model)
     mean, sd = hyperparameter_prior(model.landscape.coordinates)
     weight, extra = noise_parts(model)
@@ -37,7 +51,8 @@ def test_the_density_of_the_hyperparameters_is_the_models_own(seed: int) -> None
     for _ in range(3):
         steps = 0.3 * torch.randn(len(mean), dtype=torch.double, generator=generator)
         other = model.with_fit(hyperparameters=moved(model.hyperparameters, steps))
-        noise = torch.diag(weight * (other.hyperparameters.noise_sd**2 + extra))
+        own_seed = other.hyperparameters.seed_variance * model.landscape.has_own_seed(model.X)
+        noise = torch.diag(weight * (other.hyperparameters.noise_sd**2 + own_seed + extra))
         C = other.kernel.covariance(model.X, model.X) + noise
         density = torch.distributions.MultivariateNormal(torch.zeros(len(C)).double(), C).log_prob(residual)
         logs = other.hyperparameters.to_log_vector()
@@ -47,14 +62,15 @@ def test_the_density_of_the_hyperparameters_is_the_models_own(seed: int) -> None
     assert values == pytest.approx([values[0]] * 3, rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_its_gradient_is_its_slope(seed: int) -> None:
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("seed", range(2))
+def test_its_gradient_is_its_slope(seed: int, fit: Callable[[int], LandscapeGP]) -> None:
     """In the direction of every hyperparameter, as differences tell it, away from where the prior is flat.
 
     Values are about 1e2 and rounded at the 1e-11 that the condition of C leaves, so differences over 2e-4 are
     known to 1e-7; what they leave out is 2e-9 of the third derivative.
     """
-    model = fit_with_categories_and_a_source_study(seed)
+    model = fit(seed)
     objective, at = neg_log_posterior(model), hyperparameter_prior(model.landscape.coordinates)[0] + 0.3
     _, gradient = objective(at)
     steps = 1e-4 * torch.eye(len(at), dtype=torch.double)

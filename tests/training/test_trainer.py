@@ -130,10 +130,11 @@ def test_report_can_stop_the_run(corpus: Corpus) -> None:
     assert torch.get_num_threads() == before
 
 
-def test_final_loss_is_the_mean_over_the_heldout_windows(corpus: Corpus) -> None:
-    """The result's loss equals a direct evaluation of the trained model."""
+@pytest.mark.parametrize("seed", [0, 1])
+def test_final_loss_is_the_mean_over_the_heldout_windows(corpus: Corpus, seed: int) -> None:
+    """The result's loss equals a direct evaluation of the trained model, on windows that no seed changes."""
     model = build_transformer(TINY)
-    result = run(corpus, model=model)
+    result = run(corpus, model=model, seed=seed)
     windows = corpus.heldout_windows(256, 16)
     with torch.no_grad():
         logits = model(windows[:, :-1])

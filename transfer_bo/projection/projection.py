@@ -10,7 +10,7 @@ Symbols:
     v        HPs in the coordinates of the landscape, v = mix z
     s        scale, doublings of each axis from the base
     B        drift of the optimum, octaves of each HP per doubling of each axis (d x a)
-    X        rows of the surrogate: v, category flags, s and source flags (n x (d+k+a+q))
+    X        rows of the surrogate, see `surrogate.coordinates` (n x row)
     y        loss in the transformed unit in which the surrogate sees it, smaller is better
     θ        parameters of the landscape: loss law, bowl and drift
     d, k     number of numeric HPs, and of choices of categorical HPs
@@ -232,7 +232,7 @@ class Projection:
         """Joint draws of y of one run at each of some rows, smaller is better (shape draws x m).
 
         Args:
-            X: rows at one scale (shape m x (d+k+a+q)).
+            X: rows at one scale (shape m x row).
             at: one row; what the bowl does not explain is drawn there and taken to be the same at all rows.
         """
         landscape = self.surrogate.landscape
@@ -274,7 +274,7 @@ class Projection:
         def in_loss(excess_loss: float) -> float:
             return abs(backward(level + excess_loss) - backward(level))
 
-        noise_sd = float(surrogate.model.hyperparameters.noise_sd)
+        noise_sd = float(surrogate.model.hyperparameters.run_sd)
         return {
             name: Baseline(
                 params=self._active(candidate.params, scale),

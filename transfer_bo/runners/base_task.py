@@ -20,6 +20,8 @@ from transfer_bo.attributes import (
     PURPOSE_ATTR,
     REPLICA_ATTR,
     REUSED_ATTR,
+    RUNG,
+    SEED_ATTR,
     SPEED_ATTR,
 )
 from transfer_bo.runners.attempt import PROXY_REPORTS, Attempt
@@ -117,11 +119,14 @@ class Task(ABC):
         attrs = trial.user_attrs
         is_at_target = PURPOSE_ATTR in attrs
         parts = attrs.get(ACCUMULATE_ATTR, self.file.training.accumulate)
+        seed = attrs[SEED_ATTR] if SEED_ATTR in attrs else self._seed(trial, scale, hps)
+        if self.file.shares_seeds and SEED_ATTR not in attrs:
+            trial.set_user_attr(SEED_ATTR, seed)
         attempt = Attempt(
             number=trial.number,
             scale=scale,
             hps=hps,
-            seed=self._seed(trial, scale, hps),
+            seed=seed,
             accumulate=parts,
             owner_losses=attrs.get(OWNER_LOSSES_ATTR, 0),
             report=report,
@@ -163,9 +168,10 @@ class Task(ABC):
     def _seed(self, trial: optuna.Trial, scale: Scale, hps: Mapping[str, float]) -> int:
         """The seed of weights and data order.
 
-        Each trial of the search has one of its own, so that the surrogate sees the true noise; but runs that
-        share their trunk have one in common. Runs at the target share theirs, so that suggestion and control
-        differ in HPs only; replicas of one number share a seed that no other run has.
+        Each trial of the search has one of its own, so that the surrogate sees the true noise, or with
+        `run.shared_seeds` that of its rung; but runs that share their trunk have one in common. Runs at the
+        target share theirs, so that suggestion and control differ in HPs only; replicas of one number share a
+        seed that no other run has.
         """
         first = SEEDS_PER_STUDY * self.file.seed
         if REPLICA_ATTR in trial.user_attrs:
@@ -174,7 +180,7 @@ class Task(ABC):
             return first
         if self.file.training.trunk:
             return trunk_seed(self.file, scale, hps)
-        return first + trial.number + 1
+        return first + 1 + (trial.params[RUNG] if self.file.shares_seeds else trial.number)
 
     def clean_up(self, trial: FrozenTrial) -> None:
         """Remove the checkpoints of a trial that has ended."""

@@ -141,15 +141,17 @@ def _candidates(surrogate: Surrogate, scale: Scale, optima: Tensor, generator: t
         low + (high - low) * torch.rand(CANDIDATES, dtype=torch.double, generator=generator)
     )
     length = torch.sqrt(excess_losses / torch.einsum("ni,ij,nj->n", directions, H, directions))
+    seed = surrogate.search_seed(scale)
     around = surrogate.rows(
         coordinates.clip(centre + directions * length[:, None]),
         scale,
         random_categories(surrogate, CANDIDATES, generator),
+        seed,
     )
 
     v, flags, at = landscape.split(optima[:: max(1, 2 * len(optima) // CANDIDATES)])
     moved = coordinates.clip(v - landscape.path(theta, at) + landscape.path(theta, s))
-    return torch.cat([around, surrogate.rows(moved, scale, flags)])
+    return torch.cat([around, surrogate.rows(moved, scale, flags, seed)])
 
 
 @dataclass(frozen=True, eq=False)

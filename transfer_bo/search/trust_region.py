@@ -212,7 +212,8 @@ def propose_inside(
     z = torch.cat([torch.where(moved, z, middle), middle[None]])
     is_frozen = torch.tensor([dim.name in frozen for dim in coordinates.numeric])
     z = torch.where(is_frozen, region.centre, z)
-    X = surrogate.rows(coordinates.clip(z @ coordinates.mix.T), scale)
+    seed = surrogate.search_seed(scale)
+    X = surrogate.rows(coordinates.clip(z @ coordinates.mix.T), scale, seed=seed)
 
     # Close to a cliff everything looks risky; the centre has been run, and was feasible.
     centre = surrogate.rows((coordinates.mix @ region.centre)[None], scale)

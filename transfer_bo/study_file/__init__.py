@@ -105,6 +105,7 @@ A study file in full (every section and key; those with a value after `#` may be
     rdzv_endpoint = "node1:29400"     # (none); with several nodes: where the workers run, and a free port
     rank_timeout = 600.0              # 600; seconds that nodes, and ranks, wait for one another
     runner = "local"                  # "local": processes here; or "ray": tasks on a Ray cluster
+    shared_seeds = false              # (true with [per_module]); runs of a rung share weights and data order
 
     # [command]                       # train with a program of your own instead of the reference trainer
     # run = ["python", "train.py", "--lr", "{lr}", "--trial", "{input}"]   # see runners/external_program.py

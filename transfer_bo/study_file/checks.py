@@ -111,6 +111,11 @@ def _check_trunk(study_file: StudyFile) -> None:
         raise study_file.error(
             "training.trunk", 'only runs with schedule = "wsd" have a stable part; set it.'
         )
+    if study_file.training.trunk and study_file.run.shared_seeds:
+        raise study_file.error(
+            "run.shared_seeds",
+            "the seed of runs that share a trunk follows from their HPs; leave it out.",
+        )
 
 
 def _check_nodes(study_file: StudyFile) -> None:

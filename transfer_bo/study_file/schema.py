@@ -203,6 +203,7 @@ class RunSection(_Section):
     rdzv_endpoint: str | None = None
     rank_timeout: Positive = 600.0
     runner: Literal["local", "ray"] = "local"
+    shared_seeds: bool | None = None
 
 
 class CommandSection(_Section):
@@ -296,6 +297,13 @@ class StudyFile(_Section):
     def hp_space(self) -> Space:
         """The searched HPs."""
         return Space(HP.of(name, **bounds.model_dump()) for name, bounds in self.space.items())
+
+    @property
+    def shares_seeds(self) -> bool:
+        """Whether runs of a rung share initial weights and data order."""
+        if self.run.shared_seeds is None:
+            return self.per_module is not None and not self.training.trunk
+        return self.run.shared_seeds
 
     @property
     def out(self) -> Path:

@@ -21,11 +21,12 @@ Nothing changes after it was made; another fit is another object. Tensors are of
 shapes stand in the annotations:
 
     n         runs                             m, j      rows, points or draws that a function is given
-    row       columns of a row: d + k + a + q  count     draws
+    row       columns of a row                 count     draws
     d         numeric HPs                      p         parameters of the landscape, θ
     k         choices of all categorical HPs   latent    entries of ξ, see `posterior`
     a         axes that vary                   h         hyperparameters of the kernel
     q         source studies                   hps       all HPs: d and the categorical ones
+    g         seeds that runs of a scale share c         1 if there are any, else 0
     column    columns of the residual: d + k   groups    groups of Markov chains
     *b        any number of batch dimensions
 """

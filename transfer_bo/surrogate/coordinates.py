@@ -5,9 +5,11 @@ Symbols:
     v   the coordinates of the bowl: v = M z, where a multiplier is taken together with what it multiplies.
     s   log2(axis / base), doublings.
     x   one row of the surrogate's input: v (d), then one-hot categories (k), then s (a),
-        then which source study it comes from, one-hot (q); zeros for the study's own runs.
+        then which source study it comes from, one-hot (q); zeros for the study's own runs;
+        then which shared seed it has, one-hot (g); zeros for a run with a seed of its own.
     M   what multiplies what (d x d, unit diagonal), see `priors.MULTIPLIES`.
     d, k, a, q   numeric HPs, categories of all categorical HPs, axes that vary, source studies.
+    g   seeds that runs of one scale share.
 """
 
 from __future__ import annotations
@@ -39,8 +41,10 @@ class Coordinates:
         axes: the axes that vary; the others are ignored.
         sources: names of source studies whose runs are among the rows.
         kinds: HP or axis -> its kind (see `synonyms`), where its name does not tell it.
+        seeds: scale and seed of runs that share initial weights and data order.
 
     Attributes:
+        width: length of a row.
         numeric, categorical: the HPs, each in the order of its columns.
         hps_as_known, axes_as_known: names of the numeric HPs and of the axes as the priors know them: the
             kind if it was declared.
@@ -55,6 +59,7 @@ class Coordinates:
         axes: Sequence[str],
         sources: Sequence[str] = (),
         kinds: Mapping[str, str] | None = None,
+        seeds: Sequence[tuple[Scale, int]] = (),
     ) -> None:
         kinds = kinds or {}
         self.numeric = [dim for dim in dimensions if dim.transform != "categorical"]
@@ -62,11 +67,13 @@ class Coordinates:
         self.base = base
         self.axes = list(axes)
         self.sources = list(sources)
+        self.seeds = list(seeds)
         self.hps_as_known = [kinds.get(dim.name, dim.name) for dim in self.numeric]
         self.axes_as_known = [kinds.get(axis, axis) for axis in self.axes]
         self.d = len(self.numeric)
         self.a = len(self.axes)
         self.k = sum(len(dim.choices) for dim in self.categorical)
+        self.width = self.d + self.k + self.a + len(self.sources) + len(self.seeds)
 
         ends = [sorted((dim.forward(dim.low), dim.forward(dim.high))) for dim in self.numeric]
         raw_low, raw_high = torch.tensor(ends, dtype=torch.double).reshape(-1, 2).T
@@ -165,12 +172,16 @@ class Coordinates:
         return torch.tensor(flags, dtype=torch.double)
 
     def row(
-        self, params: Mapping[str, Any], scale: Scale, source: str | None = None
+        self, params: Mapping[str, Any], scale: Scale, source: str | None = None, seed: int | None = None
     ) -> Float[Tensor, " row"]:
-        """The x of one run (d + k + a + q). A missing HP sits at the prior guess of its optimum."""
+        """The x of one run. A missing HP sits at the prior guess of its optimum."""
         v = self.mix @ torch.nan_to_num(self.z(params), nan=0.0)
         from_source = torch.tensor([float(name == source) for name in self.sources], dtype=torch.double)
-        return torch.cat([v, self.one_hot(params), self.s(scale), from_source])
+        return torch.cat([v, self.one_hot(params), self.s(scale), from_source, self.seed_flags(scale, seed)])
+
+    def seed_flags(self, scale: Scale, seed: int | None) -> Float[Tensor, " g"]:
+        """Which of the shared seeds a run has, one-hot; zeros if it has one of its own."""
+        return torch.tensor([float(one == (scale, seed)) for one in self.seeds], dtype=torch.double)
 
     def clip(self, v: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Each v moved into the box of the searched ranges."""

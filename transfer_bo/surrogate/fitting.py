@@ -110,9 +110,9 @@ def fit_gp(
 @torch.no_grad()
 def _first_fit(X: Tensor, y: Tensor, landscape: Landscape) -> LandscapeGP:
     """MAP under the prior's hyperparameters; then noise and residual as large as the bowl's residuals."""
-    logs, _ = hyperparameter_prior(landscape.coordinates)
-    sources = len(landscape.coordinates.sources)
-    prior = KernelHyperparameters.from_log_vector(logs, sources)
+    coordinates = landscape.coordinates
+    logs, _ = hyperparameter_prior(coordinates)
+    prior = KernelHyperparameters.of(logs, coordinates)
     start = LandscapeGP(X, y, landscape, _first_theta(X, y, landscape), prior)
     theta, noise = find_map(start)
 
@@ -121,7 +121,7 @@ def _first_fit(X: Tensor, y: Tensor, landscape: Landscape) -> LandscapeGP:
     logs = logs.clone()
     logs[RESIDUAL_INDEX] = torch.maximum(logs[RESIDUAL_INDEX], sd.log())
     logs[NOISE_SD_INDEX] = torch.maximum(logs[NOISE_SD_INDEX], (sd / 2).log())
-    return start.with_fit(theta, KernelHyperparameters.from_log_vector(logs, sources), noise)
+    return start.with_fit(theta, KernelHyperparameters.of(logs, coordinates), noise)
 
 
 def _first_theta(X: Tensor, y: Tensor, landscape: Landscape) -> Tensor:
@@ -149,7 +149,7 @@ def _find_hyperparameters(model: LandscapeGP) -> KernelHyperparameters:
 
     mean, sd = hyperparameter_prior(coordinates)
     widest = torch.full_like(sd, WIDEST_LENGTHSCALE)
-    widest[: FIRST_SOURCE + len(coordinates.sources)] = WIDEST
+    widest[: FIRST_SOURCE + len(coordinates.sources) + bool(coordinates.seeds)] = WIDEST
     low, high = mean - widest * sd, mean + widest * sd
     found = minimize(
         value_and_gradient,
@@ -160,7 +160,7 @@ def _find_hyperparameters(model: LandscapeGP) -> KernelHyperparameters:
         options={"maxiter": MAX_ITERATIONS},
     )
     logs = torch.tensor(found.x, dtype=torch.double)
-    return KernelHyperparameters.from_log_vector(logs, len(coordinates.sources))
+    return KernelHyperparameters.of(logs, coordinates)
 
 
 def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Tensor]]:
@@ -177,17 +177,21 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
     X, y = model.X[keep], model.y[keep]
     weight, extra = (part[keep] for part in noise_parts(model))  # σ between them is fitted
     n, J, source_flags = len(y), kernel.jacobian(X), landscape.source_flags(X)
-    first_lengthscale = FIRST_SOURCE + source_flags.shape[-1]
+    shares_seeds = bool(landscape.coordinates.seeds)
+    first_lengthscale = FIRST_SOURCE + source_flags.shape[-1] + shares_seeds
 
     slopes = J[:, landscape.part("u")]
     slopes = slopes @ slopes.T
     _, _, s = landscape.split(X)
     same_source = source_flags @ source_flags.T
+    same_seed, own_seed = landscape.seed_flags(X), weight * landscape.has_own_seed(X)
+    of_seeds = same_seed @ same_seed.T + torch.diag(own_seed)
     residual_inputs = kernel.residual_inputs(X)
     residual_correlation = kernel.residual_scale_correlation(s, s) * (1 + same_source)
 
     # C is the sum of `constant`, of `parts` times the square of a hyperparameter each, and of the residual.
-    # It must equal `kernel.covariance(X, X)` plus the noise w (σ² + extra): change both together.
+    # It must equal `kernel.covariance(X, X)` plus the noise w (σ² + extra), or w (σ² + ς² + extra) of a run
+    # that shares no seed: change both together.
     tangent = (J * landscape.sd**2) @ J.T
     constant = tangent + priors.SOURCE_LEVEL_SD**2 * same_source + torch.diag(weight * extra)
     of_parts = [JITTER_INDEX, LEVEL_INDEX, NOISE_SD_INDEX, *range(FIRST_SOURCE, first_lengthscale)]
@@ -197,6 +201,7 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
             kernel.level_covariance(s, s),
             torch.diag(weight),
             *[torch.outer(flags, flags) * slopes for flags in source_flags.T],
+            *[of_seeds] * shares_seeds,
         ]
     ).flatten(1)
     b = y - kernel.linearised_mean(X)
@@ -205,6 +210,8 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
     def value_and_gradient(logs: Tensor) -> tuple[float, Tensor]:
         square = (2 * logs).exp()
         size, lengthscale = square[of_parts], logs[first_lengthscale:].exp()
+        if shares_seeds:
+            size[-1] *= square[NOISE_SD_INDEX]  # ς = ρ σ
         scaled = residual_inputs / kernel.per_column(lengthscale)
         squared = squared_distances(scaled, scaled)
         residual = matern(squared).mul_(residual_correlation).mul_(square[RESIDUAL_INDEX])
@@ -222,7 +229,10 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
         pairs = 2 * (W.sum(0) @ scaled**2 - (scaled * (W @ scaled)).sum(0))
 
         gradient = off / sd
-        gradient[of_parts] += 2 * size * (parts @ G.flatten())
+        by_part = 2 * size * (parts @ G.flatten())
+        gradient[of_parts] += by_part
+        if shares_seeds:
+            gradient[NOISE_SD_INDEX] += by_part[-1]
         gradient[RESIDUAL_INDEX] += 2 * torch.dot(residual.flatten(), G.flatten())
         gradient[first_lengthscale:] -= 2 * kernel.sum_by_hp(pairs)
         return float(value), gradient
@@ -231,7 +241,7 @@ def neg_log_posterior(model: LandscapeGP) -> Callable[[Tensor], tuple[float, Ten
 
 
 def noise_parts(model: LandscapeGP) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Split the variance of each run's noise into weight · (σ² + extra).
+    """Split the variance of each run's noise into weight · (σ² + extra), ς² added where a run shares no seed.
 
     Returns:
         weight: at least 1, larger for odd runs (`student_t_weights`).
@@ -239,7 +249,8 @@ def noise_parts(model: LandscapeGP) -> tuple[Float[Tensor, " n"], Float[Tensor, 
     """
     excess_loss = model.landscape.excess_loss(model.theta, model.X)
     extra = (TOLERANCE * excess_loss) ** 2 + model.failure**2
-    return model.run_noise / (model.hyperparameters.noise_sd**2 + extra), extra
+    own_seed = model.hyperparameters.seed_variance * model.landscape.has_own_seed(model.X)
+    return model.run_noise / (model.hyperparameters.noise_sd**2 + own_seed + extra), extra
 
 
 def student_t_weights(covariance: Float[Tensor, "n n"], residual: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -5,10 +5,12 @@ and of what they leave over (`kernel`). The noise of a run has the variance
 
     σ² + (λ · excess loss)² + failure²          far from the optimum the bowl is only roughly right
 
+and ς² more if its seed is its own, while other runs share seeds (`kernel`).
+
 A run that ended far above the best of its scale has failed (`failure_excess`): "failure" is by how much more
 than a run that has not, so that it says "bad" and no more than that, however bad it is.
 
-Symbols: n runs, X (n x (d+k+a+q)), y (n) = transformed loss, smaller is better; λ = TOLERANCE; σ, θ and
+Symbols: n runs, X (n x row), y (n) = transformed loss, smaller is better; λ = TOLERANCE; σ, θ and
 others as in `kernel` and `landscape`. Double precision throughout.
 """
 
@@ -121,13 +123,15 @@ class LandscapeGP(gpytorch.models.ExactGP, GPyTorchModel, FantasizeMixin):  # ty
         )
 
     def forward(self, x: Tensor) -> MultivariateNormal:
-        """Prior of f at rows x (... x n x (d+k+a+q))."""
+        """Prior of f at rows x (... x n x row)."""
         return MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
     def noise(self, X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b"]:
         """Variance of one run at each row about f, as far as the fitted bowl knows."""
-        sd = float(self.hyperparameters.noise_sd)
-        return sd**2 + (TOLERANCE * self.landscape.excess_loss(self.theta, X)) ** 2
+        hyperparameters = self.hyperparameters
+        own_seed = float(hyperparameters.seed_variance) * self.landscape.has_own_seed(X)
+        noise = float(hyperparameters.noise_sd) ** 2 + own_seed
+        return noise + (TOLERANCE * self.landscape.excess_loss(self.theta, X)) ** 2
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
@@ -168,7 +172,8 @@ def failure_excess(
     X: Float[Tensor, "n row"], y: Float[Tensor, " n"], landscape: Landscape
 ) -> Float[Tensor, " n"]:
     """By how much each run ended above the worst of its scale and study that is no failure yet, else 0."""
-    scale_and_source = X[:, landscape.d + landscape.k :]
+    _, _, s = landscape.split(X)
+    scale_and_source = torch.cat([s, landscape.source_flags(X)], -1)
     same = (scale_and_source.unsqueeze(1) == scale_and_source.unsqueeze(0)).all(-1)
     above = y - torch.where(same, y, math.inf).amin(-1)
 

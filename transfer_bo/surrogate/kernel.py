@@ -7,6 +7,7 @@ tangent kernel J(x) Σ0 J(x')ᵀ. These are added:
     residual   r² Matérn(z~, z~') RBF(s, s')    what the bowl cannot say; it drifts along with the optimum
     level      l² Σ_a min(|s_a|, |s'_a|)        the loss law's own error; 0 where s_a and s'_a differ in sign
     source     o² + φ² (∂f/∂u · ∂f'/∂u) + r² Matérn(...) RBF(...)      of two runs of the same source study
+    seed       ς²                                                      of two runs that share a seed
 
 z~ = (M⁻¹(v - ψ(s)), categories) are the HPs as seen from the optimum of their scale, in z, and the one-hot
 categories; RBF is the squared exponential of the distance of two scales. The residual has the same variance
@@ -15,10 +16,14 @@ everywhere; the level's grows with the distance from the base along every axis.
 A source study has losses of another level, an optimum about φ octaves away in each HP, and its own residual
 beside the common one. φ is learned for each source study: the weight of what it says of where the optimum is.
 
+Runs of one scale with the same initial weights and data order have part of their noise in common: an offset
+of the loss for each shared seed, which does not average out over these runs. Its sd is ς = ρ σ; a run with a
+seed of its own has such an offset for itself, as part of its noise.
+
 Symbols: x, v, z, s, M, d, k, a, q as in `coordinates`; f, θ, u, ψ, p as in `landscape`; θ̂ = point of
-linearisation, θ0 and Σ0 = prior mean and diagonal prior covariance of θ, J = ∂f/∂θ (p) at θ̂; τ, r, l, σ, φ
-and the residual's lengthscales ℓ are `KernelHyperparameters`, o is `priors.SOURCE_LEVEL_SD`; h = number of
-hyperparameters, column = column of z~.
+linearisation, θ0 and Σ0 = prior mean and diagonal prior covariance of θ, J = ∂f/∂θ (p) at θ̂; τ, r, l, σ, φ,
+ρ and the residual's lengthscales ℓ are `KernelHyperparameters`, o is `priors.SOURCE_LEVEL_SD`; h = number of
+hyperparameters, column = column of z~; c = 1 if any runs share a seed, else 0.
 """
 
 from __future__ import annotations
@@ -70,7 +75,7 @@ NOISE_SD_INDEX = 3
 """Where ln σ stands."""
 
 FIRST_SOURCE = 4
-"""From here on ln φ of the source studies stand; ln ℓ of the HPs follow."""
+"""From here on ln φ of the source studies stand; ln ρ, if runs share seeds, and ln ℓ of the HPs follow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,8 @@ class KernelHyperparameters:
         log_level: ln l; l in ln loss per square root of a doubling.
         log_noise_sd: ln σ, the sd of the noise of one run near the optimum; σ in ln loss.
         log_source_shift_sd: ln φ of each source study (q); φ in octaves.
+        log_seed_ratio: ln ρ, the sd of the noise that runs with the same seed have in common over that of the
+            rest of their noise, σ (c).
         log_lengthscale: ln ℓ of the residual along each HP, numeric ones first (d + categorical HPs); ℓ in
             octaves, or in choices.
     """
@@ -92,13 +99,23 @@ class KernelHyperparameters:
     log_level: Float[Tensor, ""]
     log_noise_sd: Float[Tensor, ""]
     log_source_shift_sd: Float[Tensor, " q"]
+    log_seed_ratio: Float[Tensor, " c"]
     log_lengthscale: Float[Tensor, " hps"]
 
     @classmethod
-    def from_log_vector(cls, logs: Float[Tensor, " h"], sources: int) -> KernelHyperparameters:
-        """The inverse of `to_log_vector`, for so many source studies."""
+    def from_log_vector(
+        cls, logs: Float[Tensor, " h"], sources: int, shares_seeds: bool = False
+    ) -> KernelHyperparameters:
+        """The inverse of `to_log_vector`, for so many source studies, and runs that share seeds or do not."""
         own = (logs[JITTER_INDEX], logs[RESIDUAL_INDEX], logs[LEVEL_INDEX], logs[NOISE_SD_INDEX])
-        return cls(*own, logs[FIRST_SOURCE : FIRST_SOURCE + sources], logs[FIRST_SOURCE + sources :])
+        seed = FIRST_SOURCE + sources
+        lengthscale = seed + shares_seeds
+        return cls(*own, logs[FIRST_SOURCE:seed], logs[seed:lengthscale], logs[lengthscale:])
+
+    @classmethod
+    def of(cls, logs: Float[Tensor, " h"], coordinates: Coordinates) -> KernelHyperparameters:
+        """`from_log_vector` for the source studies and shared seeds of some coordinates."""
+        return cls.from_log_vector(logs, len(coordinates.sources), bool(coordinates.seeds))
 
     def to_log_vector(self) -> Float[Tensor, " h"]:
         """All logarithms in the order of the fields: what optimizer and sampler work on."""
@@ -125,6 +142,21 @@ class KernelHyperparameters:
         return self.log_noise_sd.exp()
 
     @property
+    def seed_ratio(self) -> Float[Tensor, " c"]:
+        """ρ; none if no runs share a seed."""
+        return self.log_seed_ratio.exp()
+
+    @property
+    def seed_variance(self) -> Float[Tensor, ""]:
+        """ς², (ln loss)²; 0 if no runs share a seed."""
+        return self.noise_sd**2 * self.seed_ratio.square().sum()
+
+    @property
+    def run_sd(self) -> Float[Tensor, ""]:
+        """sd of the noise of one run near the optimum with a seed of its own, ln loss."""
+        return (self.noise_sd**2 + self.seed_variance).sqrt()
+
+    @property
     def source_shift_sd(self) -> Tensor:
         """φ of each source study, octaves (q)."""
         return self.log_source_shift_sd.exp()
@@ -139,6 +171,7 @@ def hyperparameter_prior(coordinates: Coordinates) -> tuple[Float[Tensor, " h"],
     """Mean and sd of the normal prior of the logarithms of the hyperparameters."""
     common = [priors.JITTER, priors.RESIDUAL, priors.LEVEL, priors.NOISE_SD]
     common += [priors.SOURCE_SHIFT_SD] * len(coordinates.sources)
+    common += [priors.SEED_RATIO] * bool(coordinates.seeds)
     table = torch.tensor(common, dtype=torch.double)
 
     width = (coordinates.z_high - coordinates.z_low).clamp(min=1.0)
@@ -248,7 +281,7 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
     def nuisance_covariance(
         self, X1: Float[Tensor, "*#b n row"], X2: Float[Tensor, "*#b m row"]
     ) -> Float[Tensor, "*b n m"]:
-        """Everything but the tangent kernel: jitter + residual + level + source."""
+        """Everything but the tangent kernel: jitter + residual + level + source + seed."""
         J1 = self.jacobian(X1)
         return self.nuisance_given_jacobians(X1, X2, J1, J1 if X2 is X1 else self.jacobian(X2))
 
@@ -272,7 +305,8 @@ class LandscapeKernel(gpytorch.kernels.Kernel):  # type: ignore[misc]  # gpytorc
 
         source_level = priors.SOURCE_LEVEL_SD**2 * sources1 @ sources2.mT
         level = hyperparameters.level**2 * self.level_covariance(s1, s2) + source_level
-        return moved * slopes + self.residual_covariance(X1, X2) + level
+        seed = hyperparameters.seed_variance * landscape.seed_flags(X1) @ landscape.seed_flags(X2).mT
+        return moved * slopes + self.residual_covariance(X1, X2) + level + seed
 
     def covariance(
         self, X1: Float[Tensor, "*#b n row"], X2: Float[Tensor, "*#b m row"]

@@ -351,7 +351,16 @@ class Landscape:
 
     def source_flags(self, X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b q"]:
         """Which source study each row comes from, one-hot; zeros for the study's own."""
-        return X[..., self.d + self.k + self.a :]
+        first = self.d + self.k + self.a
+        return X[..., first : first + len(self.coordinates.sources)]
+
+    def seed_flags(self, X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b g"]:
+        """Which shared seed each row has, one-hot; zeros if it has one of its own."""
+        return X[..., self.d + self.k + self.a + len(self.coordinates.sources) :]
+
+    def has_own_seed(self, X: Float[Tensor, "*b row"]) -> Float[Tensor, "*b"]:
+        """1 for rows that share no seed, 0 for the others."""
+        return 1 - self.seed_flags(X).sum(-1)
 
     def _log_shares(self, theta: Tensor, s: Tensor) -> Tensor:
         """Logarithms of the law's terms, of e, then of the axes (... x (1 + a)); at s = 0 they sum to 1."""

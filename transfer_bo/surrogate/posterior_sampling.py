@@ -94,7 +94,7 @@ class Draws:
         jitter: its part that is jitter, in v.
         residual_offset: ω, from ψ to the best setting, because of the residual, in z.
         error: residual and level error of f at the row; zeros without one.
-        noise_sd: of one run near the optimum, ln loss.
+        noise_sd: of one run near the optimum with a seed of its own, ln loss.
     """
 
     theta: Float[Tensor, "count p"]
@@ -158,7 +158,7 @@ class PosteriorSamples:
 
         jitter_and_error = torch.cat(draws)
         jitter = jitter_and_error[:, : landscape.d] @ landscape.optimum_map.T
-        noise_sd = torch.stack([one.noise_sd for one in self.hyperparameters])
+        noise_sd = torch.stack([one.run_sd for one in self.hyperparameters])
         return Draws(
             theta=self.theta,
             optimum=landscape.path(self.theta, s) + jitter,
@@ -238,8 +238,7 @@ def draw_hyperparameters(model: LandscapeGP, generator: torch.Generator) -> list
     fitted = model.hyperparameters.to_log_vector()
     standard = torch.randn(GROUPS, len(fitted), dtype=torch.double, generator=generator)
     logs = fitted + standard @ hyperparameter_root_covariance(model).T
-    sources = len(model.landscape.coordinates.sources)
-    return [KernelHyperparameters.from_log_vector(draw, sources) for draw in logs]
+    return [KernelHyperparameters.of(draw, model.landscape.coordinates) for draw in logs]
 
 
 @torch.no_grad()
@@ -259,7 +258,9 @@ def sample_given_hyperparameters(
     """
     weight, extra = noise_parts(model)
     noise_sd = torch.stack([one.log_noise_sd for one in hyperparameters]).exp()
-    noise = weight * (noise_sd[:, None] ** 2 + extra)  # groups x n
+    seed_variance = torch.stack([one.seed_variance for one in hyperparameters])
+    own_seed = seed_variance[:, None] * model.landscape.has_own_seed(model.X)
+    noise = weight * (noise_sd[:, None] ** 2 + own_seed + extra)  # groups x n
 
     kernels = [LandscapeKernel(model.landscape, model.theta, one) for one in hyperparameters]
     nuisance = torch.stack([kernel.nuisance_covariance(model.X, model.X) for kernel in kernels])

@@ -46,6 +46,7 @@ __all__ = [
     "MULTIPLIES",
     "NOISE_SD",
     "RESIDUAL",
+    "SEED_RATIO",
     "SHRINKAGE_RATE_SD",
     "SOURCE_LEVEL_SD",
     "SOURCE_SHIFT_SD",
@@ -147,6 +148,10 @@ LEVEL: LogNormal = (0.01, 0.7)
 NOISE_SD: LogNormal = (0.003, 1.5)
 """σ, ln loss: noise of one run near the optimum. The smallest proxies have .015 (`studies/LOG.md`, noise of
 small proxies), large models less."""
+
+SEED_RATIO: LogNormal = (0.6, 0.7)
+"""ρ: sd of what runs of one scale have in common if they share initial weights and data order, over that of
+the rest of their noise. Small transformers: .67 at width 32, .48 at width 64 (`studies/shared_seeds`)."""
 
 LENGTHSCALE_RANGE_SHARE = 0.5
 """ℓ of the residual along an HP: this share of its searched range, at least half an octave; weak."""

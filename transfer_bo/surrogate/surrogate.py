@@ -91,16 +91,33 @@ class Surrogate:
     def row(self, run: Run) -> Float[Tensor, " row"]:
         """The x of a run."""
         assert run.scale is not None
-        return self.coordinates.row(run.params, run.scale, run.source)
+        return _row(run, self.coordinates)
 
     def rows(
-        self, v: Float[Tensor, "m d"], scale: Scale, flags: Float[Tensor, "*m k"] | None = None
+        self,
+        v: Float[Tensor, "m d"],
+        scale: Scale,
+        flags: Float[Tensor, "*m k"] | None = None,
+        seed: int | None = None,
     ) -> Float[Tensor, "m row"]:
-        """Rows at one scale from v and category flags (one set or one for each row; None: the best known)."""
+        """Rows at one scale.
+
+        Args:
+            v: their HPs.
+            scale: where.
+            flags: category flags, one set or one for each row; None: the best known.
+            seed: that they share with other runs there; None if they have seeds of their own.
+        """
+        coordinates, count = self.coordinates, len(v)
         flags = self.best_flags() if flags is None else flags
-        s = self.coordinates.s(scale)
-        own = torch.zeros(len(v), len(self.coordinates.sources), dtype=torch.double)
-        return torch.cat([v, flags.expand(len(v), -1), s.expand(len(v), -1), own], -1)
+        own = torch.zeros(count, len(coordinates.sources), dtype=torch.double)
+        parts = (flags, coordinates.s(scale), own, coordinates.seed_flags(scale, seed))
+        return torch.cat([v, *(part.expand(count, -1) for part in parts)], -1)
+
+    def search_seed(self, scale: Scale) -> int | None:
+        """The seed that runs of the search share at a scale; None if they do not."""
+        seeds = (run.seed for run in reversed(self.runs) if run.scale == scale and run.purpose == "search")
+        return next(seeds, None)
 
     def best_flags(self) -> Float[Tensor, " k"]:
         """One-hot of the category with the least effect for each categorical HP."""
@@ -201,12 +218,23 @@ def _coordinates(
     scales = [*settings.scales, settings.target, *(run.scale for run in runs if run.scale)]
     axes = [axis for axis in settings.base if len({scale[axis] for scale in scales}) > 1]
     sources = sorted({run.source for run in runs if run.source is not None})
-    return Coordinates(dimensions, settings.base, axes, sources, settings.kinds)
+    return Coordinates(dimensions, settings.base, axes, sources, settings.kinds, _shared_seeds(runs))
+
+
+def _shared_seeds(runs: Sequence[Run]) -> list[tuple[Scale, int]]:
+    """Scale and seed of the study's own runs, if some have both in common."""
+    seeds = [
+        (run.scale, run.seed)
+        for run in runs
+        if run.scale is not None and run.seed is not None and run.source is None
+    ]
+    distinct = list(dict.fromkeys(seeds))
+    return distinct if len(distinct) < len(seeds) else []
 
 
 def _row(run: Run, coordinates: Coordinates) -> Tensor:
     assert run.scale is not None
-    return coordinates.row(run.params, run.scale, run.source)
+    return coordinates.row(run.params, run.scale, run.source, run.seed if run.source is None else None)
 
 
 def _with_sparse_curvature(
@@ -271,10 +299,10 @@ def _feasibility(
     coordinates: Coordinates, runs: Sequence[tuple[Tensor, bool]], prior: priors.FeasibilityPrior
 ) -> FeasibilityModel:
     """How likely a run is infeasible, from rows and whether they were."""
-    width = coordinates.d + coordinates.k + coordinates.a + len(coordinates.sources)
+    none = torch.zeros(0, coordinates.width, dtype=torch.double)
     return FeasibilityModel(
         coordinates,
-        torch.stack([row for row, _ in runs]) if runs else torch.zeros(0, width, dtype=torch.double),
+        torch.stack([row for row, _ in runs]) if runs else none,
         torch.tensor([infeasible for _, infeasible in runs], dtype=torch.bool),
         prior,
     )

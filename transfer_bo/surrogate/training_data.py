@@ -44,7 +44,9 @@ class TrainingData:
         """Prior guess of y at the base scale's optimum: the best run of the scale nearest to the base."""
         first = coordinates.d + coordinates.k
         last = first + coordinates.a
-        own = self.X[:, last:].sum(-1) == 0  # a source study's level says little
+        own = (
+            self.X[:, last : last + len(coordinates.sources)].sum(-1) == 0
+        )  # a source study's level says little
         distance = self.X[:, first:last].abs().sum(-1) + 1e6 * ~own
         return float(self.y[distance <= distance.min() + 1e-9].min())
 
