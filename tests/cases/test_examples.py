@@ -1,15 +1,19 @@
-"""The examples run as they are, each in a process of its own."""
+"""The examples run as they are; commands, and the main path, in processes of their own."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 from postgres import cluster, why_not
 
@@ -43,6 +47,14 @@ def copied(tmp_path: Path) -> Path:
     return shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("runs", "ray.toml"))
 
 
+@pytest.fixture
+def optunas_log() -> Iterator[None]:
+    """Sets Optuna's verbosity back, which examples change."""
+    verbosity = optuna.logging.get_verbosity()
+    yield
+    optuna.logging.set_verbosity(verbosity)
+
+
 def test_per_module_search() -> None:
     """The main path ends with a verified suggestion and the parameter groups of the large model."""
     printed = run(sys.executable, "-W", "error::UserWarning", str(EXAMPLES / "per_module_search.py"))
@@ -63,9 +75,15 @@ def test_per_module_search() -> None:
         ("existing_study.py", r"'lr': 0\.00"),
     ],
 )
-def test_programs(example: str, shown: str) -> None:
+@pytest.mark.usefixtures("optunas_log")
+def test_programs(example: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each ends with its answer."""
-    assert re.search(shown, run(sys.executable, "-W", "error::UserWarning", str(EXAMPLES / example)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", UserWarning)
+        runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+
+    assert re.search(shown, capsys.readouterr().out)
 
 
 def test_new_examples_are_short() -> None:

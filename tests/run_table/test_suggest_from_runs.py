@@ -177,12 +177,14 @@ def test_many_rows_are_thinned_per_scale() -> None:
     """From thousands of rows the same optimum comes out, each scale with its best and a spread of others."""
     table = past_runs(600)
     fit = fit_runs(table, **ASK)
-    suggestion = fit.suggest()
+    surrogate = fit.projection.surrogate
+    optimum, _ = surrogate.optimum_posterior(fit.projection.target).optimum()
+    params = surrogate.coordinates.params(optimum)
     scales = [tuple(run.scale.values()) for run in fit.rows.runs if run.scale]
 
     assert MAX_ROWS - 12 <= len(fit.rows.runs) <= MAX_ROWS
     assert min(scales.count(scale) for scale in set(scales)) >= MAX_ROWS // 6 - 2
-    assert loss_at(1.6e9, 1.6e10, **suggestion.params) < 1.005 * loss_at(1.6e9, 1.6e10, best_lr(1.6e9), 0.98)
+    assert loss_at(1.6e9, 1.6e10, **params) < 1.005 * loss_at(1.6e9, 1.6e10, best_lr(1.6e9), 0.98)
 
 
 def test_status_words_are_understood() -> None:
