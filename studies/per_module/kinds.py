@@ -8,7 +8,8 @@ embedding and unembedding; others have one for each module type); those of "glob
 `transfer_bo.suggest` answers for all x4 is then trained at each scale with new seeds, carried by the default
 rule. Rows go to `kinds.csv`; the same command goes on where it stopped. `--table` prints what is in it: the
 gap in loss to the global setting of the same seed, and what that is worth in tokens, with 90% intervals over
-searches.
+searches. `--pooled` asks for one suggestion from the runs of all searches of an arm; intervals are then over
+seeds of training.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
 REPLICAS = {"proxy": 5, "width x4": 2, "depth x4": 2, "tokens x4": 2, "all x2": 2, "all x4": 1}
 LENGTHS = (0.7, 1.4)
 """The global setting is trained for these shares of the tokens, too: what a gap in loss is worth."""
+
+POOLED = 99
+"""Stands for the seed where the runs of all searches are pooled ..."""
+POOLED_REPLICAS = {"proxy": 8, "width x4": 6, "depth x4": 4, "tokens x4": 6, "all x2": 6, "all x4": 3}
+"""... and seeds of training of what is suggested from them."""
 
 REPLICA = 70
 """Seeds of these runs begin here, beyond those of the searches and of `transfer.py`."""
@@ -103,7 +109,8 @@ def train_at(rows: Rows, name: str, arm: str, seed: int, params: dict[str, float
         part = name if length == 1.0 else f"{name}, tokens x{length}"
         steps = round(length * scale.tokens / (scale.batch * CONTEXT))
         longer = scale.replace(tokens=steps * scale.batch * CONTEXT) if length != 1.0 else scale
-        for replica in range(len(rows.of(part, arm, seed)), REPLICAS[name]):
+        replicas = (POOLED_REPLICAS if seed == POOLED else REPLICAS)[name]
+        for replica in range(len(rows.of(part, arm, seed)), replicas):
             rows.make(
                 part, arm, seed, replica, params, longer, fresh_seed(seed, REPLICA + replica), DEFAULT_RULE
             )
@@ -115,11 +122,26 @@ def table(rows: Rows) -> str:
     lines = ["| kinds | scale | searches | loss minus global | speed-up |", "|---|---|---|---|---|"]
     for arm in [arm for arm in KINDS if arm != "global"]:
         for name in SCALES:
-            seeds = sorted({row["seed"] for row in rows.rows if (row["part"], row["arm"]) == (name, arm)})
+            seeds = {row["seed"] for row in rows.rows if (row["part"], row["arm"]) == (name, arm)} - {POOLED}
             gaps = [_gap(rows, name, arm, seed) for seed in seeds]
             octaves = [-gap / _slope(rows, name, seed) for gap, seed in zip(gaps, seeds, strict=True)]
             if len(gaps) > 1:
                 speed_up = [2**end for end in interval(octaves)]
+                shown = _show(interval(gaps), "+.4f"), _show(speed_up, ".2f")
+                lines.append(f"| {arm} | {name} | {len(gaps)} | {shown[0]} | {shown[1]} |")
+    return "\n".join(lines)
+
+
+def pooled_table(rows: Rows) -> str:
+    """The same for suggestions from the runs of all searches; intervals over seeds of training."""
+    lines = ["| kinds, pooled | scale | seeds | loss minus global | speed-up |", "|---|---|---|---|---|"]
+    for arm in [arm for arm in KINDS if arm != "global"]:
+        for name in SCALES:
+            ours, theirs = (_losses(rows, name, which, POOLED) for which in (arm, "global"))
+            gaps = [our - their for our, their in zip(ours, theirs, strict=False)]
+            if len(gaps) > 1:
+                slope = _slope(rows, name, POOLED)
+                speed_up = [2**end for end in interval([-gap / slope for gap in gaps])]
                 shown = _show(interval(gaps), "+.4f"), _show(speed_up, ".2f")
                 lines.append(f"| {arm} | {name} | {len(gaps)} | {shown[0]} | {shown[1]} |")
     return "\n".join(lines)
@@ -160,6 +182,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--scales", nargs="+", choices=SCALES, default=list(SCALES))
     parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--pooled", action="store_true", help="one suggestion from all searches of an arm")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -167,12 +190,15 @@ def main() -> None:
 
     rows, past = Rows("kinds.csv"), Rows("search.csv")
     until = time.time() + 60 * options.minutes
-    for seed in [] if options.table else options.seeds:
+    searches = [[seed] for seed in options.seeds]
+    for seeds in [] if options.table else [options.seeds] if options.pooled else searches:
         for arm in options.arms:
-            params = suggested(arm, search(rows, past, arm, seed, until), seed)
+            runs = [run for seed in seeds for run in search(rows, past, arm, seed, until)]
+            seed = POOLED if options.pooled else seeds[0]
+            params = suggested(arm, runs, seed)
             for name in options.scales:
                 train_at(rows, name, arm, seed, params, until)
-    print(table(rows))
+    print(f"{table(rows)}\n\n{pooled_table(rows)}")
 
 
 if __name__ == "__main__":
