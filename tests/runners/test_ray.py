@@ -27,7 +27,7 @@ from transfer_bo.records import read_runs
 from transfer_bo.runners import study_runner
 from transfer_bo.runners.ray_tasks import nodes_of_trial
 from transfer_bo.runners.study_search import make_sampler
-from transfer_bo.runners.task import Attempt, make_task
+from transfer_bo.runners.task import Attempt, StudyTask, make_task
 from transfer_bo.runners.worker_spec import WorkerSpec
 from transfer_bo.store.open_study import open_study
 from transfer_bo.store.owner import Owner
@@ -242,8 +242,11 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
     signal.signal(signal.SIGINT, before)  # a task takes it for itself
 
 
-def test_a_task_runs_one_trial_on_gpus_of_its_own(write_study: WriteStudy, fake_ray: FakeRay) -> None:
+def test_a_task_runs_one_trial_on_gpus_of_its_own(
+    write_study: WriteStudy, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many tasks as trials, one for a lost one, and one that finds nothing left to do."""
+    monkeypatch.setattr(StudyTask, "run", lambda task, attempt: 2.0)  # on two threads it would take long
     path = write_study(("trials = 4", 'trials = 2\n[run]\nrunner = "ray"\nthreads = 2'))
     shown = io.StringIO()
     study_runner.run_search(load_study_file(path), Console(file=shown, width=160))
