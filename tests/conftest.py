@@ -15,23 +15,13 @@ import pytest
 jaxtyping.install_import_hook(["transfer_bo.surrogate", "transfer_bo.search"], "type_checks.check")
 
 CHECKED = {"surrogate", "search"}
-"""Folders whose tests all check types; of other modules the first test does. It doubles the time of a fit."""
-
-IS_CHECKED = pytest.StashKey[bool]()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Choose the tests in which types are checked."""
-    modules: set[Path] = set()
-    for item in items:
-        item.stash[IS_CHECKED] = item.path.parent.name in CHECKED or item.path not in modules
-        modules.add(item.path)
+"""Folders whose tests check types. Elsewhere that would nearly double the time of a fit."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Switch the checks of types on or off."""
-    jaxtyping.config.update("jaxtyping_disable", not item.stash[IS_CHECKED])
+    jaxtyping.config.update("jaxtyping_disable", item.path.parent.name not in CHECKED)
 
 
 def pytest_configure() -> None:
