@@ -20,9 +20,10 @@ import csv
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -128,11 +129,12 @@ def train_widths(case: Case, width: int, seed: int) -> Tensor:
     return torch.where(losses.isfinite(), losses, torch.tensor(math.inf))
 
 
-def _done() -> set[tuple[str, int, int]]:
+def _done() -> set[tuple[str, int, int, float]]:
     if not CSV.exists():
         return set()
     frame = pd.read_csv(CSV)
-    return set(zip(frame["case"], frame["width"], frame["seed"], strict=True))
+    octaves = np.log2(frame["lr"]).round(2)
+    return set(zip(frame["case"], frame["width"], frame["seed"], octaves, strict=True))
 
 
 def judge() -> None:
@@ -172,16 +174,17 @@ def main() -> None:
         for name in arguments.cases:
             case = CASES[name]
             for width in case.widths:
-                if width > arguments.widest or (name, width, seed) in done:
+                octaves = tuple(o for o in case.octaves if (name, width, seed, o) not in done)
+                if width > arguments.widest or not octaves:
                     continue
                 started = time.perf_counter()
-                losses = train_widths(case, width, seed)
+                losses = train_widths(replace(case, octaves=octaves), width, seed)
                 is_new = not CSV.exists()
                 with CSV.open("a", newline="") as file:
                     writer = csv.writer(file, lineterminator="\n")
                     if is_new:
                         writer.writerow(COLUMNS)
-                    for octave, loss in zip(case.octaves, losses.tolist(), strict=True):
+                    for octave, loss in zip(octaves, losses.tolist(), strict=True):
                         writer.writerow((name, width, seed, 2.0**octave, f"{loss:.6g}", case.steps))
                 print(f"{name} width {width} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     judge()
