@@ -273,7 +273,7 @@ def _ask(trial: optuna.Trial, problem: Problem) -> Params:
         elif isinstance(dist, optuna.distributions.IntDistribution):
             params[name] = trial.suggest_int(name, dist.low, dist.high, log=dist.log)
         else:
-            params[name] = trial.suggest_float(name, dist.low, dist.high, log=dist.log)  # type: ignore[attr-defined]
+            params[name] = trial.suggest_float(name, dist.low, dist.high, step=dist.step, log=dist.log)  # type: ignore[attr-defined]
     return params
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -264,21 +264,26 @@ def _widths(name: str, metric: str) -> dict[Scale, pd.DataFrame]:
     return {Scale(width=w): cell.reset_index(drop=True) for w, cell in table.groupby("width")}
 
 
-def _fcnet() -> Iterator[Problem]:
-    """Regression networks: widths up to 64 are proxies of width 512."""
-    for name in ("protein_structure", "parkinsons_telemonitoring"):
+def _fcnet(names: Sequence[str], step: float | None = None) -> Iterator[Problem]:
+    """Regression networks: widths up to 64 are proxies of width 512.
+
+    Args:
+        names: tables.
+        step: between the levels of dropout, .3 in all tables; None if the user does not declare it.
+    """
+    for name in names:
         cells = _widths(f"fcnet_square_{name}.csv.gz", "val_mse_s")
         params = {s: float(cell["n_params"].iloc[0]) for s, cell in cells.items()}
         target = Scale(width=512)
         yield Problem(
-            f"fcnet {name}",
+            f"fcnet {name}" if step is None else f"fcnet {name}, levels declared",
             tuple(s for s in cells if s.width <= 64),
             target,
             {
                 "init_lr": _log(5e-4, 0.1),
                 "batch_size": IntDistribution(8, 64, log=True),
-                "dropout_1": FloatDistribution(0.0, 0.6),
-                "dropout_2": FloatDistribution(0.0, 0.6),
+                "dropout_1": FloatDistribution(0.0, 0.6, step=step),
+                "dropout_2": FloatDistribution(0.0, 0.6, step=step),
                 "activation_fn_1": CategoricalDistribution(["tanh", "relu"]),
                 "activation_fn_2": CategoricalDistribution(["tanh", "relu"]),
                 "lr_schedule": CategoricalDistribution(["const", "cosine"]),
@@ -291,9 +296,9 @@ def _fcnet() -> Iterator[Problem]:
         )
 
 
-def _hpobench() -> Iterator[Problem]:
+def _hpobench(names: Sequence[str]) -> Iterator[Problem]:
     """Classifiers: widths up to 101 are proxies of width 1024."""
-    for name in ("phoneme", "kc1"):
+    for name in names:
         cells = _widths(f"hpobench_nn_{name}.csv.gz", "val_err_s")
         target = Scale(width=1024)
         yield Problem(
@@ -318,6 +323,10 @@ FAMILIES = {
     "steplaw": _steplaw,
     "scalebench": _scalebench,
     "moe": _moe,
-    "fcnet": _fcnet,
-    "hpobench": _hpobench,
+    "fcnet": partial(_fcnet, ("protein_structure", "parkinsons_telemonitoring")),
+    "fcnet_levels": partial(_fcnet, ("protein_structure", "parkinsons_telemonitoring"), 0.3),
+    "naval": partial(_fcnet, ("naval_propulsion",)),
+    "naval_levels": partial(_fcnet, ("naval_propulsion",), 0.3),
+    "hpobench": partial(_hpobench, ("phoneme", "kc1")),
+    "segment": partial(_hpobench, ("segment",)),
 }
