@@ -1,6 +1,6 @@
 """Search on real tables: excess loss at the target against cost, this package beside its rivals.
 
-    python benchmarks/table_search.py steplaw --seeds 10        # or scalebench, moe, fcnet, hpobench
+    python benchmarks/table_search.py steplaw --seeds 10        # or another of tables.FAMILIES
     python benchmarks/table_search.py steplaw --only transfer_bo "oracle drift" --budgets 0.3 0.5
 
 Every result is appended to benchmarks/results/<family>.csv as soon as it is there; the same command goes on
