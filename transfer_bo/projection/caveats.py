@@ -148,7 +148,8 @@ def undetermined_hps(projection: Projection, suggestion: Suggestion) -> Iterator
     if suggestion.undetermined:
         yield (
             f"The runs do not determine {', '.join(suggestion.undetermined)}: they were not varied, or show "
-            "no clear effect; they keep the value of the best run, multipliers their default."
+            "no clear effect; they keep the value of the best run, or their default if they are among many "
+            "multipliers."
         )
 
 

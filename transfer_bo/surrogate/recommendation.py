@@ -170,7 +170,9 @@ def recommend(
     kept = [dim.name for dim, keep in zip(coordinates.numeric, undetermined.tolist(), strict=True) if keep]
     kept = [name for name in kept if _value(best_run, name) is not None]
     kept_values = {
-        dim.name: _kept_value(surrogate, best_run, dim) for dim in coordinates.numeric if dim.name in kept
+        dim.name: _default(surrogate, dim) if is_without else _value(best_run, dim.name)
+        for dim, is_without in zip(coordinates.numeric, without_effect.tolist(), strict=True)
+        if dim.name in kept
     }
     exact = {**unvaried, **kept_values}
     if kept:
@@ -273,11 +275,9 @@ def _value(run: FinishedRun, name: str) -> Any:
     return run.params.get(name, 1.0 if is_multiplier(name) else None)
 
 
-def _kept_value(surrogate: Surrogate, best_run: FinishedRun, dim: Dimension) -> Any:
-    """The value of an HP that the runs do not determine: a multiplier's default, or that of the best run."""
-    if is_multiplier(dim.name):
-        return _clip(dim, surrogate.settings.defaults.get(dim.name, 1.0))
-    return _value(best_run, dim.name)
+def _default(surrogate: Surrogate, dim: Dimension) -> float:
+    """The default of a multiplier, or what is closest to it in its range."""
+    return _clip(dim, surrogate.settings.defaults.get(dim.name, 1.0))
 
 
 def _clip(dim: Dimension, value: float) -> float:
