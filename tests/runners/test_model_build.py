@@ -125,4 +125,4 @@ def test_an_hp_that_the_model_does_not_have_is_refused(write_study: WriteStudy, 
 
     with pytest.raises(StudyFileError) as caught:
         StudyTask(load_study_file(path))
-    assert str(caught.value).startswith(f"{path}: space: HP {name!r}")
+    assert str(caught.value).startswith(f'{path}: space."{name}": HP {name!r}')

@@ -131,7 +131,7 @@ class StudyTask(Task):
             try:
                 p.check_hps({name: 1.0})
             except TransferError as error:
-                raise StudyFileError(f"{self.file.path}: space: {error}") from None
+                raise StudyFileError(f'{self.file.path}: space."{name}": {error}') from None
         if names := _multiply_the_same_tensors(self.space.hps, p.groups):
             warnings.warn(
                 f"{self.file.path}: {' and '.join(names)} multiply the same tensors; runs determine them "
