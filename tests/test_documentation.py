@@ -283,8 +283,8 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for words in sorted(found, key=lambda words: order.index(words[0]) if words[0] in order else len(order)):
         arguments = list(words)
         needs_server = any(word.startswith("postgresql:") or word == "--slurm" for word in arguments)
-        if needs_server or arguments[:2] == ["worker", "--study"]:
-            continue  # needs a server; tests/runners joins studies on one
+        if needs_server or arguments[:2] == ["worker", "--study"] or arguments[0] == "node":
+            continue  # needs a server or several nodes; tests/runners has them
         result = CliRunner().invoke(app, arguments)
 
         # The check of so small a model may fail, and four runs are too few to diagnose.

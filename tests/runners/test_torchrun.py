@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import pytest
 
 from transfer_bo import Scale
 from transfer_bo.errors import Preempted
-from transfer_bo.runners.external_program import CommandError
+from transfer_bo.runners import torchrun_entry
+from transfer_bo.runners.external_program import INPUT, CommandError
 from transfer_bo.runners.task import Attempt, StudyTask
 from transfer_bo.study_file import load_study_file
 from transfer_bo.training.faults import FAULT
@@ -36,6 +38,32 @@ def attempt(reports: list[tuple[float, float]], tokens: float = SCALE.tokens, **
     """A run of 60 steps."""
     scale = SCALE.replace(tokens=tokens)
     return Attempt(0, scale, {**HPS, **hps}, 1, 1, 0, lambda progress, loss: reports.append((progress, loss)))
+
+
+def test_ranks_train_the_attempt_that_the_task_was_given(
+    write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the task writes for its ranks is all that a rank reads: no processes, the same attempt."""
+    given = dataclasses.replace(attempt([]), reports=3, shares_trunk=True, accumulate=2, owner_losses=4)
+    read: list[Attempt] = []
+
+    def program(inputs: object, content: dict[str, object], **_: object) -> float:
+        file = tmp_path / "input.json"
+        file.write_text(json.dumps({**content, "checkpoint": str(tmp_path)}))
+        monkeypatch.setenv(INPUT, str(file))
+        return torchrun_entry._train()
+
+    def train_here(self: StudyTask, attempt: Attempt, checkpoint: Path) -> float:
+        read.append(attempt)
+        return 1.5
+
+    monkeypatch.setattr("transfer_bo.runners.task.torchrun", lambda study_file: program)
+    monkeypatch.setattr(StudyTask, "train_here", train_here)
+
+    assert 1.5 == task(write_study(), 2).run(given)
+    for field in dataclasses.fields(Attempt):
+        if field.name not in ("report", "speed"):
+            assert getattr(given, field.name) == getattr(read[0], field.name)
 
 
 @pytest.mark.slow

@@ -211,10 +211,9 @@ class StudyTask(Task):
 
         # The ranks use no storage, and must not get its password.
         study = self.file.model_dump(mode="json", exclude={"run": {"storage"}, "past": True})
+        more = {"study": study, "reports": attempt.reports, "shares_trunk": attempt.shares_trunk}
         try:
-            return self.run_program(
-                torchrun(self.file), attempt, {"study": study, "reports": attempt.reports}
-            )
+            return self.run_program(torchrun(self.file), attempt, more)
         except CommandError as error:
             raise no_rendezvous(error, self.file) or error from None
 
