@@ -153,7 +153,7 @@ def test_a_rendezvous_that_never_completes_ends(write_study: WriteStudy) -> None
 
     with pytest.raises(WorkerError, match="transfer-bo node"):
         StudyTask(study_file).run(attempt([]))
-    with pytest.raises(WorkerError, match="transfer-bo run"):
+    with pytest.raises(WorkerError, match="start the search"):
         serve_node(study_file, lambda line: None)
 
 
