@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from student import t_interval
 
 from transfer_bo import Diverged
 
@@ -75,8 +75,8 @@ def optimum(octaves: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -
 
 def interval(values: npt.NDArray[np.float64]) -> str:
     """Mean and 90% t interval."""
-    half = stats.t.ppf(0.95, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():+.2f} [{values.mean() - half:+.2f}, {values.mean() + half:+.2f}]"
+    mean, low, high = t_interval(values)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def drift_table(runs: pd.DataFrame, base_of: Callable[[str], str]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 from rich.console import Console
-from scipy import stats
+from student import t_interval
 
 from transfer_bo.errors import Diverged
 from transfer_bo.projection import suggest
@@ -129,9 +129,8 @@ def table(rows: pd.DataFrame) -> str:
         lines += [f"Budget of {budget:g} runs at the target", losses.to_string(float_format="%.4f"), ""]
         for arm in losses.columns.drop("projection"):
             gain = 100 * (1 - losses["projection"] / losses[arm])
-            half = stats.t.ppf(0.95, len(gain) - 1) * gain.sem() if len(gain) > 1 else float("nan")
-            low, high = gain.mean() - half, gain.mean() + half
-            lines.append(f"gain over {arm}: {gain.mean():+.2f}% ({low:+.2f} to {high:+.2f})")
+            mean, low, high = t_interval(gain)
+            lines.append(f"gain over {arm}: {mean:+.2f}% ({low:+.2f} to {high:+.2f})")
         lines.append("")
     return "\n".join(lines)
 

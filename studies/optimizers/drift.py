@@ -11,14 +11,17 @@ octave there.
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import t
 from sweep import BASE, EVERETT, TABLES, WIDE, read_rows
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from student import t_interval
 
 PICTURE = Path(__file__).parent / "drift.png"
 DOUBLINGS = math.log2(WIDE.width / BASE.width)
@@ -36,15 +39,6 @@ def vertex(losses: Sweep) -> float | None:
     left, right = min(left, middle + 1.0), min(right, middle + 1.0)  # a diverged neighbour is 1 nat above
     bend = left - 2 * middle + right
     return best + (0.5 * (left - right) / bend if bend > 0 else 0.0)
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and the ends of its 90% t interval."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, -math.inf, math.inf
-    half = float(t.ppf(0.95, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def main() -> None:
@@ -68,7 +62,7 @@ def main() -> None:
             if copied in wide[seed]:
                 excess.append(wide[seed][copied] - min(wide[seed].values()))
         if drifts:
-            mean, low, high = interval(drifts)
+            mean, low, high = t_interval(drifts)
             cost = f"{np.mean(excess):.3f}" if len(excess) == len(drifts) else "outside the sweep"
             print(
                 f"| {optimizer} | {rule} | {mean:+.2f} ({low:+.2f} to {high:+.2f}) | {cost} | {len(drifts)} |"

@@ -6,17 +6,21 @@ python studies/per_module/figures.py
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from problem import HERE, PARTS, Rows
-from scipy import stats
 from search import ARMS, FIRST, THEN
 from transfer import FACTORS, LENGTHS, RULES, SCALES
 
 from transfer_bo.verification.paired_test import Comparison, compare_paired
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from student import t_interval
 
 
 def speed_up(loss: float, lengths: Sequence[float], losses: Sequence[float]) -> float:
@@ -30,11 +34,8 @@ def speed_up(loss: float, lengths: Sequence[float], losses: Sequence[float]) -> 
 
 def interval(values: Sequence[float], level: float = 0.9) -> tuple[float, float, float]:
     """Geometric mean and Student's interval of its logarithm; infinite with one value."""
-    logs = np.log(values)
-    if len(logs) < 2:
-        return float(np.exp(logs.mean())), 0.0, math.inf
-    half = stats.t.ppf((1 + level) / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return float(np.exp(logs.mean())), float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
+    mean, low, high = np.exp(t_interval(np.log(values), level))
+    return float(mean), float(low), float(high)
 
 
 def seeds_of(rows: Rows, part: str, arm: str) -> list[int]:

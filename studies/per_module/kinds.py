@@ -17,19 +17,23 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import optuna
 from problem import BASE, CONTEXT, GLOBAL, KNOTS, Rows, parametrization
-from scipy import stats
 from search import FIRST, THEN, RunRow, _check, fresh_seed, run_seed, transfer_study
 from transfer import SCALES
 
 import transfer_bo as tb
 from transfer_bo.space import DEFAULT_RULE, Space
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from student import t_interval
 
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "global": ((), (), "types"),
@@ -126,8 +130,8 @@ def table(rows: Rows) -> str:
             gaps = [_gap(rows, name, arm, seed) for seed in seeds]
             octaves = [-gap / _slope(rows, name, seed) for gap, seed in zip(gaps, seeds, strict=True)]
             if len(gaps) > 1:
-                speed_up = [2**end for end in interval(octaves)]
-                shown = _show(interval(gaps), "+.4f"), _show(speed_up, ".2f")
+                speed_up = [2**end for end in t_interval(octaves)]
+                shown = _show(t_interval(gaps), "+.4f"), _show(speed_up, ".2f")
                 lines.append(f"| {arm} | {name} | {len(gaps)} | {shown[0]} | {shown[1]} |")
     return "\n".join(lines)
 
@@ -141,8 +145,8 @@ def pooled_table(rows: Rows) -> str:
             gaps = [our - their for our, their in zip(ours, theirs, strict=False)]
             if len(gaps) > 1:
                 slope = _slope(rows, name, POOLED)
-                speed_up = [2**end for end in interval([-gap / slope for gap in gaps])]
-                shown = _show(interval(gaps), "+.4f"), _show(speed_up, ".2f")
+                speed_up = [2**end for end in t_interval([-gap / slope for gap in gaps])]
+                shown = _show(t_interval(gaps), "+.4f"), _show(speed_up, ".2f")
                 lines.append(f"| {arm} | {name} | {len(gaps)} | {shown[0]} | {shown[1]} |")
     return "\n".join(lines)
 
@@ -158,12 +162,6 @@ def _slope(rows: Rows, name: str, seed: int) -> float:
     """By how much the global setting's loss falls per doubling of the tokens."""
     short, long = (np.mean(_losses(rows, f"{name}, tokens x{x}", "global", seed)) for x in LENGTHS)
     return float((short - long) / math.log2(LENGTHS[1] / LENGTHS[0]))
-
-
-def interval(values: Sequence[float], level: float = 0.9) -> list[float]:
-    """Mean, and the ends of Student's interval."""
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return [float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)]
 
 
 def _show(numbers: Sequence[float], form: str) -> str:

@@ -12,6 +12,7 @@ over the kinds of sweep, which are what differs: seeds of one kind share a text,
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from transfer_bo.errors import TransferError
 from transfer_bo.run_table.suggest import fit_runs
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from student import t_interval
 
 HERE = Path(__file__).parent
 CSV = HERE / "runs.csv"
@@ -105,8 +108,8 @@ def table(rows: pd.DataFrame) -> str:
         )
 
     means = rows.groupby("kind")["error"].mean()
-    half = stats.t.ppf(0.95, len(means) - 1) * means.std() / math.sqrt(len(means))
-    over_kinds = f"{means.mean():+.1f} ({means.mean() - half:+.1f} to {means.mean() + half:+.1f})"
+    mean, low, high = t_interval(means)
+    over_kinds = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
     lines.append(f"| mean over kinds | {len(rows)} | {over_kinds} | {rows['inside'].sum()} |")
     return "\n".join(lines)
 

@@ -5,9 +5,9 @@ the runs say nothing:
 
 1. An HP that no finished run varied keeps the value that it had.
 2. An HP that the runs do not determine keeps the value of the incumbent, the best run, unless its optimum is
-   known to move with scale; a multiplier is set to its default, 1. It has no clear effect (`relevance`,
-   `sparsity`), or, where there are too few runs for that test, the posterior of its optimum is wide or hardly
-   narrower than the prior.
+   known to move with scale; one of many multipliers without evidence of an effect (`sparsity`) is set to its
+   default, 1. An HP is not determined if it has no clear effect (`relevance`), or, where there are too few
+   runs for that test, if the posterior of its optimum is wide or hardly narrower than the prior.
 3. A categorical HP keeps the choice of the best run, unless another is better with a high probability.
 
 Where every tensor has a multiplier of its kind, these average to 1 (`Landscape.optimum_map`).
@@ -215,7 +215,7 @@ def incumbent(surrogate: Surrogate) -> FinishedRun:
             v = torch.stack(
                 [_v_of(surrogate.coordinates, runs[i].params, missing=z_optimum) for i in at_scale]
             )
-            _, flags, _ = surrogate.landscape.split(torch.stack([surrogate.row(runs[i]) for i in at_scale]))
+            flags = torch.stack([surrogate.coordinates.one_hot(runs[i].params) for i in at_scale])
             X = surrogate.rows(v, scale, flags)
 
             bowl = excess_loss(surrogate, v[:, None], scale, optimum[None])[:, 0]

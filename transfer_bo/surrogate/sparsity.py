@@ -296,15 +296,12 @@ def _largest_missed(runs: _Runs, fit: _Regression, spread: Array) -> Array:
     is expected (`spread`), if that is less.
     """
     kept = np.flatnonzero(fit.alpha < MAX_PRECISION)
-    terms = runs.terms(kept)
-    weighted = terms / (runs.variance * fit.noise)[:, None]
-    covariance = np.linalg.inv(terms.T @ weighted + np.diag(runs.precision(fit.alpha[kept])))
+    columns, gram = runs.columns(kept), runs.gram / fit.noise
+    covariance = np.linalg.inv(gram[np.ix_(columns, columns)] + np.diag(runs.precision(fit.alpha[kept])))
 
-    def error(columns: Array) -> Array:
-        own = (columns**2 / (runs.variance * fit.noise)[:, None]).sum(0)
-        common = weighted.T @ columns
-        found: Array = 1 / np.sqrt(np.maximum(own - (common * (covariance @ common)).sum(0), 1e-12))
-        return found
-
-    missed: Array = np.minimum(error(runs.t**2), error(runs.t) / (2 * spread))
+    common = gram[columns]
+    unexplained = gram.diagonal() - (common * (covariance @ common)).sum(0)
+    error = 1 / np.sqrt(np.maximum(unexplained[runs.levels.shape[1] :], 1e-12))
+    of_slope, of_curvature = np.split(error, 2)
+    missed: Array = np.minimum(of_curvature, of_slope / (2 * spread))
     return missed
