@@ -1,7 +1,9 @@
 """The order of a search: start-up points, then the acquisition function and checks of the optimum.
 
-With `StudySettings.global_share` a search has two stages: first the HPs of all tensors, with the multipliers
-of groups at their defaults; then everything, in a trust region around the best setting (arXiv:2512.22382).
+A search of multipliers of groups has two stages: first the HPs of all tensors, with the multipliers at their
+defaults; then everything. A multiplier acts as its product with the HP that it multiplies, so a learning rate
+that is still octaves off hides what its multipliers do. With `StudySettings.global_share`, for many
+multipliers, the second stage searches in a trust region around the best setting (arXiv:2512.22382).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from transfer_bo.records import Outcome
+from transfer_bo.records import Outcome, StudySettings
 from transfer_bo.scale import Scale
 from transfer_bo.search import acquisition
 from transfer_bo.search.budget import affordable_rungs, cheapest_rung, spent, trunk_runs
@@ -28,9 +30,13 @@ from transfer_bo.search.trust_region import (
 )
 from transfer_bo.space import is_multiplier
 from transfer_bo.surrogate.expected_loss import linearised_expected_loss, minimize_expected_loss
+from transfer_bo.surrogate.priors import is_unknown
 from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 
 __all__ = ["choose_run", "propose", "usable_rungs"]
+
+FIRST_STAGE_SHARE = 0.3
+"""Share of the budget for the first stage, where none is given."""
 
 CHECK_EVERY = 3
 """Every third trial runs the predicted optimum itself. The acquisition function never proposes the optimum,
@@ -78,8 +84,11 @@ def propose(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, An
     settings = state.settings
     rung, params = choose_run(state, rungs)
     same_rung = [run for run in state.with_stored_outcome if run.scale == settings.scales[rung]]
+    held = _multipliers_of_first_stage(state)
     movable = [
-        dim for dim in state.dimensions if settings.global_share is None or not is_multiplier(dim.name)
+        dim
+        for dim in state.dimensions
+        if dim.name not in held and not (is_multiplier(dim.name) and settings.global_share is not None)
     ]
 
     for k in range(1, MAX_TRIES + 1):
@@ -102,7 +111,7 @@ def choose_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str,
         rung, params = choose_run(_first_stage(state), rungs)
         return rung, {**multipliers, **params}
 
-    n_startup = startup_count(state, rungs)
+    n_startup = startup_count(_first_stage(state) if _has_first_stage(state) else state, rungs)
     # A run that raised an error says nothing about HPs or scale: another start-up run takes its place.
     begun = [run for run in state.searched if run.outcome is not Outcome.ERROR]
     if len(begun) < n_startup or not state.finished:
@@ -115,31 +124,34 @@ def choose_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str,
     return settings.scales.index(scale), params
 
 
+def _has_first_stage(state: SearchState) -> bool:
+    """Whether multipliers join later: if they are searched beside an HP of which little is known beforehand."""
+    plain = without_multipliers(state.dimensions)
+    is_open = any(dim.default is None or is_unknown(dim.name) for dim in plain)
+    return is_open and len(plain) < len(state.dimensions) and state.settings.budget is not None
+
+
+def _first_stage_budget(settings: StudySettings) -> float:
+    """What the first stage may spend."""
+    assert settings.budget is not None
+    share = FIRST_STAGE_SHARE if settings.global_share is None else settings.global_share
+    return share * settings.budget
+
+
 def _multipliers_of_first_stage(state: SearchState) -> dict[str, Any]:
     """Multipliers of groups and their defaults, if the search is in its first stage; else none."""
     settings = state.settings
-    if settings.global_share is None or settings.budget is None:
+    if not _has_first_stage(state) or spent(settings, state.runs) >= _first_stage_budget(settings):
         return {}
-
-    plain = without_multipliers(state.dimensions)
-    multipliers = {
-        dim.name: settings.defaults.get(dim.name, 1.0) for dim in state.dimensions if dim not in plain
+    return {
+        dim.name: settings.defaults.get(dim.name, 1.0) for dim in state.dimensions if is_multiplier(dim.name)
     }
-    is_first = spent(settings, state.runs) < settings.global_share * settings.budget
-    return multipliers if plain and is_first else {}
 
 
 def _first_stage(state: SearchState) -> SearchState:
     """The first stage as a search of its own: without multipliers, and with its share of the budget."""
-    settings = state.settings
-    assert settings.global_share is not None
-    assert settings.budget is not None
-    return replace(
-        state,
-        settings=replace(settings, global_share=None, budget=settings.global_share * settings.budget),
-        dimensions=without_multipliers(state.dimensions),
-        frozen=(),
-    )
+    settings = replace(state.settings, global_share=None, budget=_first_stage_budget(state.settings))
+    return replace(state, settings=settings, dimensions=without_multipliers(state.dimensions), frozen=())
 
 
 def _run_in_trust_region(

@@ -91,6 +91,11 @@ OPTIMUM_SPREAD_OTHER = 1 / 12
 a factor of 2.3 in tokens (2512.22382), about 5% of loss, so .06% each; at a curvature of .0022 per octave²
 (e^-1.5 times .01, above) that is an sd of half an octave, a twelfth of the usual range."""
 
+OPTIMUM_SPREAD_LR_MULTIPLIER = 1 / 5
+"""Of multipliers of the learning rate. The ratios of 2502.19002 (embedding 10, QK 8, FFN 6, VO 4, norms 1) have
+an sd of 1.2 octaves, a fifth of the usual range: learning rates of module types differ by more than what the
+average over all kinds of multipliers says."""
+
 OPTIMUM_SPREAD_WITH_EFFECT = 1 / 4
 """Of one of many HPs that the runs themselves show to have an effect (`sparsity`): where few matter, these
 are further off than the average of all; weak."""
@@ -300,10 +305,12 @@ def _is_multiplier(name: str) -> bool:
 
 
 def optimum_spread(name: str, has_default: bool) -> float:
-    """Prior sd of an HP's optimum, as a share of its searched range (in z). A group multiplier is "other"."""
+    """Prior sd of an HP's optimum, as a share of its searched range (in z)."""
     if not has_default:
         return OPTIMUM_SPREAD_UNKNOWN
-    return OPTIMUM_SPREAD[hp_kind(name)] if is_unknown(name) else OPTIMUM_SPREAD_OTHER
+    if _is_multiplier(name):
+        return OPTIMUM_SPREAD_LR_MULTIPLIER if hp_kind(without_prefix(name)) == "lr" else OPTIMUM_SPREAD_OTHER
+    return OPTIMUM_SPREAD.get(hp_kind(name), OPTIMUM_SPREAD_OTHER)
 
 
 def drift_prior(
