@@ -234,7 +234,7 @@ class StudySettings:
         budget: compute for tuning in the unit of `costs`, or None for no limit.
         seed: seed of the sampler.
         global_share: share of the budget that is spent on the HPs of all tensors alone, before multipliers of
-            groups join; None to search everything at once.
+            groups join, in a trust region; None for the usual share, and no trust region.
         kinds: axis or HP -> its kind (see `synonyms`), where its name does not tell it.
         trunk_decay: share of a run after which runs with the same HPs that differ in tokens only have
             nothing in common any more, counted from the end; None if they share nothing.

@@ -106,10 +106,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
         defaults: prior guess of the optimum, `{hp: value}`; by default the middle of each range.
         n_startup_trials: runs before the surrogate is used, spread by a low-discrepancy sequence over the
             cheaper rungs; by default one more than there are HPs, at least 4 and at most 12.
-        global_share: search in two stages. For this share of the budget HPs named `kind.group`, which
-            multiply `kind` for some tensors, stay at their defaults; then all HPs are searched, in a trust
-            region around the best setting, at the cheapest rung, with up to a quarter of what this stage
-            spends at larger rungs. For 20 multipliers or more.
+        global_share: for 20 multipliers or more. With a budget, HPs named `kind.group`, which multiply `kind`
+            for some tensors, stay at their defaults at first, by default for .3 of the budget. If this share
+            is given, all HPs are then searched in a trust region around the best setting, at the cheapest
+            rung, with up to a quarter of what this stage spends at larger rungs.
         trunk_decay: with a WSD schedule whose runs share their stable part if they differ in tokens only: the
             share of a run in which the learning rate falls. Such a run costs what remains of it.
         seed: the same seed gives the same proposals for the same history.
@@ -262,9 +262,10 @@ class TransferSampler(optuna.samplers.BaseSampler):
         study = whole_study(study)
         if param_name == RUNG:
             return self._first_rung(study, trial, param_distribution)
-        if self._global_share and is_multiplier(param_name):
+        if self._budget is not None and is_multiplier(param_name):
             # Known to the search from the second trial on; at its default until then.
-            return self._defaults.get(param_name, 1.0)
+            low, high = param_distribution.low, param_distribution.high
+            return min(max(self._defaults.get(param_name, 1.0), low), high)
 
         own = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
         return optuna.samplers.RandomSampler(seed=int(own.integers(2**31))).sample_independent(

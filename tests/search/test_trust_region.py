@@ -104,6 +104,23 @@ def test_global_hps_come_first_then_multipliers_near_the_best(staged: list[Run])
     assert all(any(run.params[name] != 1.0 for name in BEST if "." in name) for run in then)
 
 
+def test_the_learning_rate_comes_first_for_few_multipliers_too() -> None:
+    """For three tenths of the budget of 12 runs, even where no share is given; then multipliers move."""
+    runs = search(8, settings(share=None))
+
+    assert {1.0} == {value for run in runs[:4] for name, value in run.params.items() if "." in name}
+    assert len({run.params["lr"] for run in runs[:4]}) == 4
+    assert all(any(run.params[name] != 1.0 for name in BEST if "." in name) for run in runs[4:])
+
+
+def test_multipliers_alone_are_searched_at_once() -> None:
+    """Where no HP of all tensors is open there is nothing to search first."""
+    alone = [dim for dim in DIMENSIONS if dim.name != "lr"]
+    _, params = choose_run(SearchState(settings(share=None), [], alone, False, 1, n_startup=4), [0])
+
+    assert any(value != 1.0 for value in params.values())
+
+
 def test_proposals_lie_in_the_ranges_and_unimportant_hps_stay(staged: list[Run]) -> None:
     """However often asked; a frozen HP stays exactly where the best run had it."""
     surrogate = fit_surrogate(staged, DIMENSIONS, settings())

@@ -83,10 +83,12 @@ def test_a_multiplier_does_not_drift_with_its_kind() -> None:
 
 
 def test_without_a_default_only_the_range_is_known() -> None:
-    """The sd of a uniform distribution; with one a quarter for a learning rate, a twelfth for others."""
+    """That of a uniform distribution; with one a quarter for a learning rate, a fifth for its multipliers."""
     assert priors.optimum_spread("lr", has_default=False) == pytest.approx(12**-0.5)
     assert priors.optimum_spread("lr", has_default=True) == 1 / 4
-    assert priors.optimum_spread("lr.embedding", has_default=True) == 1 / 12
+    assert priors.optimum_spread("lr.embedding", has_default=True) == 1 / 5
+    assert priors.optimum_spread("config.lr.embedding", has_default=True) == 1 / 5
+    assert priors.optimum_spread("residual.mlp", has_default=True) == 1 / 12
     assert priors.optimum_spread("eps", has_default=True) == 1 / 12
 
 

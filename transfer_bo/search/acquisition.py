@@ -40,7 +40,7 @@ MAX_EXCESS = 0.04
 
 NOISE_MULTIPLES = 15.0
 """... or up to so many times the noise of a run, if that is more: noisy runs have to be further apart. With 5
-a search among small, noisy runs stays around its first guess (`studies/LOG.md`, searches that are too timid)."""
+a search of small, noisy runs stays around its first guess (`studies/search_model`)."""
 
 MOVED = 3
 """Half of the candidates around the optimum move about so many HPs: information about one HP is best bought

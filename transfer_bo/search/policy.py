@@ -125,7 +125,7 @@ def choose_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str,
 
 
 def _has_first_stage(state: SearchState) -> bool:
-    """Whether multipliers join later: if they are searched beside an HP of which little is known beforehand."""
+    """Whether multipliers join later: if an HP of all tensors of which little is known is searched too."""
     plain = without_multipliers(state.dimensions)
     is_open = any(dim.default is None or is_unknown(dim.name) for dim in plain)
     return is_open and len(plain) < len(state.dimensions) and state.settings.budget is not None
@@ -143,9 +143,7 @@ def _multipliers_of_first_stage(state: SearchState) -> dict[str, Any]:
     settings = state.settings
     if not _has_first_stage(state) or spent(settings, state.runs) >= _first_stage_budget(settings):
         return {}
-    return {
-        dim.name: settings.defaults.get(dim.name, 1.0) for dim in state.dimensions if is_multiplier(dim.name)
-    }
+    return {dim.name: dim.default for dim in state.dimensions if is_multiplier(dim.name)}
 
 
 def _first_stage(state: SearchState) -> SearchState:

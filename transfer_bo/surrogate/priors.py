@@ -92,9 +92,9 @@ a factor of 2.3 in tokens (2512.22382), about 5% of loss, so .06% each; at a cur
 (e^-1.5 times .01, above) that is an sd of half an octave, a twelfth of the usual range."""
 
 OPTIMUM_SPREAD_LR_MULTIPLIER = 1 / 5
-"""Of multipliers of the learning rate. The ratios of 2502.19002 (embedding 10, QK 8, FFN 6, VO 4, norms 1) have
-an sd of 1.2 octaves, a fifth of the usual range: learning rates of module types differ by more than what the
-average over all kinds of multipliers says."""
+"""Of multipliers of the learning rate. The ratios of 2502.19002 (embedding 10, QK 8, FFN 6, VO 4, norms 1)
+have an sd of 1.2 octaves, a fifth of the usual range: learning rates of module types differ by more than what
+the average over all kinds of multipliers says."""
 
 OPTIMUM_SPREAD_WITH_EFFECT = 1 / 4
 """Of one of many HPs that the runs themselves show to have an effect (`sparsity`): where few matter, these
