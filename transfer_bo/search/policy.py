@@ -2,8 +2,9 @@
 
 A search of multipliers of groups has two stages: first the HPs of all tensors, with the multipliers at their
 defaults; then everything. A multiplier acts as its product with the HP that it multiplies, so a learning rate
-that is still octaves off hides what its multipliers do. With `StudySettings.global_share`, for many
-multipliers, the second stage searches in a trust region around the best setting (arXiv:2512.22382).
+that is still octaves off hides what its multipliers do. The second stage begins with start-up runs of its
+own, in which all multipliers move at once about the optimum found so far. With `StudySettings.global_share`,
+for many multipliers, it searches in a trust region around the best setting instead (arXiv:2512.22382).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.search import acquisition
 from transfer_bo.search.budget import affordable_rungs, cheapest_rung, spent, trunk_runs
 from transfer_bo.search.exclusions import drop_always_failing, matches_failed_run
-from transfer_bo.search.startup import startup_count, startup_point, startup_rung
+from transfer_bo.search.startup import MAX_COUNT, startup_count, startup_point, startup_rung
 from transfer_bo.search.state import SearchState
 from transfer_bo.search.trust_region import (
     TrustRegion,
@@ -36,7 +37,8 @@ from transfer_bo.surrogate.surrogate import Surrogate, fit_surrogate
 __all__ = ["choose_run", "propose", "usable_rungs"]
 
 FIRST_STAGE_SHARE = 0.3
-"""Share of the budget for the first stage, where none is given."""
+"""Share of the budget for the first stage, where none is given; the start-up runs of the second stage spend
+at most as much."""
 
 CHECK_EVERY = 3
 """Every third trial runs the predicted optimum itself. The acquisition function never proposes the optimum,
@@ -118,6 +120,9 @@ def choose_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str,
         rung = startup_rung(state, rungs, n_startup)
         return rung, startup_point(state.dimensions, settings, state.number)
 
+    if _needs_startup_of_multipliers(state, rungs):
+        return _startup_of_multipliers(state, rungs)
+
     surrogate = fit_surrogate(state.runs, state.dimensions, settings, state.maximize)
     choose = _run_of_acquisition if settings.global_share is None else _run_in_trust_region
     scale, params = choose(state, surrogate, rungs)
@@ -150,6 +155,40 @@ def _first_stage(state: SearchState) -> SearchState:
     """The first stage as a search of its own: without multipliers, and with its share of the budget."""
     settings = replace(state.settings, global_share=None, budget=_first_stage_budget(state.settings))
     return replace(state, settings=settings, dimensions=without_multipliers(state.dimensions), frozen=())
+
+
+def _needs_startup_of_multipliers(state: SearchState, rungs: Sequence[int]) -> bool:
+    """Whether the second stage has yet to begin: with one start-up run more than there are multipliers."""
+    settings = state.settings
+    if not _has_first_stage(state) or settings.global_share is not None:
+        return False
+    multipliers = [dim for dim in state.dimensions if is_multiplier(dim.name)]
+    cheapest = min(settings.costs[index] for index in rungs)
+    count = min(len(multipliers) + 1, MAX_COUNT, int(_first_stage_budget(settings) / cheapest))
+    moved = [
+        run
+        for run in state.searched
+        if run.outcome is not Outcome.ERROR
+        and any(run.params.get(dim.name, dim.default) != dim.default for dim in multipliers)
+    ]
+    return len(moved) < count
+
+
+def _startup_of_multipliers(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, Any]]:
+    """A start-up run of the second stage, at the cheapest rung.
+
+    All multipliers move at once, each as far as its prior says, so that a few noisy runs tell of all of them.
+    The other HPs are at the optimum expected of the first stage.
+    """
+    settings, generator = state.settings, state.generator()
+    rung = min(rungs, key=lambda index: settings.costs[index])
+    plain = without_multipliers(state.dimensions)
+    surrogate = fit_surrogate(state.runs, plain, settings, state.maximize)
+    expected = linearised_expected_loss(surrogate, settings.scales[rung], generator, caution=0.0)
+    v, flags = minimize_expected_loss(expected, generator)
+    multipliers = [dim for dim in state.dimensions if is_multiplier(dim.name)]
+    moved = startup_point(multipliers, settings, state.number)
+    return rung, {**surrogate.coordinates.params(v, flags), **moved}
 
 
 def _run_in_trust_region(

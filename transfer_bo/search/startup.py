@@ -25,7 +25,7 @@ from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.landscape import DriftPrior
 from transfer_bo.surrogate.priors import is_unknown, optimum_spread
 
-__all__ = ["startup_count", "startup_point", "startup_rung"]
+__all__ = ["MAX_COUNT", "startup_count", "startup_point", "startup_rung"]
 
 MIN_COUNT = 4
 """Without a given number there is one start-up run more than there are HPs, but at least so many ..."""
