@@ -341,6 +341,17 @@ def test_stages_are_kept_with_the_study_and_asked_for_well() -> None:
             tb.TransferSampler(ladder=ladder, target=TARGET, global_share=share, budget=budget)
 
 
+def test_a_multiplier_begins_at_its_default_inside_its_range() -> None:
+    """Also where the range leaves out 1, and no share of the budget is given."""
+    ladder = tb.Ladder(RUNGS)
+    sampler = tb.TransferSampler(ladder=ladder, target=TARGET, seed=0, budget=10 * default_cost(RUNGS[0]))
+    trial = optuna.create_study(sampler=sampler).ask()
+    ladder.suggest(trial)
+
+    assert 1.0 == trial.suggest_float("lr.q", 1 / 8, 8, log=True)
+    assert 2.0 == trial.suggest_float("lr.up", 2, 8, log=True)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [({"ladder": RUNGS}, ScaleError), ({"budget": "4h"}, BudgetError), ({"budget": [1]}, BudgetError)],

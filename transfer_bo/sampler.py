@@ -262,10 +262,11 @@ class TransferSampler(optuna.samplers.BaseSampler):
         study = whole_study(study)
         if param_name == RUNG:
             return self._first_rung(study, trial, param_distribution)
-        if self._budget is not None and is_multiplier(param_name):
+        is_held = self._budget is not None and is_multiplier(param_name)
+        if is_held and isinstance(param_distribution, FloatDistribution):
             # Known to the search from the second trial on; at its default until then.
-            low, high = param_distribution.low, param_distribution.high
-            return min(max(self._defaults.get(param_name, 1.0), low), high)
+            default = self._defaults.get(param_name, 1.0)
+            return min(max(default, param_distribution.low), param_distribution.high)
 
         own = np.random.default_rng([self._seed, trial.number, zlib.crc32(param_name.encode())])
         return optuna.samplers.RandomSampler(seed=int(own.integers(2**31))).sample_independent(
