@@ -49,9 +49,14 @@ FOLDS = 4
 
 
 class Model:
-    """The loss of any setting at any scale, learned from `runs.csv`."""
+    """The loss of any setting at any scale, learned from `runs.csv`.
 
-    def __init__(self) -> None:
+    Args:
+        noise: multiplies the noise of a run.
+    """
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
         runs = pd.read_csv(HERE / "runs.csv")
         self.hps = [name for name in runs if name not in (*AXES, "loss")]
         self.X = torch.from_numpy(np.log2(runs[[*self.hps, *AXES]].to_numpy()))
@@ -71,7 +76,7 @@ class Model:
 
     @torch.no_grad()
     def loss(self, hps: dict[str, float], scale: Scale) -> float:
-        """The model's mean; an HP that is missing has its default."""
+        """The model's mean."""
         row = [hps[name] for name in self.hps] + [scale[axis] for axis in AXES]
         posterior = self.gp.posterior(torch.tensor([row], dtype=torch.double).log2())
         return math.exp(float(posterior.mean))
@@ -87,11 +92,10 @@ class Model:
                 squared.append((gp.posterior(self.X[out]).mean[:, 0] - self.y[out]) ** 2)
         return float(torch.cat(squared).mean().sqrt())
 
-
-def observe(model: Model, hps: dict[str, float], scale: Scale, rng: np.random.Generator) -> float:
-    """The loss of one run."""
-    noise = NOISE[min(max(NOISE), int(scale["width"]))]
-    return model.loss(hps, scale) * math.exp(noise * rng.normal())
+    def observe(self, hps: dict[str, float], scale: Scale, rng: np.random.Generator) -> float:
+        """The loss of one run."""
+        noise = self.noise * NOISE[min(max(NOISE), int(scale["width"]))]
+        return self.loss(hps, scale) * math.exp(noise * rng.normal())
 
 
 def package(model: Model, task: StudyTask, seed: int) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def package(model: Model, task: StudyTask, seed: int) -> dict[str, Any]:
     @tb.objective
     def objective(trial: optuna.Trial) -> float:
         scale = task.ladder.suggest(trial)
-        return observe(model, task.space.suggest(trial), scale, rng)
+        return model.observe(task.space.suggest(trial), scale, rng)
 
     study.optimize(objective, n_trials=200)
     return tb.suggest(study).params
@@ -117,7 +121,7 @@ def rival(model: Model, task: StudyTask, sampler: optuna.samplers.BaseSampler, s
     study = optuna.create_study(sampler=sampler)
     study.enqueue_trial(task.space.defaults)
     study.optimize(
-        lambda trial: observe(model, task.space.suggest(trial), proxy, rng),
+        lambda trial: model.observe(task.space.suggest(trial), proxy, rng),
         n_trials=int(task.budget / task.cost(proxy)),
     )
     return study.best_params
@@ -140,6 +144,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--change", nargs="*", default=[], metavar="CONSTANT=VALUE")
+    parser.add_argument("--noise", type=float, default=1.0, help="multiplies the noise of a run")
     parser.add_argument("--only", nargs="*", choices=["transfer_bo", "TPE", "GPSampler"])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -147,7 +152,7 @@ def main() -> None:
     for setting in arguments.change:
         change(setting)
 
-    model, study_file = Model(), load_study_file(HERE.parent / "sotu_lm.toml")
+    model, study_file = Model(arguments.noise), load_study_file(HERE.parent / "sotu_lm.toml")
     print(f"error of the model on runs that were left out: {100 * model.error():.1f}%", flush=True)
     arms: dict[str, Any] = {
         "transfer_bo": lambda task, seed: package(model, task, seed),
