@@ -154,10 +154,13 @@ def draw(rows: list[dict[str, Any]], curves: list[Any], path: Path) -> None:
     for row, curve in curves:
         name = f"seed {row['seed']}, {row['control'] or 'suggestion'}"
         (line,) = right.plot(list(curve), list(curve.values()), label=name)
+        if row["outcome"] == "finished":  # reports use fewer held-out windows than the final loss
+            right.plot([1.0], [row["loss"]], "x", color=line.get_color())
         if row["predicted"] is not None:
             errors = [[row["predicted"] - row["predicted_low"]], [row["predicted_high"] - row["predicted"]]]
             right.errorbar([1.0], [row["predicted"]], errors, fmt="o", color=line.get_color(), capsize=3)
-    right.set(xlabel="progress of the run at the target", ylabel="held-out loss (nats per byte)")
+    right.set(xlabel="progress of the run at the target (cross: final loss, point: predicted)")
+    right.set(ylabel="held-out loss (nats per byte)")
     if curves:
         right.legend(fontsize=6)
     figure.savefig(path, dpi=120)
