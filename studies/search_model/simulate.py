@@ -1,7 +1,7 @@
 """Searches on a model of real trainings: 26 runs and a suggestion take ten seconds instead of ten minutes.
 
     OMP_NUM_THREADS=1 python studies/search_model/simulate.py --seeds 10
-    ... simulate.py --seeds 10 --change search.policy.FIRST_STAGE_SHARE=0 search.acquisition.NOISE_MULTIPLES=5
+    ... simulate.py --seeds 10 --change search.policy.FIRST_STAGE_SHARE=0
 
 `runs.csv` holds 421 trainings of `studies/sotu_lm.toml` (nine HPs, six scales), by all searches of the main
 result so far. A Gaussian process (BoTorch's SingleTaskGP, no part of this package's surrogate) is fitted to

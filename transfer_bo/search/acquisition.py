@@ -38,9 +38,8 @@ learned about where it is ..."""
 MAX_EXCESS = 0.04
 """... and at most so much, further away the bowl misleads ..."""
 
-NOISE_MULTIPLES = 15.0
-"""... or up to so many times the noise of a run, if that is more: noisy runs have to be further apart. With 5
-a search of small, noisy runs stays around its first guess (`studies/search_model`)."""
+NOISE_MULTIPLES = 5.0
+"""... or up to so many times the noise of a run, if that is more: noisy runs have to be further apart."""
 
 MOVED = 3
 """Half of the candidates around the optimum move about so many HPs: information about one HP is best bought
