@@ -28,6 +28,7 @@ from transfer_bo.records import Outcome, read_runs
 from transfer_bo.runners.attempt import Attempt
 from transfer_bo.runners.study_runner import run_search, run_verification
 from transfer_bo.runners.task import StudyTask
+from transfer_bo.scale import Scale
 from transfer_bo.store.open_study import open_study
 from transfer_bo.study_file import StudyFile, load_study_file
 
@@ -57,11 +58,16 @@ def best_of_most_used_rung(study: optuna.Study) -> dict[str, float]:
     return min((run for run in finished if run.scale == rung), key=lambda run: run.loss or 0.0).params
 
 
+def rival_proxy(task: StudyTask) -> Scale:
+    """The most expensive proxy that the budget affords `RIVAL_RUNS` times."""
+    affordable = [scale for scale in task.ladder.proxies if RIVAL_RUNS * task.cost(scale) <= task.budget]
+    return max(affordable, key=task.cost)
+
+
 def best_of_rival(study_file: StudyFile, sampler: optuna.samplers.BaseSampler) -> dict[str, float]:
     """HPs of the best trial of another sampler at one proxy, the documented defaults among its trials."""
     task, name = StudyTask(study_file), f"{study_file.name}_{type(sampler).__name__}"
-    affordable = [scale for scale in task.ladder.proxies if RIVAL_RUNS * task.cost(scale) <= task.budget]
-    proxy = max(affordable, key=task.cost)
+    proxy = rival_proxy(task)
 
     def objective(trial: optuna.Trial) -> float:
         hps = task.space.suggest(trial)

@@ -39,7 +39,7 @@ from transfer_bo.study_file import load_study_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from main_result import RIVAL_RUNS  # noqa: E402
+from main_result import rival_proxy  # noqa: E402
 from student import t_interval  # noqa: E402
 
 AXES = ("width", "depth", "tokens")
@@ -116,8 +116,7 @@ def package(model: Model, task: StudyTask, seed: int) -> dict[str, Any]:
 def rival(model: Model, task: StudyTask, sampler: optuna.samplers.BaseSampler, seed: int) -> dict[str, Any]:
     """The best run of another sampler at one proxy, as in the main result."""
     rng = np.random.default_rng([seed, 1])
-    affordable = [scale for scale in task.ladder.proxies if RIVAL_RUNS * task.cost(scale) <= task.budget]
-    proxy = max(affordable, key=task.cost)
+    proxy = rival_proxy(task)
     study = optuna.create_study(sampler=sampler)
     study.enqueue_trial(task.space.defaults)
     study.optimize(
@@ -166,7 +165,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             task = StudyTask(study_file.model_copy(update={"seed": seed}))
             losses.append(model.loss(search(task, seed), study_file.target))
-        mean, low, high = t_interval(pd.Series(losses))
+        mean, low, high = t_interval(losses)
         each = " ".join(f"{loss:.3f}" for loss in losses)
         print(f"{name:12s} {mean:.3f} ({low:.3f} to {high:.3f}): {each}", flush=True)
 

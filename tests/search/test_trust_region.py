@@ -115,6 +115,21 @@ def test_the_learning_rate_comes_first_for_few_multipliers_too() -> None:
     assert len({run.params["lr.q"] for run in runs[4:8]}) == 4
 
 
+def test_a_choice_of_a_group_is_made_in_both_stages() -> None:
+    """It has no default, so it is searched from the beginning on."""
+    choice = Dimension("lr.up", "categorical", choices=("low", "high"))
+    dimensions = [choice if dim.name == "lr.up" else dim for dim in DIMENSIONS]
+    plan, runs = settings(share=None), list[Run]()
+    for number in range(8):
+        _, params = choose_run(SearchState(plan, runs, dimensions, False, number, n_startup=4), [0])
+        numbers = {**params, "lr.up": 1.0}
+        runs.append(Run(number, params, BASE, Outcome.FINISHED, loss(numbers)))
+
+    assert {"low", "high"} == {run.params["lr.up"] for run in runs}
+    assert {1.0} == {run.params["lr.q"] for run in runs[:4]}
+    assert all(run.params["lr.q"] != 1.0 for run in runs[4:])
+
+
 def test_multipliers_alone_are_searched_at_once() -> None:
     """Where no HP of all tensors is open there is nothing to search first."""
     alone = [dim for dim in DIMENSIONS if dim.name != "lr"]

@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from transfer_bo.records import Outcome, StudySettings
+import torch
+
+from transfer_bo.records import Outcome, Run, StudySettings
 from transfer_bo.scale import Scale
 from transfer_bo.search import acquisition
 from transfer_bo.search.budget import affordable_rungs, cheapest_rung, spent, trunk_runs
@@ -24,6 +26,8 @@ from transfer_bo.search.startup import MAX_COUNT, startup_count, startup_point, 
 from transfer_bo.search.state import SearchState
 from transfer_bo.search.trust_region import (
     TrustRegion,
+    moves_multipliers,
+    multipliers,
     next_rung,
     propose_at_larger_rung,
     propose_inside,
@@ -108,15 +112,13 @@ def choose_run(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str,
         rungs: indices of the rungs that may be used.
     """
     settings = state.settings
-    multipliers = _multipliers_of_first_stage(state)
-    if multipliers:
+    held = _multipliers_of_first_stage(state)
+    if held:
         rung, params = choose_run(_first_stage(state), rungs)
-        return rung, {**multipliers, **params}
+        return rung, {**held, **params}
 
     n_startup = startup_count(_first_stage(state) if _has_first_stage(state) else state, rungs)
-    # A run that raised an error says nothing about HPs or scale: another start-up run takes its place.
-    begun = [run for run in state.searched if run.outcome is not Outcome.ERROR]
-    if len(begun) < n_startup or not state.finished:
+    if len(_begun(state)) < n_startup or not state.finished:
         rung = startup_rung(state, rungs, n_startup)
         return rung, startup_point(state.dimensions, settings, state.number)
 
@@ -148,7 +150,17 @@ def _multipliers_of_first_stage(state: SearchState) -> dict[str, Any]:
     settings = state.settings
     if not _has_first_stage(state) or spent(settings, state.runs) >= _first_stage_budget(settings):
         return {}
-    return {dim.name: dim.default for dim in state.dimensions if is_multiplier(dim.name)}
+    return _multiplier_defaults(state)
+
+
+def _multiplier_defaults(state: SearchState) -> dict[str, Any]:
+    """The searched multipliers with their defaults, inside their ranges."""
+    return {dim.name: dim.default for dim in multipliers(state.dimensions)}
+
+
+def _begun(state: SearchState) -> list[Run]:
+    """Runs of the search but those that raised an error, which say nothing about HPs or scale."""
+    return [run for run in state.searched if run.outcome is not Outcome.ERROR]
 
 
 def _first_stage(state: SearchState) -> SearchState:
@@ -162,16 +174,11 @@ def _needs_startup_of_multipliers(state: SearchState, rungs: Sequence[int]) -> b
     settings = state.settings
     if not _has_first_stage(state) or settings.global_share is not None:
         return False
-    multipliers = [dim for dim in state.dimensions if is_multiplier(dim.name)]
-    cheapest = min(settings.costs[index] for index in rungs)
-    count = min(len(multipliers) + 1, MAX_COUNT, int(_first_stage_budget(settings) / cheapest))
-    moved = [
-        run
-        for run in state.searched
-        if run.outcome is not Outcome.ERROR
-        and any(run.params.get(dim.name, dim.default) != dim.default for dim in multipliers)
-    ]
-    return len(moved) < count
+    defaults = _multiplier_defaults(state)
+    cost = settings.costs[cheapest_rung(settings, rungs)]
+    count = min(len(defaults) + 1, MAX_COUNT, int(_first_stage_budget(settings) / cost))
+    values = [{name: run.params.get(name, defaults[name]) for name in defaults} for run in _begun(state)]
+    return sum(moves_multipliers(each, defaults) for each in values) < count
 
 
 def _startup_of_multipliers(state: SearchState, rungs: Sequence[int]) -> tuple[int, dict[str, Any]]:
@@ -180,15 +187,21 @@ def _startup_of_multipliers(state: SearchState, rungs: Sequence[int]) -> tuple[i
     All multipliers move at once, each as far as its prior says, so that a few noisy runs tell of all of them.
     The other HPs are at the optimum expected of the first stage.
     """
-    settings, generator = state.settings, state.generator()
-    rung = min(rungs, key=lambda index: settings.costs[index])
+    settings = state.settings
+    rung = cheapest_rung(settings, rungs)
     plain = without_multipliers(state.dimensions)
     surrogate = fit_surrogate(state.runs, plain, settings, state.maximize)
-    expected = linearised_expected_loss(surrogate, settings.scales[rung], generator, caution=0.0)
-    v, flags = minimize_expected_loss(expected, generator)
-    multipliers = [dim for dim in state.dimensions if is_multiplier(dim.name)]
-    moved = startup_point(multipliers, settings, state.number)
+    v, flags = _expected_optimum(surrogate, settings.scales[rung], state.generator())
+    moved = startup_point(multipliers(state.dimensions), settings, state.number)
     return rung, {**surrogate.coordinates.params(v, flags), **moved}
+
+
+def _expected_optimum(
+    surrogate: Surrogate, scale: Scale, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The setting of least expected loss at a scale: v and category flags."""
+    expected = linearised_expected_loss(surrogate, scale, generator, caution=0.0)
+    return minimize_expected_loss(expected, generator)
 
 
 def _run_in_trust_region(
@@ -226,8 +239,7 @@ def _run_of_acquisition(
 
     if state.number % CHECK_EVERY == 0:
         scale = _scale_to_check(state, costs)
-        expected = linearised_expected_loss(surrogate, scale, generator, caution=0.0)
-        v, flags = minimize_expected_loss(expected, generator)
+        v, flags = _expected_optimum(surrogate, scale, generator)
         row = surrogate.rows(v[None], scale, flags)
         if all(
             not feasibility.any_infeasible or float(feasibility.probability(row)) <= acquisition.RISK

@@ -52,6 +52,8 @@ from transfer_bo.surrogate.surrogate import Surrogate
 
 __all__ = [
     "TrustRegion",
+    "moves_multipliers",
+    "multipliers",
     "next_rung",
     "propose_at_larger_rung",
     "propose_inside",
@@ -155,19 +157,19 @@ class TrustRegion:
         centre = coordinates.unmix @ X[int(mean.argmin()), : coordinates.d]
 
         defaults = surrogate.settings.defaults
-        inside = [run for run in runs if run.outcome.has_trained and _moves_multipliers(run.params, defaults)]
+        inside = [run for run in runs if run.outcome.has_trained and moves_multipliers(run.params, defaults)]
         losses = [run.loss if run.is_feasible else None for run in inside]
-        before = [run.loss for run in finished if not _moves_multipliers(run.params, defaults)]
+        before = [run.loss for run in finished if not moves_multipliers(run.params, defaults)]
         known = before or [loss for loss in losses if loss is not None]
         best = (max if maximize else min)(known)
         return cls(centre, trust_region_side(losses, best, coordinates.d, maximize))
 
     def moves_multipliers(self, coordinates: Coordinates, defaults: Mapping[str, Any]) -> bool:
         """Whether some multiplier is not at its default at the centre."""
-        return _moves_multipliers(coordinates.params(coordinates.mix @ self.centre), defaults)
+        return moves_multipliers(coordinates.params(coordinates.mix @ self.centre), defaults)
 
 
-def _moves_multipliers(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+def moves_multipliers(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Whether some multiplier of a setting is not at its default."""
     return any(
         is_multiplier(name) and abs(value / defaults.get(name, 1.0) - 1) > NOT_MOVED
@@ -250,7 +252,7 @@ def next_rung(costs: Mapping[Scale, float], runs: Sequence[Run], defaults: Mappi
     """
     spent = dict.fromkeys(costs, 0.0)
     for run in runs:
-        if run.scale in spent and _moves_multipliers(run.params, defaults):
+        if run.scale in spent and moves_multipliers(run.params, defaults):
             spent[run.scale] += costs[run.scale]
 
     cheapest = min(costs, key=lambda scale: costs[scale])
@@ -284,7 +286,7 @@ def propose_at_larger_rung(
     )
 
     runs_here = [run for run in surrogate.runs if run.scale == scale and run.source is None]
-    is_known = any(_moves_multipliers(run.params, defaults) for run in runs_here)
+    is_known = any(moves_multipliers(run.params, defaults) for run in runs_here)
     left_out = torch.rand(coordinates.d, generator=generator) < (0.5 if is_known else 0.0)
     of_group = torch.tensor([is_multiplier(dim.name) for dim in coordinates.numeric])
     z = torch.where(of_group, centre * ~left_out, centre + drift)
@@ -294,6 +296,12 @@ def propose_at_larger_rung(
     return coordinates.params(chosen, flags)
 
 
+def multipliers(dimensions: Sequence[Dimension]) -> list[Dimension]:
+    """The HPs that join in the second stage. A choice has no default to be held at."""
+    return [dim for dim in dimensions if is_multiplier(dim.name) and dim.transform != "categorical"]
+
+
 def without_multipliers(dimensions: Sequence[Dimension]) -> list[Dimension]:
     """The HPs of the first stage."""
-    return [dim for dim in dimensions if not is_multiplier(dim.name)]
+    held = multipliers(dimensions)
+    return [dim for dim in dimensions if dim not in held]
