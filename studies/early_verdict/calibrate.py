@@ -96,7 +96,7 @@ def one_seed(seed: int, rows: pd.DataFrame) -> list[dict[str, Any]]:
     runs = read(rows)
     target = next(run.scale for run in runs if run.purpose == "target")
     lr, (low, high) = suggested(rows[rows.purpose == "search"], target)
-    predicted = predict_curve(runs, target, (low, high))
+    predicted = predict_curve(runs, target, {"lr": lr}, (low, high))
     assert predicted is not None
 
     found = []

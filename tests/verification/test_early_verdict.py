@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from transfer_bo import Ladder, Outcome, Scale, TransferSampler, objective, verify
@@ -20,7 +23,7 @@ from transfer_bo.records import Run, read_runs
 from transfer_bo.store.trial_queue import add_running_trial
 from transfer_bo.verification.early_verdict import Track, judge_early, verdict_changes
 from transfer_bo.verification.jobs import plan, verified_suggestion
-from transfer_bo.verification.monitor import Watch
+from transfer_bo.verification.monitor import Watch, stored_curve
 from transfer_bo.verification.predicted_curve import PredictedCurve, predict_curve
 
 TARGET = Scale(width=64, tokens=1e6)
@@ -59,7 +62,7 @@ def proxies(noise: float = 0.01) -> list[Run]:
 @pytest.fixture
 def predicted() -> PredictedCurve:
     """The target's curve, whose end is known to be between 2.3 and 2.5."""
-    found = predict_curve(proxies(), TARGET, (2.3, 2.5))
+    found = predict_curve(proxies(), TARGET, {}, (2.3, 2.5))
     assert found is not None
     return found
 
@@ -80,10 +83,58 @@ def test_the_prediction_is_stored_as_plain_values(predicted: PredictedCurve) -> 
     assert predicted == PredictedCurve.from_json(json.loads(json.dumps(predicted.to_json())))
 
 
+def test_the_curve_of_an_earlier_release_is_not_judged(predicted: PredictedCurve) -> None:
+    """It was stored with an asymptote, without which it means another curve."""
+    plain = predicted.to_json()
+
+    assert predicted == stored_curve({"curve": plain})
+    assert stored_curve({"curve": {**plain, "asymptote": 1.0}}) is None
+    assert stored_curve({"curve": None}) is None
+    assert stored_curve(None) is None
+
+
+@given(st.floats(0, 6), st.floats(0.5, 6))
+def test_the_farther_the_target_the_wider(near: float, farther: float) -> None:
+    """And far away the form is the mean of the proxies', however steeply it changes among them."""
+    steep = [
+        replace(run, curve={p: run.loss * p ** (-0.05 * run.scale.width / 16) for p in run.curve})
+        for run in proxies()
+    ]
+
+    def form(doublings: float) -> tuple[float, float]:
+        found = predict_curve(steep, Scale(width=32 * 2**doublings, tokens=1e6), {}, (2.3, 2.5))
+        assert found is not None
+        return found.ratio_at(0.2)
+
+    assert form(near)[1] < form(near + farther)[1]
+    assert 3 * form(0)[1] < form(8)[1]
+    assert -0.05 * math.log(0.2) < form(40)[0] < -0.1 * math.log(0.2)
+
+
+def test_the_form_is_that_of_the_settings_hps() -> None:
+    """Runs at larger learning rates fall later; HPs that are texts or zero are left out."""
+    runs = [
+        replace(
+            run,
+            params={"lr": 2.0**i, "decay": 0.0, "norm": "rms"},
+            curve={p: run.loss * p ** (-0.1 - 0.01 * i) for p in run.curve},
+        )
+        for i, run in enumerate(proxies()[:6] * 3)
+    ]
+    forms = [
+        predict_curve(runs, TARGET, {"lr": lr, "decay": 0.0, "norm": "rms"}, (2.3, 2.5))
+        for lr in (2.0**12, 2.0**16)
+    ]
+
+    means = [found.ratio_at(0.2)[0] for found in forms if found is not None]
+    slope = (means[1] - means[0]) / 4 / -math.log(0.2)
+    assert slope == pytest.approx(0.01, rel=0.2)
+
+
 def test_too_few_curves_predict_nothing() -> None:
     """Nor do metrics that are not positive."""
-    assert predict_curve(proxies()[:6], TARGET, (2.3, 2.5)) is None
-    assert predict_curve(proxies(), TARGET, (-0.1, 2.5)) is None
+    assert predict_curve(proxies()[:6], TARGET, {}, (2.3, 2.5)) is None
+    assert predict_curve(proxies(), TARGET, {}, (-0.1, 2.5)) is None
 
 
 def test_a_run_that_goes_as_predicted_is_on_track(predicted: PredictedCurve) -> None:

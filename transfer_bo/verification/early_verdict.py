@@ -20,8 +20,8 @@ N_ABOVE = 3
 """So many reports in a row above the band, or rising, are needed: one or two may be a spike."""
 
 RISE = 0.1
-"""Rise of the loss above its own minimum, as a share of the minimum's height above the asymptote, from
-which a loss that stays above the band diverges."""
+"""Rise of the loss above its own minimum, as a share of the minimum, from which a loss that stays above the
+band diverges."""
 
 
 class Track(enum.StrEnum):
@@ -92,7 +92,7 @@ def judge_early(predicted: PredictedCurve, curve: Mapping[float, float]) -> Earl
     last = [point for point in points if point[0] >= predicted.progress[0]][-N_ABOVE:]
     is_above = len(last) == N_ABOVE and all(value > predicted.band(p)[2] for p, value in last)
     track = Track.BELOW if is_above else Track.ON_TRACK
-    if is_above and _is_rising(predicted.asymptote, points):
+    if is_above and _is_rising(points):
         track = Track.DIVERGING
 
     _, *band = predicted.band(progress)
@@ -116,9 +116,7 @@ def verdict_changes(predicted: PredictedCurve, curve: Mapping[float, float]) -> 
     return tuple(changes)
 
 
-def _is_rising(asymptote: float, points: list[tuple[float, float]]) -> bool:
+def _is_rising(points: list[tuple[float, float]]) -> bool:
     """Whether each of the last reports lies well above the smallest loss before it."""
     losses = [loss for _, loss in points]
-    return len(losses) > N_ABOVE and all(
-        losses[i] - asymptote > (1 + RISE) * (min(losses[:i]) - asymptote) for i in range(-N_ABOVE, 0)
-    )
+    return len(losses) > N_ABOVE and all(losses[i] > (1 + RISE) * min(losses[:i]) for i in range(-N_ABOVE, 0))

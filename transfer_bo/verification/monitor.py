@@ -19,9 +19,9 @@ __all__ = ["Watch", "diverging_check", "stored_curve"]
 
 
 def stored_curve(prediction: Mapping[str, Any] | None) -> PredictedCurve | None:
-    """The predicted curve in a stored prediction; None if it holds none, as those of earlier releases."""
+    """The predicted curve in a stored prediction; None if it holds none, or one of an earlier release."""
     curve = (prediction or {}).get("curve")
-    return None if curve is None else PredictedCurve.from_json(curve)
+    return None if curve is None or "asymptote" in curve else PredictedCurve.from_json(curve)
 
 
 def diverging_check(

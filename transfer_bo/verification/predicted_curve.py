@@ -1,25 +1,24 @@
 """The learning curve that is predicted for a run at the target, from the curves of the proxies.
 
-The loss above its asymptote, divided by what remains of it at the end, is nearly the same function of
-progress for all well-tuned models of a family ("scaling collapse", arXiv:2507.02119). So the curves of the
-best proxies give the form of the target's, and the predicted final loss gives its height.
+The loss divided by the final loss is nearly the same function of progress for all well-tuned models of a
+family ("scaling collapse", arXiv:2507.02119). The curves of the best proxies give the form of the target's,
+and the predicted final loss gives its height.
 
 Symbols (losses are minimized):
     p: Progress through the run, in (0, 1].
-    L: Loss of a run at p, and L_end its final loss.
-    E: Asymptote of the losses, common to all scales.
-    r: Ratio of losses above the asymptote, r(p) = (L(p) - E) / (L_end - E).
-    x: Size of a run compared with the target's, log2 of their costs' ratio; 0 at the target.
+    r: Form of a curve, r(p) = L(p) / L(1): loss at p over the final loss.
+    x: Scale of a run compared with the target, log2 of the ratio along each axis; 0 at the target.
+    h: HPs of a run compared with the suggested ones, log2 of the ratio of each.
 
-ln r(p) is a straight line in x at each p; its value at x = 0, with the spread of the proxies about the
-line, is the prediction. E is the one with which the smaller proxies predict the curves of the largest ones
-best.
+ln r(p) at each p is a Gaussian process over x and h with an unknown mean: forms change smoothly with scale,
+and linearly with h (a larger learning rate delays the fall of the loss). Far from the proxies it returns to
+their mean, and its standard deviation grows to that of forms at unlike scales.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer_bo.records import FinishedRun, Run, finished_runs
-from transfer_bo.scale import Scale, default_cost
+from transfer_bo.scale import Scale
 
-__all__ = ["PredictedCurve", "predict_curve"]
+__all__ = ["FORM_PRIOR", "FormPrior", "PredictedCurve", "predict_curve"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,16 +38,6 @@ BEST_SHARE = 1 / 3
 MIN_CURVES = 4
 """So many curves are needed; with fewer their spread is unknown."""
 
-SLOPE_SD = 2.0
-"""Prior standard deviation of the slope per doubling of the cost, in units of the prior guess of the spread.
-Collapse is nearly exact in compute-optimal training, less so where tokens and parameters grow differently."""
-
-SPREAD_PRIOR = 0.02, 2.0
-"""Prior guess of the spread of losses about the line, as a share of the final loss; its weight in curves."""
-
-ASYMPTOTES = (0.0, 0.2, 0.4, 0.6, 0.8)
-"""Asymptotes that are tried, as shares of the smallest loss."""
-
 N_POINTS = 40
 """Points of the predicted curve."""
 
@@ -57,11 +46,38 @@ SD_OF_90 = 1.6448536269514722
 
 
 @dataclass(frozen=True)
+class FormPrior:
+    """What is assumed of forms before any curve is seen.
+
+    Standard deviations are multiples of the spread of ln r among runs of one scale and setting.
+    """
+
+    scale_sd: float
+    """Standard deviation of forms at scales far from each other."""
+
+    lengthscale: float
+    """Of the Gaussian kernel over x, in doublings."""
+
+    hp_sd: float
+    """Standard deviation of the slope per octave of an HP."""
+
+    share: float
+    """Prior guess of the spread, as a share of the mean of ln r at the same progress; added to `noise`."""
+
+    noise: float
+    """Prior guess of the spread that does not vanish at the end of a run."""
+
+    weight: float
+    """Weight of the guessed spread beside that of the curves, in curves."""
+
+
+FORM_PRIOR = FormPrior(scale_sd=9.0, lengthscale=4.5, hp_sd=0.6, share=0.16, noise=0.008, weight=4.0)
+"""Fitted on one half of the curves in `studies/early_verdict`, judged on the other, by `forms.py` there."""
+
+
+@dataclass(frozen=True)
 class PredictedCurve:
     """The predicted loss of one run at each progress, with a central 90% band."""
-
-    asymptote: float
-    """E."""
 
     progress: tuple[float, ...]
     """Ascending; the first is the first report of all proxies, the last is 1."""
@@ -73,7 +89,7 @@ class PredictedCurve:
     """Its predictive standard deviation for one new run at the target."""
 
     log_end: float
-    """Mean of ln(L_end - E) at the target, as the surrogate predicts it."""
+    """Mean of the logarithm of the final loss at the target, as the surrogate predicts it."""
 
     log_end_sd: float
     """Its standard deviation."""
@@ -89,16 +105,14 @@ class PredictedCurve:
     def band(self, progress: float) -> tuple[float, float, float]:
         """Median, lower and upper end of the loss's central 90% interval at a progress."""
         mean, sd = self.ratio_at(progress)
-        middle = self.log_end + mean
         half = SD_OF_90 * math.hypot(sd, self.log_end_sd)
-        low, median, high = (self.asymptote + math.exp(middle + d) for d in (-half, 0.0, half))
+        low, median, high = (math.exp(self.log_end + mean + d) for d in (-half, 0.0, half))
         return median, low, high
 
     def end_from(self, progress: float, loss: float) -> tuple[float, float, float]:
         """Where a run with this loss should end by the form of the curve alone: median, 90% interval."""
         mean, sd = self.ratio_at(progress)
-        above = max(loss - self.asymptote, 1e-12)
-        median, low, high = (self.asymptote + above * math.exp(-mean + d * SD_OF_90 * sd) for d in (0, -1, 1))
+        median, low, high = (loss * math.exp(-mean + d * SD_OF_90 * sd) for d in (0, -1, 1))
         return median, low, high
 
     def to_json(self) -> dict[str, Any]:
@@ -107,49 +121,49 @@ class PredictedCurve:
         return {**vars(self), **lists}
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> PredictedCurve:
+    def from_json(cls, plain: Mapping[str, Any]) -> PredictedCurve:
         """The inverse of `to_json`."""
         values: dict[str, Any] = {n: tuple(of) if isinstance(of, list) else of for n, of in plain.items()}
         return cls(**values)
 
 
 def predict_curve(
-    runs: Collection[Run], target: Scale, interval: tuple[float, float]
+    runs: Collection[Run],
+    target: Scale,
+    params: Mapping[str, Any],
+    interval: tuple[float, float],
+    prior: FormPrior = FORM_PRIOR,
 ) -> PredictedCurve | None:
     """Predict the learning curve of a run at the target.
 
     Args:
         runs: Of the study; only finished runs of its search with a curve are used.
         target: Where the run is to be made.
+        params: Its HPs. Those that are not positive numbers in every run are left out of account.
         interval: Central 90% interval of its final loss.
+        prior: What is assumed of the forms of curves.
 
     Returns:
         None if there are too few curves, or a loss that is not positive (a metric to maximize, say).
     """
     used = _best_with_curves([run for run in finished_runs(runs) if run.purpose == "search"])
-    low, _ = interval
-    if len(used) < MIN_CURVES or low <= 0 or any(run.loss <= 0 for run in used):
+    low, high = interval
+    losses_seen = [low, *(run.loss for run in used), *(loss for run in used for loss in run.curve.values())]
+    if len(used) < MIN_CURVES or min(losses_seen) <= 0:
         return None
 
     first = max(min(run.curve) for run in used)
     progress = np.linspace(first, 1.0, N_POINTS)
-    losses = np.array([_interpolated(run, progress) for run in used])
-    ends = np.array([run.loss for run in used])
-    x = np.log2([default_cost(run.scale) / default_cost(target) for run in used])
-
-    smallest = min(float(losses.min()), float(ends.min()), low)
-    asymptote = max(
-        (share * smallest for share in ASYMPTOTES), key=lambda e: _held_out_density(losses, ends, x, e)
-    )
-    mean, sd = _fit(losses, ends, x, asymptote)
-    end, end_sd = _log_normal(interval, asymptote)
+    log_ratios = np.array([np.log(_interpolated(run, progress)) - math.log(run.loss) for run in used])
+    x = np.array([[math.log2(run.scale[axis] / target[axis]) for axis in target] for run in used])
+    mean, sd = _fit(log_ratios, x, _octaves(used, params), prior)
+    log_low, log_high = math.log(low), math.log(high)
     return PredictedCurve(
-        asymptote=asymptote,
         progress=tuple(progress.tolist()),
         log_ratio=tuple(mean.tolist()),
         log_ratio_sd=tuple(sd.tolist()),
-        log_end=end,
-        log_end_sd=end_sd,
+        log_end=(log_low + log_high) / 2,
+        log_end_sd=(log_high - log_low) / (2 * SD_OF_90),
         n_curves=len(used),
     )
 
@@ -173,41 +187,47 @@ def _interpolated(run: FinishedRun, progress: Floats) -> Floats:
     return np.asarray(np.interp(progress, at, losses), dtype=np.float64)
 
 
-def _fit(losses: Floats, ends: Floats, x: Floats, asymptote: float) -> tuple[Floats, Floats]:
-    """Predictive mean and standard deviation of ln r at x = 0, at each progress.
+def _octaves(runs: Sequence[FinishedRun], params: Mapping[str, Any]) -> Floats:
+    """h of each run, `runs x HPs`, for the HPs that are positive numbers in all runs."""
+    columns = [
+        [math.log2(run.params[hp] / value) for run in runs]
+        for hp, value in params.items()
+        if _is_positive(value) and all(_is_positive(run.params.get(hp)) for run in runs)
+    ]
+    return np.array(columns).reshape(len(columns), len(runs)).T
 
-    A Bayesian line with a normal prior on its slope and none on its level; the variance about it is shrunk
-    towards its prior guess.
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _fit(log_ratios: Floats, x: Floats, h: Floats, prior: FormPrior) -> tuple[Floats, Floats]:
+    """Predictive mean and standard deviation of ln r at x = 0 and h = 0, at each progress.
+
+    The covariance of runs is the same at each progress up to the variance, which has an inverse-gamma prior;
+    the mean has a flat one (Rasmussen and Williams 2006, section 2.7).
+
+    Args:
+        log_ratios: ln r of each run, `runs x points`.
+        x: Scales, `runs x axes`.
+        h: HPs, `runs x HPs`.
+        prior: Of the covariance.
     """
-    log_ratio = np.log(losses - asymptote) - np.log(ends - asymptote)[:, None]
-    share, weight = SPREAD_PRIOR
-    guess = share * float((ends / (ends - asymptote)).mean())  # the same in loss, whatever the asymptote
+    n_runs = len(x)
+    between = ((x[:, None] - x[None]) ** 2).sum(-1)
+    covariance = prior.scale_sd**2 * np.exp(-0.5 * between / prior.lengthscale**2)
+    covariance += prior.hp_sd**2 * h @ h.T + np.eye(n_runs)
+    with_target = prior.scale_sd**2 * np.exp(-0.5 * (x**2).sum(1) / prior.lengthscale**2)
 
-    design = np.stack([np.ones_like(x), x], axis=1)
-    prior = np.diag([0.0, SLOPE_SD**-2])
-    covariance = np.linalg.inv(design.T @ design + prior)
-    line = covariance @ design.T @ log_ratio
-    residuals = log_ratio - design @ line
+    precision = np.linalg.inv(covariance)
+    of_mean = precision.sum()
+    mean = precision.sum(0) @ log_ratios / of_mean
+    residuals = log_ratios - mean
+    weights = precision @ with_target
+    unexplained = 1 - weights.sum()
+    variance = 1 + prior.scale_sd**2 - with_target @ weights + unexplained**2 / of_mean
 
-    variance = (weight * guess**2 + (residuals**2).sum(0)) / (weight + len(x) - 1)
-    return line[0], np.sqrt(variance * (1 + covariance[0, 0]))
-
-
-def _held_out_density(losses: Floats, ends: Floats, x: Floats, asymptote: float) -> float:
-    """Mean log density of the losses at the largest scale, predicted from the smaller ones.
-
-    With a single scale nothing is held out, and the asymptote stays at 0.
-    """
-    largest = x == x.max()
-    if largest.all():
-        return -asymptote
-    mean, sd = _fit(losses[~largest], ends[~largest], x[~largest] - x.max(), asymptote)
-
-    above = np.log(losses[largest] - asymptote)
-    z = (above - np.log(ends[largest] - asymptote)[:, None] - mean) / sd
-    return float((-0.5 * z**2 - np.log(sd) - above).mean())
-
-
-def _log_normal(interval: tuple[float, float], asymptote: float) -> tuple[float, float]:
-    low, high = (math.log(end - asymptote) for end in interval)
-    return (low + high) / 2, (high - low) / (2 * SD_OF_90)
+    guess = prior.share * np.abs(mean) + prior.noise
+    squares = (residuals * (precision @ residuals)).sum(0)
+    spread = (prior.weight * guess**2 + squares) / (prior.weight + n_runs - 1)
+    return mean + weights @ residuals, np.sqrt(variance * spread)

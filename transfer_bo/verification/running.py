@@ -71,7 +71,7 @@ def curve_of_target(study: optuna.Study, suggestion: SuggestionLike) -> dict[str
     if study.direction != StudyDirection.MINIMIZE:
         return None
     low, high = suggestion.predicted_loss.interval(LEVEL)
-    curve = predict_curve(read_runs(study), suggestion.target, (low, high))
+    curve = predict_curve(read_runs(study), suggestion.target, suggestion.params, (low, high))
     return None if curve is None else curve.to_json()
 
 
