@@ -144,6 +144,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--change", nargs="*", default=[], metavar="CONSTANT=VALUE")
     parser.add_argument("--noise", type=float, default=1.0, help="multiplies the noise of a run")
+    parser.add_argument(
+        "--budget", type=float, default=1.0, help="of a search, in runs at the target"
+    )
     parser.add_argument("--only", nargs="*", choices=["transfer_bo", "TPE", "GPSampler"])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -152,6 +155,8 @@ def main() -> None:
         change(setting)
 
     model, study_file = Model(arguments.noise), load_study_file(HERE.parent / "sotu_lm.toml")
+    budget = study_file.budget.model_copy(update={"target_runs": arguments.budget})
+    study_file = study_file.model_copy(update={"budget": budget})
     print(f"error of the model on runs that were left out: {100 * model.error():.1f}%", flush=True)
     arms: dict[str, Any] = {
         "transfer_bo": lambda task, seed: package(model, task, seed),
