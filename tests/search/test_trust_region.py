@@ -115,11 +115,12 @@ def test_the_learning_rate_comes_first_for_few_multipliers_too() -> None:
     assert len({run.params["lr.q"] for run in runs[4:8]}) == 4
 
 
-def test_a_choice_of_a_group_is_made_in_both_stages() -> None:
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_a_choice_of_a_group_is_made_in_both_stages(share: float | None) -> None:
     """It has no default, so it is searched from the beginning on."""
     choice = Dimension("lr.up", "categorical", choices=("low", "high"))
     dimensions = [choice if dim.name == "lr.up" else dim for dim in DIMENSIONS]
-    plan, runs = settings(share=None), list[Run]()
+    plan, runs = settings(share=share), list[Run]()
     for number in range(8):
         _, params = choose_run(SearchState(plan, runs, dimensions, False, number, n_startup=4), [0])
         numbers = {**params, "lr.up": 1.0}

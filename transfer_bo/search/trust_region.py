@@ -170,9 +170,11 @@ class TrustRegion:
 
 
 def moves_multipliers(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
-    """Whether some multiplier of a setting is not at its default."""
+    """Whether some multiplier of a setting is not at its default. A choice is none, however it is named."""
     return any(
-        is_multiplier(name) and abs(value / defaults.get(name, 1.0) - 1) > NOT_MOVED
+        is_multiplier(name)
+        and isinstance(value, int | float)
+        and abs(value / defaults.get(name, 1.0) - 1) > NOT_MOVED
         for name, value in params.items()
     )
 
