@@ -148,14 +148,17 @@ def predict_curve(
     """
     used = _best_with_curves([run for run in finished_runs(runs) if run.purpose == "search"])
     low, high = interval
-    losses_seen = [low, *(run.loss for run in used), *(loss for run in used for loss in run.curve.values())]
-    if len(used) < MIN_CURVES or min(losses_seen) <= 0:
+    if len(used) < MIN_CURVES:
         return None
 
     first = max(min(run.curve) for run in used)
     progress = np.linspace(first, 1.0, N_POINTS)
-    log_ratios = np.array([np.log(_interpolated(run, progress)) - math.log(run.loss) for run in used])
-    x = np.array([[math.log2(run.scale[axis] / target[axis]) for axis in target] for run in used])
+    losses = np.array([_interpolated(run, progress) for run in used])
+    ends = np.array([run.loss for run in used])
+    if min(low, losses.min(), ends.min()) <= 0:
+        return None
+    log_ratios = np.log(losses / ends[:, None])
+    x = np.array([[math.log2(run.scale.get(axis, of) / of) for axis, of in target.items()] for run in used])
     mean, sd = _fit(log_ratios, x, _octaves(used, params), prior)
     log_low, log_high = math.log(low), math.log(high)
     return PredictedCurve(
