@@ -144,9 +144,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--change", nargs="*", default=[], metavar="CONSTANT=VALUE")
     parser.add_argument("--noise", type=float, default=1.0, help="multiplies the noise of a run")
-    parser.add_argument(
-        "--budget", type=float, default=1.0, help="of a search, in runs at the target"
-    )
+    parser.add_argument("--budget", type=float, default=1.0, help="of a search, in runs at the target")
     parser.add_argument("--only", nargs="*", choices=["transfer_bo", "TPE", "GPSampler"])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
