@@ -159,7 +159,7 @@ def draw(rows: list[dict[str, Any]], curves: list[Any], path: Path) -> None:
         if row["predicted"] is not None:
             errors = [[row["predicted"] - row["predicted_low"]], [row["predicted_high"] - row["predicted"]]]
             right.errorbar([1.0], [row["predicted"]], errors, fmt="o", color=line.get_color(), capsize=3)
-    right.set(xlabel="progress of the run at the target (cross: final loss, point: predicted)")
+    right.set(xlabel="progress at the target (cross: final loss, point: predicted)")
     right.set(ylabel="held-out loss (nats per byte)")
     if curves:
         right.legend(fontsize=6)

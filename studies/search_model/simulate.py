@@ -9,7 +9,8 @@ their ln losses over log2 of HPs and scale. A search sees its mean and noise of 
 above, as measured. What is printed is the model's loss of the answer at the target: for this package, and for
 TPE and GPSampler with the same compute at one proxy, copied. A change sets a constant of the package first.
 
-The model is for comparing searches with each other; what it says of a setting that nobody ran is a guess.
+What the model says of a setting that nobody ran is a guess near its mean: it put this package 3 to 7%
+ahead of the rivals, where five real searches of each were level (`studies/LOG.md`).
 """
 
 from __future__ import annotations
