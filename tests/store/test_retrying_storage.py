@@ -175,6 +175,29 @@ def test_a_journal_lets_many_write(tmp_path: Path) -> None:
     assert {1.0} == {trial.value for trial in study.trials}
 
 
+@pytest.mark.parametrize("create", [True, False])
+def test_tables_that_another_process_creates_are_waited_for(
+    create: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna writes its version in either case, so a worker that creates nothing may come too early, too."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    optuna.create_study(storage=connect_backend(url, create=True), study_name="s")
+    raised = Exception('duplicate key value violates unique constraint "pg_type_typname_nsp_index"')
+    errors = [sqlalchemy.exc.IntegrityError("create", {}, raised)] * 2
+    init = optuna.storages.RDBStorage.__init__
+
+    def opened(*args: Any, **kwargs: Any) -> None:
+        if errors:
+            raise errors.pop()
+        init(*args, **kwargs)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", opened)
+    study = optuna.load_study(storage=connect_backend(url, create=create), study_name="s")
+
+    assert [] == errors
+    assert [] == study.trials
+
+
 @pytest.mark.parametrize("url", ["grpc://host", "grpc://:13000", "journal:///{}/folder"])
 def test_bad_addresses_are_named(url: str, tmp_path: Path) -> None:
     """What is wrong is said before anything is opened."""

@@ -111,6 +111,16 @@ def has_no_tables(error: BaseException) -> bool:
     return any(words in str(_cause(error)) for words in ("no such table", "does not exist", "doesn't exist"))
 
 
+def _is_race(error: BaseException) -> bool:
+    """Whether another process was creating the tables at the same moment.
+
+    Optuna writes down its version also where it is not to create tables.
+    """
+    return any(
+        words in str(_cause(error)) for words in ("duplicate key", "already exists", "UNIQUE constraint")
+    )
+
+
 def cannot_be_used(error: BaseException) -> str:
     """Why a storage could not be opened and what to do, as the end of a sentence."""
     return f"this storage can't be used ({_first_line(_cause(error))}); give another one."
@@ -176,7 +186,8 @@ def connect_backend(url: str, *, create: bool) -> BaseStorage:
             )
             return optuna.storages.get_storage(storage)
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt == CREATE_ATTEMPTS - 1 or not (create or is_transient(error)):
+            is_worth_trying = create or is_transient(error) or _is_race(error)
+            if attempt == CREATE_ATTEMPTS - 1 or not is_worth_trying:
                 raise
             time.sleep(random.uniform(0.1, 0.3) * (1 + attempt))
     raise AssertionError
