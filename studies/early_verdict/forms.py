@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from scipy.optimize import minimize
 
 from transfer_bo import Scale
 from transfer_bo.records import FinishedRun, Outcome, Run, finished_runs, read_runs
-from transfer_bo.verification.predicted_curve import FORM_PRIOR, FormPrior, predict_curve
+from transfer_bo.verification.predicted_curve import FORM_PRIOR, SD_OF_90, FormPrior, predict_curve
 
 HERE = Path(__file__).parent
 CSV = HERE / "forms.csv"
@@ -92,22 +91,23 @@ def at_target(runs: list[FinishedRun]) -> list[FinishedRun]:
     return [run for run in found if run.loss < WELL_TUNED * best]
 
 
-def errors(named: Studies, prior: FormPrior) -> Iterator[tuple[str, float, float, float]]:
-    """Study, progress, standardised error and standard deviation of the logarithm of the final loss."""
+def errors(named: Studies, prior: FormPrior) -> pd.DataFrame:
+    """Standardised error and standard deviation of the logarithm of the final loss, by study and progress."""
+    rows = []
     for name, runs in named.items():
         for run in at_target(runs):
             predicted = predict_curve(runs, run.scale, run.params, (run.loss, run.loss), prior)
             assert predicted is not None
-            points = sorted(run.curve.items())
+            points = np.array(sorted(run.curve.items())).T
             for progress in PROGRESS:
-                loss = float(np.interp(progress, *np.array(points).T))
+                loss = float(np.interp(progress, *points))
                 mean, sd = predicted.ratio_at(progress)
-                yield name, progress, (math.log(loss / run.loss) - mean) / sd, sd
+                rows.append((name, progress, (math.log(loss / run.loss) - mean) / sd, sd))
+    return pd.DataFrame(rows, columns=["study", "progress", "error", "sd"])
 
 
-def log_density(named: Studies, prior: FormPrior) -> float:
+def log_density(table: pd.DataFrame) -> float:
     """Of the final losses; the mean over studies."""
-    table = pd.DataFrame(errors(named, prior), columns=["study", "progress", "error", "sd"])
     density = -0.5 * table.error**2 - np.log(table.sd)
     return float(density.groupby(table.study).mean().mean())
 
@@ -125,7 +125,7 @@ def fit(named: Studies) -> FormPrior:
         return dataclasses.replace(FORM_PRIOR, **dict(zip(names, np.exp(logs).tolist(), strict=True)))
 
     start = np.log([getattr(FORM_PRIOR, name) for name in names])
-    found = minimize(lambda logs: -log_density(named, prior_at(logs)), start, method="Nelder-Mead")
+    found = minimize(lambda logs: -log_density(errors(named, prior_at(logs))), start, method="Nelder-Mead")
     return prior_at(found.x)
 
 
@@ -146,9 +146,9 @@ def main() -> None:
     prior = fit(fitted) if options.fit else FORM_PRIOR
     print(prior)
     for half, named in (("fitted", fitted), ("judged", {n: r for n, r in every.items() if n not in fitted})):
-        table = pd.DataFrame(errors(named, prior), columns=["study", "progress", "error", "sd"])
-        table["inside"] = table.error.abs() < 1.645
-        print(f"{half}: {', '.join(named)}; log density {log_density(named, prior):.2f}")
+        table = errors(named, prior)
+        table["inside"] = table.error.abs() < SD_OF_90
+        print(f"{half}: {', '.join(named)}; log density {log_density(table):.2f}")
         print(table.groupby("progress").agg({"inside": ["mean", "count"], "sd": "mean"}).round(3).to_string())
         print(table.groupby("study").agg({"inside": "mean", "sd": "mean"}).round(3).to_string())
 
