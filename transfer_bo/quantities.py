@@ -6,13 +6,18 @@ import math
 
 from transfer_bo.errors import TransferError
 
-__all__ = ["LEVEL_SD", "SUFFIXES", "counted", "loss_text", "parse_number"]
+__all__ = ["LEVEL_SD", "SUFFIXES", "counted", "is_positive", "loss_text", "parse_number"]
 
 LEVEL_SD = 1.645
 """Half a 90% interval in standard deviations."""
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
 """Multipliers by suffix, in upper or lower case: `7B` and `7b` are parameters, `20G` and `20g` are tokens."""
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value of any type is a number above 0, of which a ratio or a logarithm can be taken."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def parse_number(text: str, what: str = "The number") -> float:

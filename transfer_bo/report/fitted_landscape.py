@@ -9,7 +9,7 @@ from transfer_bo.display.importance_text import agreement_sentences, method_rows
 from transfer_bo.display.suggestion_text import stability_sentences
 from transfer_bo.display.text import octaves_text
 from transfer_bo.errors import DiagnosticError, NoRunsError
-from transfer_bo.quantities import LEVEL_SD, counted
+from transfer_bo.quantities import LEVEL_SD, counted, is_positive
 from transfer_bo.records import Outcome, read_dimensions
 from transfer_bo.report import page
 from transfer_bo.report.state import State
@@ -139,14 +139,10 @@ def divergence(state: State) -> list[str]:
     if not any(run.outcome is Outcome.DIVERGED for run in state.runs):
         return [page.paragraph("No run has diverged.")]
 
-    hps = {hp for run in state.own for hp, value in run.params.items() if _is_positive(value)}
+    hps = {hp for run in state.own for hp, value in run.params.items() if is_positive(value)}
     drawing = draw_divergence(state.own, sorted(hps))
     sentences = [] if state.suggestion is None else stability_sentences(state.suggestion)
     return [
         page.figure(drawing, "Which runs diverged, along each HP", ABOUT_DIVERGENCE),
         *map(page.paragraph, sentences),
     ]
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

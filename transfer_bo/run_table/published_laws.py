@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transfer_bo.quantities import is_positive
 from transfer_bo.scale import Scale
 from transfer_bo.space import is_multiplier
 from transfer_bo.synonyms import axis_kind, hp_kind, plain_name, unit_of, without_prefix
@@ -113,7 +114,7 @@ def compare(
 
     found = []
     for hp, suggested in params.items():
-        comparable = isinstance(suggested, int | float) and not isinstance(suggested, bool) and suggested > 0
+        comparable = is_positive(suggested)
         for law in LAWS:
             if not comparable or is_multiplier(without_prefix(hp)) or law.hp != kinds.get(hp, hp_kind(hp)):
                 continue

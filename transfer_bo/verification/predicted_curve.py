@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from transfer_bo.quantities import is_positive
 from transfer_bo.records import FinishedRun, Run, finished_runs
 from transfer_bo.scale import Scale
 
@@ -195,13 +196,9 @@ def _octaves(runs: Sequence[FinishedRun], params: Mapping[str, Any]) -> Floats:
     columns = [
         [math.log2(run.params[hp] / value) for run in runs]
         for hp, value in params.items()
-        if _is_positive(value) and all(_is_positive(run.params.get(hp)) for run in runs)
+        if is_positive(value) and all(is_positive(run.params.get(hp)) for run in runs)
     ]
     return np.array(columns).reshape(len(columns), len(runs)).T
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _fit(log_ratios: Floats, x: Floats, h: Floats, prior: FormPrior) -> tuple[Floats, Floats]:
