@@ -29,7 +29,7 @@ def landscape(hps: int, axes: list[str], *, categorical: bool) -> Landscape:
 @settings(max_examples=30, deadline=None)
 @given(
     hps=st.integers(1, MAX_COUPLED + 1),
-    axes=st.sampled_from([[], ["width"], ["n_params", "tokens"]]),
+    axes=st.sampled_from([[], ["width"], ["n_params", "tokens"], ["width", "batch", "tokens"]]),
     categorical=st.booleans(),
     widening=st.sampled_from([0.0, 1.0, 4.0]),
     seed=st.integers(0, 2**31),

@@ -108,6 +108,8 @@ def test_the_landscape_takes_its_priors_from_the_tables() -> None:
         return [(round(mean, 6), round(sd, 6)) for mean, sd in pairs]
 
     assert [(0.5, priors.LAW_LEVEL_SD)] == prior("l0")
+    assert [priors.IRREDUCIBLE_LOGIT] == prior("e")
+    assert [(round(priors.LAW_MIXING[0], 6), priors.LAW_MIXING[1])] == prior("lnzeta")
     assert [priors.LAW_EXPONENT_OTHER, priors.LAW_EXPONENT["batch"]] == prior("alpha")
     assert [priors.CURVATURE["batch"], priors.CURVATURE["lr"]] == prior("lnc")
     assert [priors.ASYMMETRY_OTHER, priors.ASYMMETRY["lr"]] == prior("kappa")

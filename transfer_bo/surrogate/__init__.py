@@ -6,6 +6,7 @@ In the order of the data:
 - `outcome_transform`: the metric, to y, which is smaller the better.
 - `training_data`: records of runs, to rows and y.
 - `priors`: every prior, with its source.
+- `loss_law`: the loss at the optimum as a function of scale.
 - `landscape`: the loss as a function of HPs and scale, with parameters θ: a loss law and a bowl that drifts.
 - `kernel`: the covariance of the linearised landscape and of what it leaves over; its hyperparameters.
 - `gp`: `LandscapeGP`, the Gaussian process as a BoTorch model.

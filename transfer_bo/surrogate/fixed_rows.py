@@ -1,8 +1,8 @@
 """The landscape at the same rows for many θ: what a Markov chain asks for, thousands of times.
 
-The formulas are those of `landscape.Landscape.values`. They are written again in NumPy because a chain's
-arrays are small: what costs time is the number of operations, and one of NumPy's takes half as long as one of
-PyTorch's. What depends on the scale alone is computed once for each distinct scale.
+The formulas are those of `Landscape.values` and `LossLaw.values`. They are written again in NumPy because a
+chain's arrays are small: what costs time is the number of operations, and one of NumPy's takes half as long
+as one of PyTorch's. What depends on the scale alone is computed once for each distinct scale.
 
 Symbols: as in `landscape`; u = number of distinct scales of the rows; count = number of θ.
 """
@@ -66,18 +66,18 @@ class FixedRows:
 
     def _law(self, theta: Array) -> Array:
         """L at each scale (count x u)."""
-        l0 = self._get(theta, "l0")
-        if not self._landscape.a:
-            return np.repeat(l0, len(self._s), 1)
+        loss_law = self._landscape.loss_law
+        l0, e, omega, alpha, lnzeta = (self._get(theta, name) for name in loss_law.names)
+        in_sum = loss_law.in_sum.numpy()
+        omega, zeta = omega[:, in_sum], np.exp(lnzeta)
+        falls = math.log(2) * alpha.T[..., None] * self._s.T[:, None]  # a x count x u
 
-        e, omega, alpha = (self._get(theta, name) for name in ("e", "omega", "alpha"))
-        log_shares = omega - np.logaddexp.reduce(omega, 1)[:, None] - np.logaddexp(0.0, e)
-        terms = np.empty((1 + self._landscape.a, len(theta), len(self._s)))  # logarithms; summed over axis 0
-        terms[0] = -np.logaddexp(0.0, -e)
-        terms[1:] = log_shares.T[..., None] - math.log(2) * alpha.T[..., None] * self._s.T[:, None]
-
+        # Logarithms of the terms of the sum (terms x count x u)
+        terms = np.repeat((omega - np.logaddexp.reduce(omega, 1)[:, None]).T[..., None], len(self._s), -1)
+        terms[: in_sum[:-1].sum()] -= falls[in_sum[:-1]] / zeta
         largest = terms.max(0)
-        law: Array = l0 + largest + np.log(np.exp(terms - largest).sum(0))
+        log_r = zeta * (largest + np.log(np.exp(terms - largest).sum(0))) - falls[~in_sum[:-1]].sum(0)
+        law: Array = l0 + np.logaddexp(-np.logaddexp(0.0, -e), log_r - np.logaddexp(0.0, e))
         return law
 
     def _log_scale(self, theta: Array) -> Array:

@@ -2,17 +2,16 @@
 
     f(x; θ) = L(s) + A ln(1 + b / A) + w·onehot
     b       = e^{g + γ·s} Σ_i c_i q(t_i; κ_i)                      the bowl; far out the loss grows slowly
-    L(s)    = l0 + ln( e + (1-e) Σ_a ω_a 2^(-α_a s_a) )            the loss law, in ln loss
+    L(s)                                                           the loss law, see `loss_law`
     ψ(s)    = M P (u + B s)                                        the optimum's path, octaves
     t       = D^(-1/2) (I + N) D^(1/2) (v - ψ(s)),  D = diag(c)    HPs as seen from the optimum
     q(t; κ) = 2 (e^{κt} - κt - 1) / κ²  ->  t² for small κt        steeper above the optimum for κ > 0;
                                                                    above κt = 3 on as a straight line
 
-Symbols: v, z, s, x, M, d, k, a, q as in `coordinates`; e = share of the loss that no scale removes, ω = share
-of each axis in the rest, α = exponents; c = curvature per octave², γ = its change per doubling, κ =
-asymmetry, N = strictly upper triangular coupling of HPs; u, B = optimum at the base and its drift, in z: the
-prior of a multiplier does not depend on what it multiplies, though the loss does (v = M z); w = effect of
-each category.
+Symbols: v, z, s, x, M, d, k, a, q as in `coordinates`; c = curvature per octave², γ = its change per
+doubling, κ = asymmetry, N = strictly upper triangular coupling of HPs; u, B = optimum at the base and its
+drift, in z: the prior of a multiplier does not depend on what it multiplies, though the loss does (v = M z);
+w = effect of each category.
 
 P makes the multipliers of a kind average to 0 where they cover all tensors, see `Landscape.optimum_map`; with
 any other HPs it is the identity. θ (p) stacks all parameters, each with an independent normal prior; for B
@@ -36,6 +35,7 @@ from transfer_bo.scale import Scale
 from transfer_bo.space import complete_families
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
+from transfer_bo.surrogate.loss_law import LossLaw
 from transfer_bo.synonyms import axis_kind, hp_kind
 
 __all__ = [
@@ -198,6 +198,7 @@ class Landscape:
 
         kinds = [hp_kind(name) for name in coordinates.hps_as_known]
         axis_kinds = [axis_kind(axis) for axis in coordinates.axes_as_known]
+        self.loss_law = LossLaw(axis_kinds)
         pairs = list(combinations(kinds, 2)) if d <= MAX_COUPLED else []  # in the order of `_upper`
         self._upper = torch.triu_indices(d, d, 1) if pairs else None
         lnc, lnc_sd = usual_curvature(coordinates) if curvature is None else (curvature.mean, curvature.sd)
@@ -208,9 +209,10 @@ class Landscape:
 
         of_theta: dict[str, tuple[Tensor, Tensor]] = {
             "l0": _normal(torch.tensor([level]), priors.LAW_LEVEL_SD),
-            "e": _normal(torch.zeros(1), priors.IRREDUCIBLE_LOGIT_SD),
-            "omega": _normal(torch.zeros(a), priors.LAW_AXIS_SHARE_SD),
+            "e": _normal(torch.tensor([priors.IRREDUCIBLE_LOGIT[0]]), priors.IRREDUCIBLE_LOGIT[1]),
+            "omega": _normal(torch.zeros(a + 1), priors.LAW_AXIS_SHARE_SD),
             "alpha": _look_up(axis_kinds, priors.LAW_EXPONENT, priors.LAW_EXPONENT_OTHER),
+            "lnzeta": _normal(torch.tensor([priors.LAW_MIXING[0]]), priors.LAW_MIXING[1]),
             "g": _normal(torch.tensor([priors.CURVATURE_SCALE[0]]), priors.CURVATURE_SCALE[1]),
             "gamma": _normal(torch.zeros(a), priors.CURVATURE_SCALE_DRIFT_SD),
             "lnc": (lnc - priors.CURVATURE_SCALE[0], lnc_sd),
@@ -247,7 +249,7 @@ class Landscape:
 
     def law(self, theta: Float[Tensor, "*#b p"], s: Float[Tensor, "*#b a"]) -> Float[Tensor, "*b"]:
         """L(s): ln loss at the optimum."""
-        return self.get(theta, "l0").squeeze(-1) + torch.logsumexp(self._log_shares(theta, s), -1)
+        return self.loss_law.values(self._law_parameters(theta), s)
 
     def drift(self, theta: Float[Tensor, "*b p"]) -> Float[Tensor, "*b d a"]:
         """P B: octaves per doubling."""
@@ -300,19 +302,6 @@ class Landscape:
         """∂f/∂θ for each row, by hand for speed."""
         v, flags, s = self.split(X)
 
-        # The loss law
-        shares = torch.softmax(self._log_shares(theta, s), -1)  # of e, then of each axis, in the law
-        reducible = shares[..., 1:]
-        e = torch.sigmoid(self.get(theta, "e"))
-        omega = torch.softmax(self.get(theta, "omega"), -1)
-        parts = {
-            "l0": torch.ones_like(shares[..., :1]),
-            # Without an axis nothing is reducible, whatever e is.
-            "e": (shares[..., :1] * (1 - e) - reducible.sum(-1, keepdim=True) * e) * (self.a > 0),
-            "omega": reducible - omega * reducible.sum(-1, keepdim=True),
-            "alpha": -math.log(2) * s * reducible,
-        }
-
         # The bowl
         scale = torch.exp(self._log_scale(theta, s)).unsqueeze(-1)
         c = torch.exp(self.get(theta, "lnc"))
@@ -329,7 +318,7 @@ class Landscape:
         by_a = by_b @ coupling
         by_u = -(by_a * root) @ self.optimum_map
 
-        parts |= {
+        parts = self.loss_law.slopes(self._law_parameters(theta), s) | {
             "g": scale * (c * q).sum(-1, keepdim=True),
             "gamma": scale * (c * q).sum(-1, keepdim=True) * s,
             "lnc": scale * c * (q - 0.5 * t * q_t) + 0.5 * by_a * a,
@@ -362,15 +351,8 @@ class Landscape:
         """1 for rows that share no seed, 0 for the others."""
         return 1 - self.seed_flags(X).sum(-1)
 
-    def _log_shares(self, theta: Tensor, s: Tensor) -> Tensor:
-        """Logarithms of the law's terms, of e, then of the axes (... x (1 + a)); at s = 0 they sum to 1."""
-        e = self.get(theta, "e")
-        axes = torch.log_softmax(self.get(theta, "omega"), -1) - math.log(2) * self.get(theta, "alpha") * s
-        irreducible = torch.nn.functional.logsigmoid(
-            e if self.a else e + math.inf
-        )  # no axis: all of it stays
-        reducible = torch.nn.functional.logsigmoid(-e) + axes
-        return torch.cat([irreducible.expand(*reducible.shape[:-1], 1), reducible], -1)
+    def _law_parameters(self, theta: Tensor) -> dict[str, Tensor]:
+        return {name: self.get(theta, name) for name in self.loss_law.names}
 
     def _log_scale(self, theta: Tensor, s: Tensor) -> Tensor:
         return self.get(theta, "g").squeeze(-1) + (self.get(theta, "gamma") * s).sum(-1)
