@@ -4,9 +4,11 @@
 
 Each sweep of the learning rate over one axis or several (`transfer_curves/runs.csv`,
 `early_verdict/curves.csv`) is fitted without its largest scale. There the run at the swept learning rate
-closest to the suggestion is predicted, and compared with the loss that it had. The projections of
-`main_result.csv` are added as they are. Rows go to `runs.csv`; the table has means over sweeps, and means
-over the kinds of sweep, which are what differs: seeds of one kind share a text, a model and an axis.
+closest to the suggestion is predicted, and compared with the loss that it had. So are the suggestions of the
+main result, from the proxies of their search (`search_model/trainings.csv`). Rows go to `runs.csv`; the table
+has means over sweeps, and means over the kinds of sweep, which are what differs: seeds of one kind share a
+text, a model and an axis. Below it stand the other settings that the main result ran at its targets, near the
+search's own runs and far from them.
 """
 
 from __future__ import annotations
@@ -18,18 +20,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import torch
 
 from transfer_bo.errors import TransferError
+from transfer_bo.projection.projection import Projection
 from transfer_bo.run_table.suggest import fit_runs
+from transfer_bo.space import is_multiplier
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from student import t_interval
+for folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "search_model"):
+    sys.path.insert(0, str(folder))
+import trainings  # noqa: E402
+from student import t_interval  # noqa: E402
 
 HERE = Path(__file__).parent
 CSV = HERE / "runs.csv"
 AXES = ("width", "depth", "batch", "tokens")
+OTHERS = ("documented defaults", "near the runs of the search", "a multiplier far from 1")
+FAR = 2.0
+"""Octaves from 1, which no multiplier moves in our searches."""
 
 
 def sweeps() -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -63,19 +73,43 @@ def held_out(coordinates: str, runs: pd.DataFrame) -> dict[str, float] | None:
     fit = fit_runs(below, axes, {"lr": "log"}, target=target, coordinates=coordinates).projection
     suggested = fit.suggest().params["lr"]
     nearest = finished.loc[np.log2(finished["lr"] / suggested).abs().idxmin()]
-    row = fit.surrogate.coordinates.row({"lr": float(nearest["lr"])}, fit.target)
+    of_run = {"suggested_lr": suggested, "lr": nearest["lr"]}
+    return {"runs": len(below)} | of_run | compare(fit, {"lr": float(nearest["lr"])}, nearest["loss"])
+
+
+def compare(fit: Projection, hps: dict[str, float], loss: float) -> dict[str, float]:
+    """Prediction and loss of a run at the target."""
+    row = fit.surrogate.coordinates.row(hps, fit.target)
     draws = np.log(fit.predict(fit.target, fit.surrogate.landscape.split(row[None])[0][0]).draws)
     low, high = np.exp(np.quantile(draws, [0.05, 0.95]))
     return {
-        "runs": len(below),
-        "suggested_lr": suggested,
-        "lr": nearest["lr"],
-        "loss": nearest["loss"],
+        "loss": loss,
         "predicted": float(np.exp(draws.mean())),
         "low": low,
         "high": high,
-        "rank": float((draws < math.log(nearest["loss"])).mean()),
+        "rank": float((draws < math.log(loss)).mean()),
     }
+
+
+def at_targets() -> Iterator[dict[str, object]]:
+    """Prediction and loss of the runs at the target of each search of the main result."""
+    ours = pd.read_csv(trainings.CSV).query("search == 'transfer_bo'")
+    for (budget, seed), of_search in ours.groupby(["budget", "seed"]):
+        searched = of_search[of_search["purpose"] == "search"]
+        at_target = of_search[of_search["purpose"] != "search"]
+        if at_target.empty:  # not run yet
+            continue
+        task = trainings.task_of(int(seed), float(budget))
+        fit = trainings.projection_of(task, searched)
+        hps = list(task.space.defaults)
+        for _, row in at_target.iterrows():
+            kind = "main result"
+            if row["purpose"] == "control":
+                moved = np.log2(row[hps].astype(float) / pd.Series(task.space.defaults)).abs()
+                multipliers = moved[[name for name in hps if is_multiplier(name)]]
+                kind = OTHERS[0] if moved.max() == 0 else OTHERS[1 + int(multipliers.max() > FAR)]
+            found = compare(fit, row[hps].to_dict(), row["loss"])
+            yield {"kind": kind, "runs": len(searched)} | found
 
 
 def collect() -> pd.DataFrame:
@@ -89,10 +123,7 @@ def collect() -> pd.DataFrame:
             continue
         if found is not None:
             rows.append({"kind": kind, **found})
-    main = pd.read_csv(HERE.parent / "main_result.csv").query("arm == 'projection'")
-    columns = {"trials": "runs"}
-    shown = main.rename(columns=columns)[["runs", "loss", "predicted", "low", "high"]]
-    return pd.concat([pd.DataFrame(rows), shown.assign(kind="main result")], ignore_index=True)
+    return pd.DataFrame([*rows, *at_targets()])
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -101,23 +132,32 @@ def table(rows: pd.DataFrame) -> str:
         error=100 * np.log(rows["predicted"] / rows["loss"]),
         inside=(rows["low"] <= rows["loss"]) & (rows["loss"] <= rows["high"]),
     )
-    lines = ["| kind | runs predicted | mean error, % | inside 90% |", "|---|---|---|---|"]
-    for kind, of_kind in rows.groupby("kind"):
-        lines.append(
-            f"| {kind} | {len(of_kind)} | {of_kind['error'].mean():+.1f} | {of_kind['inside'].sum()} |"
-        )
-
-    means = rows.groupby("kind")["error"].mean()
-    mean, low, high = t_interval(means)
+    others = rows["kind"].isin(OTHERS)
+    sweeps = rows[~others]
+    mean, low, high = t_interval(sweeps.groupby("kind")["error"].mean())
     over_kinds = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-    lines.append(f"| mean over kinds | {len(rows)} | {over_kinds} | {rows['inside'].sum()} |")
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            "| kind | runs predicted | mean error, % | inside 90% |",
+            "|---|---|---|---|",
+            *_lines(sweeps),
+            f"| mean over kinds | {len(sweeps)} | {over_kinds} | {sweeps['inside'].sum()} |",
+            *_lines(rows[others]),
+        ]
+    )
+
+
+def _lines(rows: pd.DataFrame) -> Iterator[str]:
+    """A line for each kind."""
+    for kind, of_kind in rows.groupby("kind"):
+        yield f"| {kind} | {len(of_kind)} | {of_kind['error'].mean():+.1f} | {of_kind['inside'].sum()} |"
 
 
 def main() -> None:
     """Fit all sweeps, write the rows, print the table."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     rows = collect()
     rows.to_csv(CSV, index=False, float_format="%.5g", lineterminator="\n")
     print(table(rows))

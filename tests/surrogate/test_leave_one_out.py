@@ -35,7 +35,7 @@ def test_errors_are_those_of_a_fit_without_the_run(odd: float) -> None:
 
 
 def test_the_factor_is_about_1_where_the_model_is_right() -> None:
-    """Over landscapes drawn from the prior: their median is 1.17 on 24 seeds, with a standard error of .04."""
+    """Over landscapes drawn from the prior: the median of 24 is 1.17, with a standard error of .04."""
     found = [error_factor(fit_generated(seed)[0]) for seed in range(8)]
 
     assert 1 == pytest.approx(np.median([one.factor for one in found]), abs=0.3)

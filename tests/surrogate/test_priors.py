@@ -74,6 +74,22 @@ def test_drifts_are_those_that_the_sources_give() -> None:
         assert round(found, 1) == correlation[hp, frozenset({"n_params", "tokens"})]
 
 
+@pytest.mark.parametrize("name", ["lr.embedding", "config.lr.embedding", "residual.mlp"])
+def test_a_multiplier_of_the_learning_rate_has_no_bowl_of_a_learning_rate(name: str) -> None:
+    """It is as flat as other HPs, and has no cliff of its own."""
+    dimensions = [Dimension("lr", "log", 2**-12, 2**-4, 2**-8), Dimension(name, "log", 1 / 8, 8.0, 1.0)]
+    coordinates = Coordinates(dimensions, Scale(width=1), ["width"])
+    shape = Landscape(coordinates, DriftPrior.from_tables(["lr", name], ["width"], "base"), level=0.0)
+    expected = priors.CURVATURE["residual"] if name.startswith("residual") else priors.CURVATURE_OTHER
+
+    def prior(block: str) -> list[tuple[float, float]]:
+        part = shape.part(block)
+        return list(zip(shape.mean[part].tolist(), shape.sd[part].tolist(), strict=True))
+
+    assert prior("lnc") == [priors.CURVATURE["lr"], pytest.approx(expected)]
+    assert prior("kappa") == [priors.ASYMMETRY["lr"], priors.ASYMMETRY_OTHER]
+
+
 def test_a_multiplier_does_not_drift_with_its_kind() -> None:
     """What it multiplies drifts already; a batch size that is searched moves the learning rate's."""
     assert priors.RAW_DRIFT_OTHER == priors.drift_prior("lr.embedding", "tokens", "raw")

@@ -36,7 +36,7 @@ from transfer_bo.space import complete_families
 from transfer_bo.surrogate import priors
 from transfer_bo.surrogate.coordinates import Coordinates
 from transfer_bo.surrogate.loss_law import LossLaw
-from transfer_bo.synonyms import axis_kind, hp_kind
+from transfer_bo.synonyms import axis_kind
 
 __all__ = [
     "FLATTEN",
@@ -144,7 +144,7 @@ class CurvaturePrior:
 
 def usual_curvature(coordinates: Coordinates) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Mean and sd of ln(c_i e^g) of each HP by the tables of `priors`."""
-    kinds = [hp_kind(name) for name in coordinates.hps_as_known]
+    kinds = [priors.bowl_kind(name) for name in coordinates.hps_as_known]
     mean, sd = _look_up(kinds, priors.CURVATURE, priors.CURVATURE_OTHER)
     return mean.double() + priors.CURVATURE_SCALE[0], sd.double()
 
@@ -196,7 +196,7 @@ class Landscape:
         self.gauge = _gauge([dim.name for dim in coordinates.numeric])
         self.optimum_map = coordinates.mix @ self.gauge
 
-        kinds = [hp_kind(name) for name in coordinates.hps_as_known]
+        kinds = [priors.bowl_kind(name) for name in coordinates.hps_as_known]
         axis_kinds = [axis_kind(axis) for axis in coordinates.axes_as_known]
         self.loss_law = LossLaw(axis_kinds)
         pairs = list(combinations(kinds, 2)) if d <= MAX_COUPLED else []  # in the order of `_upper`
