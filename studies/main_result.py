@@ -6,8 +6,8 @@ For each seed and budget (in runs at the target) searches of the same compute: a
 global learning rate alone; and all HPs with TPE and with GPSampler at one proxy, the most expensive one that
 the budget affords `RIVAL_RUNS` times. Then one run at the target for each of: the projection, the documented
 defaults, the best trial of the most used rung copied as it is, the tuned global learning rate, and the best
-trials of TPE and GPSampler copied. Results go to `main_result.csv`. Everything is resumable: the same command
-goes on where it stopped and repeats nothing that finished.
+trials of TPE and GPSampler copied. Results go to `main_result.csv`, in place of those of the same seed and
+budget. Everything is resumable: the same command goes on where it stopped and repeats nothing that finished.
 """
 
 from __future__ import annotations
@@ -155,12 +155,14 @@ def main() -> None:
     console = Console(highlight=False, width=160)
     study_file = load_study_file(arguments.study)
 
-    rows: list[dict[str, object]] = []
+    rows = pd.read_csv(CSV)
     for budget in arguments.budgets:
         for seed in arguments.seeds:
-            rows += one_seed(study_file, seed, budget, console)
-            pd.DataFrame(rows).to_csv(CSV, index=False, float_format="%.5f")
-    console.print(table(pd.DataFrame(rows)), markup=False)
+            new = pd.DataFrame(one_seed(study_file, seed, budget, console))
+            others = rows[(rows["budget"] != budget) | (rows["seed"] != seed)]
+            rows = pd.concat([others, new]).sort_values(["budget", "seed"], kind="stable")
+            rows.to_csv(CSV, index=False, float_format="%.5f", lineterminator="\n")
+    console.print(table(rows), markup=False)
 
 
 if __name__ == "__main__":
