@@ -6,7 +6,7 @@ doublings of the axes from the base, psi = optimum, t = HPs relative to the opti
 
     ln loss = L(s) + A ln(1 + b / A) + r(z - psi(s), s) + w(s)           A = .3
     b       = e^(g + gamma s) sum_i c_i q(t_i),  q(t) = 2 (e^(kt) - kt - 1) / k^2,  t = (I + N) M (z - psi(s))
-    L(s)    = l0 + ln(e + (1 - e) sum_a omega_a 2^(-alpha_a s_a))
+    L(s)    = l0 + ln(e + (1 - e) (omega_0 + sum_a omega_a 2^(-alpha_a s_a / zeta))^zeta)
     psi(s)  = u + B s + j(s)
     a run   = ln loss + sigma N(0, 1) + .15 excess loss N(0, 1); it diverges with logistic(b0 + a M z + m s)
 
@@ -16,7 +16,8 @@ doublings of the axes from the base, psi = optimum, t = HPs relative to the opti
     optimum     u ~ N(-E[B] s_target / 2, range / 12^.5): what is known of an HP without a default is a range
                 that holds the optima of all scales; B by the tables below
                 j ~ N(0, tau^2), correlated over .7 doublings, ln tau ~ N(ln .2, .4)
-    level       logit e ~ N(0, 1); omega = softmax N(0, .7); alpha ~ N(.4, .25)
+    level       logit e ~ N(-.7, 1); ln zeta ~ N(ln .4, .5); omega = softmax N(0, .7), without omega_0 where a
+                size and tokens vary; alpha ~ N(.4, .25)
                 w a random walk along each axis, ln step ~ N(ln .01, .7)
     residual    r Matern-5/2 in z, lengthscale range / 2 times e^N(0, .7), squared-exponential in s with
                 4 doublings; ln size ~ N(ln .004, 1.2)
@@ -179,7 +180,8 @@ def _right(
     fewest: int = 1,
     coupling: Callable[[int], Array] | None = None,
     path: Callable[[Array, Array], Array] | None = None,
-    law: Callable[[Array, Array], Array] | None = None,
+    bend: Callable[[Array], Array] = lambda s: s,
+    additive: bool = False,
 ) -> Problem:
     """The distribution at the top; the keywords replace a piece of it."""
     axes = AXIS_SETS[rng.integers(len(AXIS_SETS))]
@@ -224,13 +226,17 @@ def _right(
         t = (z - optimum(s)) @ (turn @ mix).T
         return np.asarray(np.exp(g + gamma @ s) * (shape(t, k) * c).sum(-1))
 
-    l0, e = rng.uniform(np.log(2.0), np.log(4.0)), 1 / (1 + np.exp(rng.normal()))
-    omega = np.exp(rng.normal(0, 0.7, a))
-    alpha = rng.normal(0.4, 0.25, a)
-    shares = law or (lambda alpha, s: 2.0 ** (-alpha * s))
+    l0 = rng.uniform(np.log(2.0), np.log(4.0))
+    e = 1 / (1 + np.exp(-rng.normal(0.0 if additive else -0.7, 1.0)))
+    short = 0 if additive or ("tokens" in axes and a > 1) else 1  # one more term: what does not vary
+    omega = np.exp(rng.normal(0, 0.7, a + short))
+    alpha = np.append(rng.normal(0.4, 0.25, a), np.zeros(short))
+    zeta = 1.0 if additive else rng.lognormal(np.log(0.4), 0.5)
 
     def level(s: Array) -> float:
-        return float(l0 + np.log(e + (1 - e) * (omega / omega.sum()) @ shares(alpha, s)))
+        doublings = np.append(bend(s), np.zeros(short))
+        reducible = ((omega / omega.sum()) @ 2.0 ** (-alpha * doublings / zeta)) ** zeta
+        return float(l0 + np.log(e + (1 - e) * reducible))
 
     walks = np.minimum(places[:, None], places[None]).sum(-1)
     walk = rng.lognormal(np.log(0.01), 0.7) * (
@@ -325,7 +331,12 @@ def _moved_cliff(rng: np.random.Generator) -> Problem:
 
 def _broken_law(rng: np.random.Generator) -> Problem:
     """From 3 doublings of an axis on, the loss falls with a third of the exponent."""
-    return _right(rng, law=lambda alpha, s: 2.0 ** (-alpha * (np.minimum(s, 3) + np.maximum(s - 3, 0) / 3)))
+    return _right(rng, bend=lambda s: np.minimum(s, 3) + np.maximum(s - 3, 0) / 3)
+
+
+def _additive_law(rng: np.random.Generator) -> Problem:
+    """Each axis has a loss of its own: zeta = 1, nothing that does not vary, logit e ~ N(0, 1)."""
+    return _right(rng, additive=True)
 
 
 def _saturating_drift(rng: np.random.Generator) -> Problem:
@@ -353,6 +364,7 @@ KINDS: dict[str, Callable[[np.random.Generator], Problem]] = {
     "moved-cliff": _moved_cliff,
     "interaction": _interaction,
     "broken-law": _broken_law,
+    "additive-law": _additive_law,
     "saturating-drift": _saturating_drift,
 }
 """The first is the model's own world; each other one differs from it in one respect."""

@@ -46,7 +46,7 @@ class LossLaw:
     names = ("l0", "e", "omega", "alpha", "lnzeta")
 
     def __init__(self, kinds: Sequence[str]) -> None:
-        grows = [kind not in priors.LAW_EXPONENT for kind in kinds]
+        grows = [kind not in priors.LAW_FACTORS for kind in kinds]
         more_of = {priors.LAW_GROUP.get(kind, kind) for kind, one in zip(kinds, grows, strict=True) if one}
         self.in_sum = torch.tensor([*grows, len(more_of) < 2], dtype=torch.bool)
 

@@ -37,6 +37,7 @@ __all__ = [
     "LAW_AXIS_SHARE_SD",
     "LAW_EXPONENT",
     "LAW_EXPONENT_OTHER",
+    "LAW_FACTORS",
     "LAW_GROUP",
     "LAW_LEVEL_SD",
     "LAW_MIXING",
@@ -143,10 +144,16 @@ its sign is open."""
 LAW_EXPONENT_OTHER: Normal = (0.4, 0.25)
 """Width .52 (2512.22768), N .34 and D .28 (Chinchilla), with room."""
 
+LAW_FACTORS = frozenset({"batch"})
+"""Axes that only multiply what is reducible, and have no share of their own in it."""
+
 LAW_GROUP: dict[str, str] = {
     "width": "size",
     "depth": "size",
     "n_params": "size",
+    "experts": "size",
+    "top_k": "size",
+    "expert_width": "size",
     "tokens": "data",
     "data_fraction": "data",
 }
