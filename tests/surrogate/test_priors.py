@@ -8,6 +8,8 @@ import math
 import runpy
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -72,6 +74,16 @@ def test_drifts_are_those_that_the_sources_give() -> None:
     for hp in ("lr", "batch"):
         found = pools[hp].correlation("n_params", "tokens, batch free")
         assert round(found, 1) == correlation[hp, frozenset({"n_params", "tokens"})]
+
+
+def test_the_mixing_of_every_log_lies_in_its_prior() -> None:
+    """ζ as fitted to public logs, in the prior's 90% interval."""
+    mean, sd = priors.LAW_MIXING
+    studies = Path(__file__).parents[2] / "studies"
+    fitted = pd.read_csv(studies / "priors" / "loss_law.csv")["ζ"]
+
+    assert len(fitted) == 6
+    assert (np.abs(np.log(fitted) - mean) < 1.645 * sd).all()
 
 
 @pytest.mark.parametrize("name", ["lr.embedding", "config.lr.embedding", "residual.mlp"])
