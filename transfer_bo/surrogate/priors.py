@@ -132,7 +132,8 @@ LAW_LEVEL_SD = 1.0
 
 IRREDUCIBLE_LOGIT: Normal = (-0.7, 1.0)
 """logit of e, the share of the loss that no scale removes: 9% to 72% in nine of ten cases. By Chinchilla's
-law it is a half where the loss is 3.4 nats (2203.15556); smaller models have more to gain. Weak."""
+law it is a half where the loss is 3.4 nats (2203.15556); smaller models have more to gain. The mean was
+chosen on trainings of small transformers (`studies/LOG.md`, size and data hold each other back). Weak."""
 
 LAW_AXIS_SHARE_SD = 0.7
 """ω: logit of the share of each axis in the reducible loss, about equal; weak."""
