@@ -29,10 +29,10 @@ from transfer_bo.projection.projection import Projection
 from transfer_bo.run_table.suggest import fit_runs
 from transfer_bo.space import is_multiplier
 
-for folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "search_model"):
-    sys.path.insert(0, str(folder))
-import trainings  # noqa: E402
-from student import t_interval  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "search_model"))
+import trainings
+from student import t_interval
 
 HERE = Path(__file__).parent
 CSV = HERE / "runs.csv"

@@ -34,11 +34,10 @@ from transfer_bo.runners.task import StudyTask
 from transfer_bo.scale import Scale
 from transfer_bo.study_file import load_study_file
 
-for folder in (Path(__file__).parents[1], Path(__file__).parent):
-    sys.path.insert(0, str(folder))
-from main_result import rival_proxy  # noqa: E402
-from student import t_interval  # noqa: E402
-from trainings import CSV, STUDY, projection_of, task_of  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from main_result import rival_proxy
+from student import t_interval
+from trainings import CSV, STUDY, projection_of, task_of
 
 NOISE = {32: 0.017, 64: 0.012}
 """sd of ln loss by width."""

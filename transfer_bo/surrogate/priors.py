@@ -346,7 +346,7 @@ def optimum_spread(name: str, has_default: bool) -> float:
     if not has_default:
         return OPTIMUM_SPREAD_UNKNOWN
     if _is_multiplier(name):
-        return OPTIMUM_SPREAD_LR_MULTIPLIER if hp_kind(without_prefix(name)) == "lr" else OPTIMUM_SPREAD_OTHER
+        return OPTIMUM_SPREAD_LR_MULTIPLIER if bowl_kind(name) == "lr multiplier" else OPTIMUM_SPREAD_OTHER
     return OPTIMUM_SPREAD.get(hp_kind(name), OPTIMUM_SPREAD_OTHER)
 
 
